@@ -1,0 +1,266 @@
+"""Files that are whole or absent: atomic writes, manifests with checksums.
+
+Every output is written to a temporary name beside its place and renamed. Next to it lies
+`{name}.manifest.json` with the checksum of each file, the versions of what it was made from
+and a few facts, so that a second run skips what is valid and damage is noticed before use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from .errors import BadInputError, StaleOutputError
+
+BLOCK = 1 << 22
+CODE_VERSION = "1"
+CheckLevel = Literal["size", "full"]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, else remove it.
+
+    Works for a file and for a folder (a folder replaces the former one).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex[:12]}"
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _replace_folder(temporary, path)
+        else:
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    former = path.parent / f".tmp-{uuid.uuid4().hex[:12]}"
+    if path.exists():
+        os.replace(path, former)
+    os.replace(temporary, path)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, array, allow_pickle=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys sorted, so that equal values give equal bytes."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write one table atomically (zstd)."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
+    """Open an .npy file, memory-mapped; never unpickle.
+
+    Raises
+    ------
+    BadInputError
+        The file is missing, truncated, not npy, or holds Python objects.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise BadInputError(f"{path}: permission denied; make it readable.") from error
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
+        raise BadInputError(f"{path}: {_npy_reason(path, error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise BadInputError(f"{path}: an archive (.npz), not a single array; save it as .npy.")
+    return array
+
+
+def _npy_reason(path: Path, error: Exception) -> str:
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(512)
+    except OSError:
+        return f"cannot be read ({error})."
+    if not head:
+        return "the file is empty; fetch it again."
+    if head.lstrip()[:1] == b"<":
+        return "this is an HTML or XML page, not data (an error page saved by a download?)."
+    if not head.startswith(b"\x93NUMPY"):
+        return "not an .npy file (wrong magic bytes); fetch or write it again."
+    if "bjects" in str(error) or b"'O'" in head:
+        return "it holds pickled Python objects, which are never loaded; save it as numbers."
+    return f"damaged or truncated ({error}); fetch or write it again."
+
+
+class NpyWriter:
+    """Write an .npy of known shape block by block, atomically, in bounded memory.
+
+    Use as a context manager; `append` rows in order.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.rows = 0
+
+    def __enter__(self) -> NpyWriter:
+        self._context = atomic_path(self.path)
+        self._handle = open(self._context.__enter__(), "wb")
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self._handle, header)
+        return self
+
+    def append(self, block: np.ndarray) -> None:
+        """Append rows."""
+        self._handle.write(np.ascontiguousarray(block, self.dtype).data)
+        self.rows += len(block)
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        self._handle.close()
+        if kind is None and self.rows != self.shape[0]:
+            value = RuntimeError(f"{self.path}: wrote {self.rows} rows of {self.shape[0]}")
+            self._context.__exit__(type(value), value, None)
+            raise value
+        self._context.__exit__(kind, value, trace)
+
+
+def checksum(path: Path) -> str:
+    """xxh3-128 of a file, read by blocks."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as handle:
+        while block := handle.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Stable digest of anything JSON can hold."""
+    return xxhash.xxh3_128(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What lies beside an output.
+
+    Attributes
+    ----------
+    files
+        name -> {"bytes": int, "xxh3": hex}; the names are relative to the output's folder.
+    inputs
+        name of an upstream -> version of it that was read.
+    facts
+        rows, dimension, settings: whatever the reader wants to know without opening the files.
+    """
+
+    files: dict[str, dict[str, Any]]
+    inputs: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """Digest of the contents: equal bytes, equal version."""
+        return digest_of({name: entry["xxh3"] for name, entry in self.files.items()})
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output lies."""
+    return output.parent / f"{output.name}.manifest.json"
+
+
+def _members(output: Path) -> list[Path]:
+    if output.is_dir():
+        return sorted(p for p in output.rglob("*") if p.is_file())
+    return [output]
+
+
+def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
+    """Write the manifest of a finished output (a file or a folder)."""
+    files = {
+        str(member.relative_to(output.parent)): {
+            "bytes": member.stat().st_size,
+            "xxh3": checksum(member),
+        }
+        for member in _members(output)
+    }
+    manifest = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
+    write_json(manifest_path(output), manifest.__dict__)
+    return manifest
+
+
+def read_manifest(output: Path) -> Manifest | None:
+    """The manifest of an output, None if there is none (or it is unreadable)."""
+    try:
+        value = json.loads(manifest_path(output).read_text())
+        return Manifest(value["files"], value["inputs"], value["facts"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def current(output: Path, inputs: Mapping[str, str]) -> Manifest | None:
+    """The manifest if the output is there, whole, and made from exactly these inputs."""
+    manifest = read_manifest(output)
+    if manifest is None or manifest.inputs != {**inputs, "code": CODE_VERSION}:
+        return None
+    return manifest if not damage(output, manifest, "size") else None
+
+
+def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list[str]:
+    """What is wrong with the files of an output, a line each; empty when they are whole."""
+    found = []
+    for name, entry in manifest.files.items():
+        member = output.parent / name
+        if not member.is_file():
+            found.append(f"{member}: missing")
+        elif member.stat().st_size != entry["bytes"]:
+            found.append(f"{member}: {member.stat().st_size} bytes, not {entry['bytes']}")
+        elif level == "full" and checksum(member) != entry["xxh3"]:
+            found.append(f"{member}: checksum differs")
+    return found
+
+
+def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
+    """The manifest of an output that must be there and whole.
+
+    Raises
+    ------
+    StaleOutputError
+        It is missing or damaged; the message says what to run.
+    """
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise StaleOutputError(f"{output}: not made yet (or unfinished); materialise {what} first.")
+    if found := damage(output, manifest, level):
+        raise StaleOutputError(
+            f"{what} is damaged: {'; '.join(found)}. Delete {manifest_path(output)} and "
+            f"materialise {what} again."
+        )
+    return manifest

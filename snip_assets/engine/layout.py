@@ -1,0 +1,91 @@
+"""Where everything lies in the output folder: the one place that knows paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of all outputs below `root`; nothing here touches the disk."""
+
+    root: Path
+
+    @property
+    def registry(self) -> Path:
+        """JSON: the shards, their sources, ordinals and row counts."""
+        return self.root / "shards.json"
+
+    @property
+    def row_offsets(self) -> Path:
+        """int64[S + 1], leading 0."""
+        return self.root / "row_offsets.npy"
+
+    def metadata(self, key: str) -> Path:
+        """Facts about a source metadata shard (its manifest lies beside)."""
+        return self.root / "metadata" / f"{key}.json"
+
+    def clip_features(self, key: str) -> Path:
+        """uint64[n]: xxh3 of each raw row of a source feature shard."""
+        return self.root / "clip_features" / f"{key}.hashes.npy"
+
+    @property
+    def snip_model(self) -> Path:
+        """Folder: model.safetensors, model.json."""
+        return self.root / "snip_model"
+
+    def snip_features(self, key: str) -> Path:
+        """float16[n, 128], unit length."""
+        return self.root / "snip_features" / f"{key}.npy"
+
+    @property
+    def trained_index(self) -> Path:
+        """Folder: trained.index (empty FAISS index), calibration.json."""
+        return self.root / "trained_index"
+
+    def index_shard(self, key: str) -> Path:
+        """Folder: list_offsets.npy, codes.npy, rows.npy; rows sorted by inverted list."""
+        return self.root / "index_shards" / key
+
+    @property
+    def snip_index(self) -> Path:
+        """Folder: segments.json and a folder for each segment."""
+        return self.root / "snip_index"
+
+    def duplicate_pairs(self, key: str) -> Path:
+        """Parquet: row, earlier_row, distance."""
+        return self.root / "duplicate_pairs" / f"{key}.parquet"
+
+    @property
+    def duplicate_groups(self) -> Path:
+        """Folder: labels.npy, groups.parquet, kept_row.npy, kept_distance.npy."""
+        return self.root / "duplicate_groups"
+
+    @property
+    def dup_bitmap(self) -> Path:
+        """Folder: dup_bitmap.npy (bool[N]) and dup_bitmap.bits (packed)."""
+        return self.root / "dup_bitmap"
+
+    def deduped_metadata(self, key: str) -> Path:
+        """The kept rows of a metadata shard."""
+        return self.root / "deduped_metadata" / f"metadata_{key}.parquet"
+
+    def drop_list(self, key: str) -> Path:
+        """The dropped rows of a shard with the url that explains each."""
+        return self.root / "drop_list" / f"{key}.parquet"
+
+    @property
+    def published(self) -> Path:
+        """Folder of published bitmap, model, index and row offsets."""
+        return self.root / "published"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the static report."""
+        return self.root / "dedup_report"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Default DAGSTER_HOME."""
+        return self.root / ".dagster"

@@ -1,0 +1,70 @@
+"""Every setting of the engine with its default; the command line and Dagster show these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run.
+
+    Attributes
+    ----------
+    max_distance
+        Two rows are duplicates when the squared L2 distance of their L2-normalised raw
+        features is at most this (2 - 2 cosine). 0.1 is cosine 0.95.
+    target_recall
+        Share of the pairs within `max_distance` that calibration must reach.
+    codec
+        What the index stores of a row: PQ4, PQ8, PQ16, PQ32, SQ8, SQfp16.
+    lists
+        Inverted lists; 0 chooses from the number of rows.
+    max_probes
+        Inverted lists that a row may probe at the most.
+    max_partners
+        Earlier partners that a row keeps at the most, besides what holds its group together.
+    dim
+        Numbers of a SNIP feature.
+    hidden, depth
+        Width and number of hidden layers of the SNIP net.
+    temperature, batch, steps, learning_rate, patience
+        Training of the net. `steps` 0 chooses from the number of rows.
+    train_rows
+        Rows read to train the net and the index, at the most.
+    pca_below
+        With fewer rows than this the net is a PCA: too little data to train on.
+    keep
+        Which copy stays: `neighbours`, `first`, or an expression such as
+        `largest(original_width*original_height)` over metadata columns.
+    device
+        auto, cpu or cuda.
+    workers
+        Threads; 0 takes every core.
+    memory_gb
+        Memory that a station may plan with, in GiB.
+    seed
+        Of everything random.
+    """
+
+    max_distance: float = 0.1
+    target_recall: float = 0.995
+    codec: str = "PQ8"
+    lists: int = 0
+    max_probes: int = 8
+    max_partners: int = 1000
+    dim: int = 128
+    hidden: int = 1024
+    depth: int = 1
+    temperature: float = 0.05
+    batch: int = 1024
+    steps: int = 0
+    learning_rate: float = 2e-3
+    patience: int = 5
+    train_rows: int = 262_144
+    pca_below: int = 10_000
+    keep: str = "neighbours"
+    device: str = "auto"
+    workers: int = 0
+    memory_gb: float = 4.0
+    seed: int = 0

@@ -1,0 +1,383 @@
+"""A sharded data set as one array: which shards there are, their ordinals and row offsets.
+
+Row id = `row_offsets[ordinal of its shard] + row in shard`. Shards get their ordinal when they
+are first registered and keep it, so row ids never change when data arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import BadInputError, StaleOutputError
+from .files import open_npy, write_json, write_npy
+from .layout import Layout
+
+FEATURES_PATTERN = "img_emb_{key}.npy"
+TEXT_PATTERN = "text_emb_{key}.npy"
+METADATA_PATTERN = "metadata_{key}.parquet"
+_FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
+_METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data lies: folders in the layout of clip-retrieval and img2dataset."""
+
+    features: Path
+    metadata: Path
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One registered shard.
+
+    Attributes
+    ----------
+    key
+        What the names of its files share.
+    ordinal
+        Place in the order of registration.
+    start
+        Row id of its first row.
+    rows, dim, dtype
+        As in the header of its features.
+    features, metadata
+        Its files.
+    """
+
+    key: str
+    ordinal: int
+    start: int
+    rows: int
+    dim: int
+    dtype: str
+    features: Path
+    metadata: Path
+
+    @property
+    def stop(self) -> int:
+        """Row id after its last row."""
+        return self.start + self.rows
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All registered shards, by ordinal."""
+
+    source: Source
+    shards: tuple[Shard, ...]
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64[S + 1], leading 0."""
+        return np.cumsum([0, *(s.rows for s in self.shards)], dtype=np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return self.shards[-1].stop if self.shards else 0
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys by ordinal."""
+        return [s.key for s in self.shards]
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a raw feature."""
+        return self.shards[0].dim
+
+    def __getitem__(self, key: str) -> Shard:
+        for shard in self.shards:
+            if shard.key == key:
+                return shard
+        raise BadInputError(f"shard {key!r} is not registered; run `snip shards sync`.")
+
+    def only(self, keys: list[str]) -> list[Shard]:
+        """The shards with these keys, by ordinal."""
+        wanted = set(keys)
+        return [s for s in self.shards if s.key in wanted]
+
+
+def discover(source: Source) -> list[str]:
+    """Keys of the shards in the source folders, sorted.
+
+    Raises
+    ------
+    BadInputError
+        A folder is missing or empty, a file has no partner, or a key is not a plain name.
+    """
+    for folder in (source.features, source.metadata):
+        if not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder.")
+    features = _keys(source.features, _FEATURES_NAME)
+    metadata = _keys(source.metadata, _METADATA_NAME)
+    if not features:
+        raise BadInputError(f"{source.features}: no file named {FEATURES_PATTERN} in this folder.")
+    if alone := sorted(features - metadata):
+        name = METADATA_PATTERN.format(key=alone[0])
+        raise BadInputError(
+            f"shard {alone[0]}: {source.metadata / name} is missing ({len(alone)} shards have "
+            "features without metadata); add the file or move the features away."
+        )
+    if alone := sorted(metadata - features):
+        name = FEATURES_PATTERN.format(key=alone[0])
+        raise BadInputError(
+            f"shard {alone[0]}: {source.features / name} is missing ({len(alone)} shards have "
+            "metadata without features); add the file or move the metadata away."
+        )
+    return sorted(features)
+
+
+def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
+    try:
+        names = [p.name for p in folder.iterdir()]
+    except PermissionError as error:
+        raise BadInputError(f"{folder}: permission denied; make it readable.") from error
+    keys = {m.group(1) for n in names if (m := pattern.fullmatch(n))}
+    for key in keys:
+        if not _KEY.fullmatch(key):
+            raise BadInputError(
+                f"{folder}: the shard key {key[:120]!r} is not a plain name (letters, digits, "
+                "'.', '_', '-', at most 100); rename the file."
+            )
+    return keys
+
+
+def inspect(source: Source, key: str) -> Shard:
+    """Read the headers of a shard's files and hold them against each other.
+
+    Raises
+    ------
+    BadInputError
+        A file is unreadable, has the wrong form, or the row counts differ.
+    """
+    features = source.features / FEATURES_PATTERN.format(key=key)
+    metadata = source.metadata / METADATA_PATTERN.format(key=key)
+    array = open_npy(features)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise BadInputError(
+            f"{features}: shape {array.shape}; expected rows x dimension, two axes."
+        )
+    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+        raise BadInputError(
+            f"{features}: dtype {array.dtype}; expected float16, float32 or float64."
+        )
+    rows = parquet_rows(metadata)
+    if rows != len(array):
+        raise BadInputError(
+            f"shard {key}: {features} has {len(array)} rows, {metadata} has {rows}; row i of one "
+            "must be row i of the other: write both again from the same run."
+        )
+    dim, dtype = int(array.shape[1]), array.dtype.str
+    return Shard(key, -1, -1, len(array), dim, dtype, features, metadata)
+
+
+def parquet_rows(path: Path) -> int:
+    """Rows of a parquet file, from its footer."""
+    return parquet_file(path).metadata.num_rows
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Raises
+    ------
+    BadInputError
+        It is missing, truncated, or not parquet.
+    """
+    try:
+        return pq.ParquetFile(path, memory_map=False)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise BadInputError(f"{path}: permission denied; make it readable.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        with open(path, "rb") as handle:
+            head = handle.read(64).lstrip()
+        reason = (
+            "an HTML page, not data" if head[:1] == b"<" else "damaged, truncated or no parquet"
+        )
+        raise BadInputError(f"{path}: {reason} ({error}); fetch it again.") from error
+
+
+def load(layout: Layout) -> Registry:
+    """The registry of an output folder."""
+    try:
+        value = json.loads(layout.registry.read_text())
+    except FileNotFoundError as error:
+        raise StaleOutputError(
+            f"{layout.root}: no shards registered here; run `snip shards sync`."
+        ) from error
+    source = Source(Path(value["source"]["features"]), Path(value["source"]["metadata"]))
+    shards, start = [], 0
+    for ordinal, entry in enumerate(value["shards"]):
+        key = entry["key"]
+        shards.append(
+            Shard(
+                key=key,
+                ordinal=ordinal,
+                start=start,
+                rows=entry["rows"],
+                dim=entry["dim"],
+                dtype=entry["dtype"],
+                features=source.features / FEATURES_PATTERN.format(key=key),
+                metadata=source.metadata / METADATA_PATTERN.format(key=key),
+            )
+        )
+        start += entry["rows"]
+    return Registry(source, tuple(shards))
+
+
+def register(layout: Layout, source: Source, keys: list[str] | None = None) -> list[Shard]:
+    """Append shards to the registry; those already there keep their place.
+
+    Parameters
+    ----------
+    keys
+        Which to register, in this order; default: all that `discover` finds, sorted.
+
+    Returns
+    -------
+    The new shards.
+
+    Raises
+    ------
+    BadInputError
+        A shard does not fit the others, or a registered one has changed.
+    StaleOutputError
+        The output folder belongs to another data set.
+    """
+    source = Source(source.features.resolve(), source.metadata.resolve())
+    known: list[Shard] = []
+    if layout.registry.exists():
+        registry = load(layout)
+        known = list(registry.shards)
+        if registry.source != source:
+            raise StaleOutputError(
+                f"{layout.root} belongs to another data set ({registry.source.features}); choose "
+                f"another output folder for {source.features}."
+            )
+    found = discover(source) if keys is None else keys
+    names = {s.key for s in known}
+    if gone := sorted(names - set(found)) if keys is None else []:
+        raise BadInputError(
+            f"shard {gone[0]}: registered, but its files are gone from {source.features}; put "
+            f"them back ({len(gone)} such shards)."
+        )
+    if keys is None:
+        for shard in known:
+            changed(shard)
+    new: list[Shard] = []
+    for key in found:
+        if key in names:
+            continue
+        last = (known + new)[-1] if known or new else None
+        shard = inspect(source, key)
+        if last is not None and shard.dim != last.dim:
+            raise BadInputError(
+                f"shard {key}: {shard.features} has {shard.dim} numbers a row, the shards before "
+                f"it {last.dim}; features of one model only."
+            )
+        start = last.stop if last else 0
+        new.append(replace(shard, ordinal=len(known) + len(new), start=start))
+    if new:
+        _save(layout, Registry(source, tuple(known + new)))
+    return new
+
+
+def changed(shard: Shard) -> None:
+    """Raise BadInputError if the headers of a registered shard are not what they were."""
+    now = inspect(Source(shard.features.parent, shard.metadata.parent), shard.key)
+    if (now.rows, now.dim, now.dtype) != (shard.rows, shard.dim, shard.dtype):
+        raise BadInputError(
+            f"shard {shard.key}: {shard.features} changed after registration ({shard.rows} x "
+            f"{shard.dim} {shard.dtype} became {now.rows} x {now.dim} {now.dtype}); put the "
+            "former file back, or use a new key or output folder."
+        )
+
+
+def _save(layout: Layout, registry: Registry) -> None:
+    write_npy(layout.row_offsets, registry.offsets)
+    write_json(
+        layout.registry,
+        {
+            "source": {
+                "features": str(registry.source.features),
+                "metadata": str(registry.source.metadata),
+            },
+            "shards": [
+                {"key": s.key, "rows": s.rows, "dim": s.dim, "dtype": s.dtype}
+                for s in registry.shards
+            ],
+        },
+    )
+
+
+class Features:
+    """The raw (or SNIP) features of all shards as one array of rows.
+
+    Parameters
+    ----------
+    paths
+        One .npy a shard, by ordinal.
+    offsets
+        int64[S + 1]: row ids at which they start.
+    """
+
+    def __init__(self, paths: list[Path], offsets: np.ndarray) -> None:
+        self.paths = paths
+        self.offsets = np.asarray(offsets, np.int64)
+        self._open: dict[int, np.ndarray] = {}
+
+    def shard(self, ordinal: int) -> np.ndarray:
+        """Memory map of a shard, n x dimension."""
+        if ordinal not in self._open:
+            if len(self._open) >= 256:
+                self._open.pop(next(iter(self._open)))
+            self._open[ordinal] = open_npy(self.paths[ordinal])
+        return self._open[ordinal]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by row id, in the order given; read in order of their place in the files.
+
+        Returns
+        -------
+        ndarray
+            len(rows) x dimension, dtype of the first file.
+        """
+        rows = np.asarray(rows).astype(np.int64, copy=False)
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        cuts = np.searchsorted(ordered, self.offsets)
+        first = self.shard(
+            int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
+        )
+        out = np.empty((len(rows), first.shape[1]), first.dtype)
+        for ordinal in np.flatnonzero(np.diff(cuts)):
+            low, high = cuts[ordinal], cuts[ordinal + 1]
+            out[order[low:high]] = self.shard(int(ordinal))[
+                ordered[low:high] - self.offsets[ordinal]
+            ]
+        return out
+
+
+def raw_features(registry: Registry) -> Features:
+    """The raw features of a registry."""
+    return Features([s.features for s in registry.shards], registry.offsets)
+
+
+def snip_features(layout: Layout, registry: Registry) -> Features:
+    """The SNIP features of a registry (all must be materialised when they are read)."""
+    return Features([layout.snip_features(s.key) for s in registry.shards], registry.offsets)
