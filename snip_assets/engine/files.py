@@ -44,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -56,8 +56,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def _replace_folder(temporary: Path, path: Path) -> None:
     former = path.parent / f".tmp-{uuid.uuid4().hex[:12]}"
     if path.exists():
-        os.replace(path, former)
-    os.replace(temporary, path)
+        path.replace(former)
+    temporary.replace(path)
     shutil.rmtree(former, ignore_errors=True)
 
 

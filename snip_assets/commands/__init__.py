@@ -1,0 +1,1 @@
+"""Commands of `snip`, one module a theme: parse, call the engine, print."""
