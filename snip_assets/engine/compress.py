@@ -1,0 +1,146 @@
+"""Compress features with the SNIP net: streamed by fixed blocks, one thread a block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import progress, threads
+from .errors import BadInputError
+from .files import NpyWriter, open_npy
+from .model import SnipNet
+from .settings import Settings
+
+BLOCK_ROWS = 4096
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The processor that the settings ask for; `auto` takes CUDA where there is one.
+
+    Raises
+    ------
+    BadInputError
+        CUDA is asked for and absent, or the name is unknown.
+    """
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInputError("device cuda: this torch sees no CUDA device; use device cpu or auto.")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise BadInputError(f"device {name!r}: expected auto, cpu or cuda.")
+    return torch.device(name)
+
+
+def compress(net: SnipNet, block: np.ndarray, settings: Settings) -> np.ndarray:
+    """Compress one block of rows.
+
+    Parameters
+    ----------
+    block
+        float[n, D], finite, no zero rows.
+
+    Returns
+    -------
+    ndarray
+        float16[n, dim], unit length up to rounding.
+
+    Raises
+    ------
+    BadInputError
+        D is not the net's, or a row is zero, NaN or infinite.
+    """
+    _check_dim(net, block.shape[1], "these rows")
+    device = device_of(settings)
+    net = net.to(device)
+    blocks = [block[s : s + BLOCK_ROWS] for s in range(0, len(block), BLOCK_ROWS)]
+    out = [_block(net, part, device, "", n * BLOCK_ROWS) for n, part in enumerate(blocks)]
+    return np.concatenate(out) if out else np.empty((0, net.sizes[-1]), np.float16)
+
+
+def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) -> dict[str, Any]:
+    """Compress the features of one shard into a file.
+
+    Blocks of 4,096 rows are computed by one thread each, so the result does not depend on the
+    number of workers. Memory: about four blocks a worker, 60 MB at 768 numbers a row and a
+    hidden width of 1,024.
+
+    Parameters
+    ----------
+    source
+        .npy, float[n, D].
+    out
+        .npy, float16[n, dim], written atomically.
+
+    Returns
+    -------
+    dict
+        rows, dim, seconds, rows_per_second.
+
+    Raises
+    ------
+    BadInputError
+        The file is damaged, has another dimension than the net, or a row is zero, NaN or
+        infinite; the message names the row.
+    """
+    started = time.perf_counter()
+    rows = open_npy(source)
+    if rows.ndim != 2:
+        raise BadInputError(f"{source}: shape {rows.shape}; expected rows x dimension.")
+    _check_dim(net, rows.shape[1], str(source))
+    device = device_of(settings)
+    net = net.to(device)
+    workers = 1 if device.type == "cuda" else settings.workers
+
+    def one(start: int) -> np.ndarray:
+        return _block(net, rows[start : start + BLOCK_ROWS], device, f"{source}: ", start)
+
+    starts: Iterator[int] = iter(range(0, len(rows), BLOCK_ROWS))
+    with (
+        NpyWriter(out, (len(rows), net.sizes[-1]), np.float16) as writer,
+        progress.task(f"compress {source.name}", len(rows)) as bar,
+    ):
+        for block in threads.ordered_map(one, starts, workers):
+            writer.append(block)
+            bar.advance(len(block))
+    seconds = time.perf_counter() - started
+    return {
+        "rows": len(rows),
+        "dim": net.sizes[-1],
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(len(rows) / max(seconds, 1e-9)),
+    }
+
+
+def _check_dim(net: SnipNet, dim: int, name: str) -> None:
+    if dim != net.sizes[0]:
+        raise BadInputError(
+            f"{name}: {dim} numbers a row, but the net takes {net.sizes[0]}; use the net that was "
+            "trained on features of this model."
+        )
+
+
+@torch.inference_mode()
+def _block(
+    net: SnipNet, block: np.ndarray, device: torch.device, name: str, first: int
+) -> np.ndarray:
+    rows = torch.from_numpy(np.array(block, order="C")).to(device).float()
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    wrong = ~(torch.isfinite(lengths) & (lengths > 0)).squeeze(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        what = "is all zeros" if lengths[row] == 0 else "holds NaN or infinity"
+        raise BadInputError(
+            f"{name}row {first + row} {what}; compute its feature again, or take the row out of "
+            "the features and the metadata."
+        )
+    hidden = rows.div_(lengths)
+    for layer in net.layers:
+        hidden = layer(hidden)
+    return nn.functional.normalize(hidden, dim=1).half().cpu().numpy()
