@@ -1,0 +1,173 @@
+"""Downloads that can be trusted: resumed, verified, whole or absent, fetched once.
+
+A finished file has a manifest, so that a second call asks the server nothing. Locations:
+`https://…`, `hf:datasets/OWNER/NAME/path` (Hugging Face, or the mirror in `HF_ENDPOINT`),
+`gdrive:ID` or a Drive link (through gdown), `file://…`, a path.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from . import progress
+from .contents import judge_file
+from .download import Download, Wanted, verify
+from .errors import BadInputError
+from .files import atomic_path, current, digest_of, manifest_path, seal
+from .locations import drive_id, local_path, shown
+from .remote import DownloadError, Policy, Session
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that is in place. `transferred`: bytes that came over the network for it, now."""
+
+    path: Path
+    bytes: int
+    transferred: int
+
+
+def fetch(
+    wanted: Wanted, session: Session | None = None, *, again: bool = False, label: str = ""
+) -> Fetched:
+    """Bring one file to its place, unless it is there.
+
+    Parameters
+    ----------
+    again
+        Fetch even if it is there.
+
+    Raises
+    ------
+    DownloadError
+        The server does not deliver; what has arrived is kept for the next call.
+    BadInputError
+        No such file, access denied, or the content is not what it should be; nothing is kept.
+    """
+    known = {"location": digest_of(wanted.location), "checksum": wanted.checksum or ""}
+    target = wanted.target
+    if not again and (found := current(target, known)):
+        return Fetched(target, found.bytes, 0)
+    manifest_path(target).unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path := local_path(wanted.location):
+        transferred = _copy(path, wanted)
+    elif identity := drive_id(wanted.location):
+        transferred = _drive(identity, wanted, label)
+    elif session is None:
+        with Session() as own:
+            transferred = Download(own, wanted, label).run()
+    else:
+        transferred = Download(session, wanted, label).run()
+    manifest = seal(target, known, source=shown(wanted.location))
+    return Fetched(target, manifest.bytes, transferred)
+
+
+def fetch_all(
+    wanted: Iterable[Wanted], policy: Policy | None = None, *, again: bool = False
+) -> Iterator[Fetched]:
+    """Fetch several files, `policy.at_once` at a time; yield them in the order asked for.
+
+    At most twice as many are finished or under way as download at once, so whoever consumes
+    (and deletes) them bounds the disk that they take.
+    """
+    policy = policy or Policy()
+    with Session(policy) as session, ThreadPoolExecutor(policy.at_once) as pool:
+        waiting: deque[Future[Fetched]] = deque()
+        try:
+            for item in wanted:
+                # Threads do not inherit the progress reporter: hand them a copy of the context.
+                work = partial(fetch, item, session, again=again)
+                waiting.append(pool.submit(contextvars.copy_context().run, work))
+                if len(waiting) >= 2 * policy.at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def localise(
+    location: str,
+    folder: Path,
+    name: str,
+    form: str | None = None,
+    policy: Policy | None = None,
+) -> Path:
+    """A local file for a location: itself when it is local, else fetched into `folder`.
+
+    Raises
+    ------
+    BadInputError
+        There is no such file, or it is not of its format.
+    """
+    if path := local_path(location):
+        if not path.is_file():
+            raise BadInputError(f"{path}: no such file.")
+        judge_file(path, form)
+        return path
+    with Session(policy) as session:
+        return fetch(Wanted(location, folder / name, form), session).path
+
+
+def _copy(source: Path, wanted: Wanted) -> int:
+    if not source.is_file():
+        raise BadInputError(f"{source}: no such file.")
+    with atomic_path(wanted.target) as temporary:
+        shutil.copyfile(source, temporary)
+        verify(temporary, wanted)
+    return 0
+
+
+def _drive(identity: str, wanted: Wanted, label: str) -> int:
+    """Through gdown, which knows Drive's confirmation pages; it resumes by itself."""
+    import gdown
+    from gdown.exceptions import DownloadError as DriveCutError
+    from gdown.exceptions import FileURLRetrievalError
+    from requests import RequestException
+
+    part = wanted.target.parent / f".{wanted.target.name}.drive"
+    with progress.task(label or wanted.target.name, wanted.size or 0, "bytes") as bar:
+        seen = [0]
+
+        def tell(done: int, total: int | None) -> None:
+            bar.advance(done - seen[0])
+            seen[0] = done
+
+        try:
+            gdown.download(
+                id=identity,
+                output=str(part),
+                quiet=True,
+                resume=True,
+                use_cookies=False,
+                progress=tell,
+                timeout=60,
+                retries=Policy.attempts,
+            )
+        except FileURLRetrievalError as error:
+            raise DownloadError(
+                f"Google Drive file {identity}: Drive gives no access (its download quota is used "
+                "up, or the file is not shared any more). Try again in a day, or download it in a "
+                "browser and give its path."
+            ) from error
+        except (RequestException, DriveCutError, OSError) as error:
+            raise DownloadError(
+                f"Google Drive file {identity}: {type(error).__name__}; run the same command again."
+            ) from error
+    try:
+        verify(part, wanted)
+    except BadInputError:
+        part.unlink(missing_ok=True)
+        raise
+    size = part.stat().st_size
+    part.replace(wanted.target)
+    return size

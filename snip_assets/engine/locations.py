@@ -1,0 +1,63 @@
+"""Where a file may be: addresses, Hugging Face, Google Drive, folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .errors import BadInputError
+from .remote import hugging_face, redacted
+
+_DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{25,60}")
+_DRIVE_PATH = re.compile(r"/(?:file/(?:u/\d+/)?)?d/([A-Za-z0-9_-]{20,})")
+
+
+def drive_id(location: str) -> str | None:
+    """The Google Drive id that a location names, None if it names none."""
+    if location.startswith("gdrive:"):
+        return location.removeprefix("gdrive:").strip("/")
+    parts = urlsplit(location)
+    if parts.hostname in ("drive.google.com", "docs.google.com", "drive.usercontent.google.com"):
+        found = _DRIVE_PATH.match(parts.path)
+        return found[1] if found else parse_qs(parts.query).get("id", [None])[0]
+    if not parts.scheme and _DRIVE_ID.fullmatch(location) and not Path(location).exists():
+        return location
+    return None
+
+
+def local_path(location: str) -> Path | None:
+    """The local path that a location names, None if it is remote."""
+    if location.startswith("file://"):
+        return Path(unquote(urlsplit(location).path))
+    if "://" in location or location.startswith("hf:") or drive_id(location):
+        return None
+    return Path(location).expanduser()
+
+
+def web_address(location: str) -> str:
+    """The http(s) address of a location.
+
+    Raises
+    ------
+    BadInputError
+        It has none.
+    """
+    if location.startswith("hf:"):
+        pieces = location.removeprefix("hf:").strip("/").split("/")
+        owner = 3 if pieces[0] in ("datasets", "spaces") else 2
+        if len(pieces) <= owner:
+            raise BadInputError(f"{location}: expected hf:datasets/OWNER/NAME/path/of/file.")
+        repository, path = "/".join(pieces[:owner]), "/".join(pieces[owner:])
+        return f"{hugging_face()}/{repository}/resolve/main/{path}"
+    if urlsplit(location).scheme in ("http", "https"):
+        return location
+    raise BadInputError(
+        f"{location}: expected http(s)://, hf:, gdrive:, file:// or a path; for object stores, "
+        "mount them or give their https address."
+    )
+
+
+def shown(location: str) -> str:
+    """A location fit to be shown: no password, no query."""
+    return redacted(location) if "://" in location else location
