@@ -1,0 +1,128 @@
+"""Sort more numbers than memory holds: sorted runs on disk, merged block by block.
+
+The classic external merge sort (Knuth, The Art of Computer Programming, volume 3, section 5.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+BUFFER = 1 << 24
+
+
+class Sorter:
+    """Sort uint64 keys, each with an optional payload, in bounded memory.
+
+    Records with equal keys come out in the order in which they went in. Memory: about
+    `buffer` x (16 bytes, with a payload 48), whatever the number of records.
+
+    Parameters
+    ----------
+    folder
+        An existing folder for the runs; the caller removes it.
+    payload
+        Type of a number carried with each key, None for keys alone.
+    buffer
+        Records sorted at a time.
+    """
+
+    def __init__(
+        self, folder: Path, payload: np.typing.DTypeLike | None = None, buffer: int = BUFFER
+    ) -> None:
+        self.folder, self.buffer = folder, buffer
+        self.types = [np.dtype(np.uint64)] + ([] if payload is None else [np.dtype(payload)])
+        self._waiting = [np.empty(buffer, kind) for kind in self.types]
+        self._filled = 0
+        self._runs: list[list[np.ndarray]] = []
+
+    def append(self, *columns: np.ndarray) -> None:
+        """Add records: keys, and their payload if the sorter has one."""
+        start = 0
+        while start < len(columns[0]):
+            stop = min(len(columns[0]), start + self.buffer - self._filled)
+            for waiting, column in zip(self._waiting, columns, strict=True):
+                waiting[self._filled : self._filled + stop - start] = column[start:stop]
+            self._filled += stop - start
+            start = stop
+            if self._filled == self.buffer:
+                self._spill()
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield all records in ascending order of the keys, block by block; once."""
+        if not self._runs:
+            yield _ordered([waiting[: self._filled] for waiting in self._waiting])
+            return
+        if self._filled:
+            self._spill()
+        self._waiting = []
+        yield from self._merge()
+
+    def _spill(self) -> None:
+        run: list[np.ndarray] = []
+        for number, column in enumerate(_ordered([w[: self._filled] for w in self._waiting])):
+            path = self.folder / f"run-{id(self):x}-{len(self._runs)}-{number}.bin"
+            column.tofile(path)
+            run.append(np.memmap(path, column.dtype, "r"))
+            with suppress(PermissionError):
+                path.unlink()  # the map keeps the data until it is let go
+        self._runs.append(run)
+        self._filled = 0
+
+    def _merge(self) -> Iterator[tuple[np.ndarray, ...]]:
+        window = max(1, self.buffer // len(self._runs))
+        places = [0] * len(self._runs)
+        while True:
+            heads = [run[0][at : at + window] for run, at in zip(self._runs, places, strict=True)]
+            last = [
+                head[-1]
+                for head, run, at in zip(heads, self._runs, places, strict=True)
+                if at + window < len(run[0])
+            ]
+            # Everything below the smallest last key of an unfinished window is at hand.
+            counts = [
+                int(np.searchsorted(head, min(last), "left")) if last else len(head)
+                for head in heads
+            ]
+            yield from self._take(places, counts)
+            if not last:
+                return
+            # Equal keys may go on behind a window: run by run, so that they keep their order.
+            for number, run in enumerate(self._runs):
+                yield from self._take_equal(places, number, run[0], min(last), window)
+
+    def _take(self, places: list[int], counts: list[int]) -> Iterator[tuple[np.ndarray, ...]]:
+        if not any(counts):
+            return
+        columns = []
+        for number in range(len(self.types)):
+            parts = [
+                run[number][at : at + count]
+                for run, at, count in zip(self._runs, places, counts, strict=True)
+            ]
+            columns.append(np.concatenate(parts))
+        for number, count in enumerate(counts):
+            places[number] += count
+        yield _ordered(columns)
+
+    def _take_equal(
+        self, places: list[int], number: int, keys: np.ndarray, key: np.uint64, window: int
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        while True:
+            at = places[number]
+            count = int(np.searchsorted(keys[at : at + window], key, "right"))
+            if count:
+                yield tuple(np.array(column[at : at + count]) for column in self._runs[number])
+            places[number] += count
+            if count < window:
+                return
+
+
+def _ordered(columns: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+    if len(columns) == 1:
+        return (np.sort(columns[0]),)
+    order = np.argsort(columns[0], kind="stable")
+    return tuple(column[order] for column in columns)

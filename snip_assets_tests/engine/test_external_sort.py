@@ -1,0 +1,29 @@
+"""The external sort against numpy's."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snip_assets.engine.external_sort import Sorter
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(0, 12) | st.integers(0, 2**64 - 1), max_size=60),
+    st.integers(1, 9),
+    st.integers(1, 20),
+)
+def test_sorted_and_stable_for_any_buffer(tmp_path_factory, keys, buffer, piece):
+    folder = tmp_path_factory.mktemp("runs")
+    array = np.array(keys, np.uint64)
+    places = np.arange(len(array), dtype=np.uint32)
+    alone, carried = Sorter(folder, buffer=buffer), Sorter(folder, np.uint32, buffer)
+    for start in range(0, len(array), piece):
+        alone.append(array[start : start + piece])
+        carried.append(array[start : start + piece], places[start : start + piece])
+    np.testing.assert_array_equal(np.concatenate([b[0] for b in alone.blocks()]), np.sort(array))
+    blocks = list(carried.blocks())
+    order = np.argsort(array, kind="stable")
+    np.testing.assert_array_equal(np.concatenate([b[1] for b in blocks]), places[order])
+    np.testing.assert_array_equal(np.concatenate([b[0] for b in blocks]), array[order])
+    assert not list(folder.iterdir())

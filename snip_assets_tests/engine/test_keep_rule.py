@@ -1,0 +1,81 @@
+"""What parses as a keep rule, and what it says when something does not."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.keep_rule import check, parse, values
+
+
+@pytest.fixture
+def file(tmp_path):
+    table = pa.table(
+        {
+            "WIDTH": pa.array([3, None, 5], pa.int32()),
+            "my height": pa.array([2.0, 4.0, 0.0]),
+            "ok": [True, False, None],
+            "day": [datetime.date(2020, 1, day) for day in (3, 1, 2)],
+            "url": ["a", "b", "c"],
+        }
+    )
+    pq.write_table(table, tmp_path / "metadata_0.parquet")
+    return tmp_path / "metadata_0.parquet"
+
+
+def evaluate(text, file):
+    return np.concatenate(list(values(parse(text), file, 3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("largest(width)", [3, np.nan, 5]),
+        ('highest(width * "my height")', [6, np.nan, 0]),
+        ('smallest(-("my height" + 2) / 2e0 - .5)', [-2.5, -3.5, -1.5]),
+        ("lowest(2 - 1 - WIDTH)", [-2, np.nan, -4]),
+        ("largest(8 / 2 / 2 * ok)", [2, 0, np.nan]),
+        ('largest(1 / "my height")', [0.5, 0.25, np.inf]),
+        ("largest(day)", [1578009600, 1577836800, 1577923200]),
+    ],
+)
+def test_arithmetic_over_columns(file, text, expected):
+    np.testing.assert_array_equal(evaluate(text, file), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "best(width)",
+        "largest",
+        "largest()",
+        "largest(1)",
+        "largest(width",
+        "largest((width)",
+        "largest(width))",
+        "largest(width*)",
+        "largest(width height)",
+        "largest(abs(width))",
+        "largest(width; drop table x)",
+        "largest((select 1 from 'x.parquet'))",
+        "largest(__import__('os'))",
+        "largest(width ** 2)",
+        "largest(" + "(" * 500 + "width" + ")" * 500 + ")",
+    ],
+)
+def test_nothing_else_parses(text):
+    with pytest.raises(BadInputError, match=r"keep (rule|expression)"):
+        parse(text)
+
+
+def test_a_wrong_column_lists_the_columns(file):
+    with pytest.raises(BadInputError, match=r"no column 'pixels'.*WIDTH \(int32\).*url \(string\)"):
+        check(parse("largest(pixels)"), file)
+    with pytest.raises(BadInputError, match=r"column url is string, not a number.*WIDTH \(int32\)"):
+        check(parse("largest(URL)"), file)
+    with pytest.raises(BadInputError, match="3 rows, expected 4"):
+        next(values(parse("largest(width)"), file, 4))
