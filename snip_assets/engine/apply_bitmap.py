@@ -1,0 +1,199 @@
+"""Drop what a bitmap marks from a folder of metadata shards: each row by its own row id.
+
+Where a file starts in the bitmap comes from the row counts of *all* files before it (their
+footers) or from row offsets, never from what was written. Memory: one row group, and one byte a
+row of one file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from . import row_offsets
+from .bitmap import Bitmap, digest
+from .errors import BadInputError
+from .files import Manifest, checksum, current, seal
+from .filter_parquet import filter_parquet
+from .progress import track
+from .shards import parquet_rows
+
+_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A metadata file and the row ids that it holds: `start` to `start + rows`."""
+
+    source: Path
+    start: int
+    rows: int
+
+
+@dataclass
+class Applied:
+    """What was done.
+
+    Attributes
+    ----------
+    files, rows, kept
+        Files written (or found up to date), rows read, rows kept.
+    skipped
+        Files that a former call had written.
+    missing
+        Shards that the offsets know and the folder lacks.
+    proven
+        Whether the bitmap's length was held against the rows of all shards.
+    """
+
+    files: int = 0
+    rows: int = 0
+    kept: int = 0
+    skipped: int = 0
+    missing: list[str] = field(default_factory=list)
+    proven: bool = True
+
+    @property
+    def dropped(self) -> int:
+        """Rows dropped."""
+        return self.rows - self.kept
+
+    def add(self, manifest: Manifest, *, skipped: bool) -> None:
+        """Count a finished file."""
+        self.files += 1
+        self.skipped += skipped
+        self.rows += manifest.facts["rows"]
+        self.kept += manifest.facts["kept"]
+
+
+def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None = None) -> Applied:
+    """Write the kept rows of every metadata file to `out`, under the same name.
+
+    Parameters
+    ----------
+    metadata
+        Folder of Parquet files (or one file), numbered as the shards are.
+    offsets
+        .npy of row offsets; without it the folder must hold all shards.
+
+    Raises
+    ------
+    BadInputError
+        The bitmap does not fit the files; nothing is written.
+    """
+    if out.resolve() == metadata.resolve():
+        raise BadInputError(f"{out}: the output would overwrite the metadata; choose another.")
+    marks, parts, missing = place(metadata, bitmap, offsets)
+    done = Applied(missing=missing)
+    for part in track(parts, "apply bitmap", len(parts), "files"):
+        drop = marks.slice(part.start, part.start + part.rows)
+        inputs = {"metadata": checksum(part.source), "bitmap": digest(drop)}
+        target = out / part.source.name
+        found = current(target, inputs)
+        done.add(found or write_kept(part, drop, target, inputs), skipped=found is not None)
+    return done
+
+
+def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str]) -> Manifest:
+    """Write one output file and seal it."""
+    kept = filter_parquet(part.source, ~drop, target)
+    return seal(target, inputs, rows=part.rows, kept=kept, start=part.start)
+
+
+def place(
+    metadata: Path, bitmap: Path, offsets: Path | None
+) -> tuple[Bitmap, list[Part], list[str]]:
+    """Which row ids each file holds, proven against the length of the bitmap.
+
+    Returns
+    -------
+    The bitmap, the files in order, the names of shards that are missing (with offsets only).
+    """
+    files = _files(metadata)
+    sizes = [parquet_rows(path) for path in files]
+    if offsets is None:
+        marks = Bitmap(bitmap)
+        _require_all(marks, files, sizes, metadata)
+        starts = np.cumsum([0, *sizes])
+        return marks, list(map(Part, files, map(int, starts), sizes)), []
+    bounds = row_offsets.load(offsets)
+    marks = Bitmap(bitmap, int(bounds[-1]))
+    marks.require(int(bounds[-1]), f"the data set of {offsets}")
+    ordinals, missing = _ordinals(files, bounds, row_offsets.keys_beside(offsets))
+    parts = [Part(p, int(bounds[o]), n) for p, o, n in zip(files, ordinals, sizes, strict=True)]
+    for part, ordinal in zip(parts, ordinals, strict=True):
+        require_rows(part.source, part.rows, bounds, ordinal)
+    return marks, parts, missing
+
+
+def require_rows(path: Path | str, rows: int, bounds: np.ndarray, ordinal: int) -> None:
+    """Raise BadInputError unless a shard has the rows that the offsets say."""
+    expected = int(bounds[ordinal + 1] - bounds[ordinal])
+    if rows != expected:
+        raise BadInputError(
+            f"{path}: {rows} rows, but shard {ordinal} has {expected} by the row offsets; it is "
+            "another version of the data set, or already de-duplicated."
+        )
+
+
+def number_of(path: Path) -> int | None:
+    """The last number in a file's name."""
+    found = _NUMBER.search(path.stem)
+    return int(found[1]) if found else None
+
+
+def _files(metadata: Path) -> list[Path]:
+    if metadata.is_file():
+        return [metadata]
+    if not metadata.is_dir():
+        raise BadInputError(f"{metadata}: no such folder.")
+    files = [p for p in metadata.iterdir() if p.suffix == ".parquet" and p.name[0] != "."]
+    if not files:
+        raise BadInputError(f"{metadata}: no .parquet file in this folder.")
+    # By number, so that shard 10000 comes after shard 9999.
+    return sorted(files, key=lambda p: (-1 if (n := number_of(p)) is None else n, p.name))
+
+
+def _require_all(marks: Bitmap, files: list[Path], sizes: list[int], metadata: Path) -> None:
+    if len(marks) == sum(sizes):
+        return
+    numbers = [n for n in map(number_of, files) if n is not None]
+    gaps = sorted(set(range(max(numbers, default=0))) - set(numbers))
+    if len(marks) > sum(sizes) and gaps:
+        shown = ", ".join(map(str, gaps[:20])) + (" …" if len(gaps) > 20 else "")
+        raise BadInputError(
+            f"{metadata}: {len(gaps)} shards are missing ({shown}): {sum(sizes)} rows are here, "
+            f"the bitmap has {len(marks)}. Add them, or give --offsets."
+        )
+    try:
+        marks.require(sum(sizes), f"the metadata in {metadata} ({len(files)} files)")
+    except BadInputError as error:
+        raise BadInputError(f"{error} If shards are missing, give --offsets.") from error
+
+
+def _ordinals(
+    files: list[Path], bounds: np.ndarray, keys: list[str] | None
+) -> tuple[list[int], list[str]]:
+    """Place of each file in the offsets, and the shards without a file."""
+    shards = len(bounds) - 1
+    if keys is not None and len(keys) == shards:
+        places = {key: ordinal for ordinal, key in enumerate(keys)}
+        found = [places.get(p.stem.removeprefix("metadata_")) for p in files]
+    elif len(files) == shards:
+        return list(range(shards)), []
+    else:
+        keys = [str(n) for n in range(shards)]
+        found = [n if (n := number_of(p)) is not None and n < shards else None for p in files]
+    unknown = [p.name for p, o in zip(files, found, strict=True) if o is None]
+    ordinals = [o for o in found if o is not None]
+    if unknown or len(set(ordinals)) < len(ordinals):
+        name = (unknown or [files[0].name])[0]
+        raise BadInputError(
+            f"{files[0].parent}: which of the {shards} shards is {name}? "
+            "Name the files by their shard number (metadata_0000.parquet), each once."
+        )
+    missing = sorted(set(range(shards)) - set(ordinals))
+    return ordinals, [keys[n] for n in missing]

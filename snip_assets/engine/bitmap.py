@@ -1,0 +1,92 @@
+"""A bitmap of duplicates: one entry a row, true = drop; ours or the authors'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from .errors import BadInputError
+from .files import open_npy
+
+
+class Bitmap:
+    """A bitmap on disk, memory-mapped.
+
+    Parameters
+    ----------
+    path
+        `.npy` of bool or of 0 and 1 in bytes, in any shape of one long axis; or `.bits`, packed
+        (little-endian in each byte).
+    rows
+        Rows that it covers; needed for `.bits` only, whose last byte may be padded.
+
+    Raises
+    ------
+    BadInputError
+        It is not a bitmap.
+    """
+
+    def __init__(self, path: Path, rows: int | None = None) -> None:
+        self.path = path
+        self.values: np.ndarray
+        self.packed = path.suffix == ".bits"
+        if self.packed:
+            if rows is None:
+                raise BadInputError(f"{path}: packed bits need the row offsets; give --offsets.")
+            if not path.is_file():
+                raise BadInputError(f"{path}: no such file.")
+            self.values = np.memmap(path, np.uint8, "r") if rows else np.empty(0, np.uint8)
+            if len(self.values) != -(-rows // 8):
+                raise BadInputError(f"{path}: {len(self.values)} bytes for {rows} rows.")
+            self._length = rows
+            return
+        values = open_npy(path)
+        if values.dtype.kind not in "bui" or values.dtype.itemsize != 1:
+            raise BadInputError(f"{path}: dtype {values.dtype}; a bitmap is bool (or bytes 0, 1).")
+        if values.size != max(values.shape, default=0):
+            raise BadInputError(f"{path}: shape {values.shape}; a bitmap has one entry a row.")
+        self.values = values.reshape(-1)
+        self._length = len(self.values)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """bool[stop - start]: true = drop.
+
+        Raises
+        ------
+        BadInputError
+            The bitmap ends before, or holds something other than 0 and 1.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise BadInputError(
+                f"{self.path}: too short: {len(self)} entries, but rows {start} to {stop} were "
+                "asked for. It belongs to another data set, or shards before these are missing."
+            )
+        if self.packed:
+            low = start // 8
+            bits = np.unpackbits(self.values[low : -(-stop // 8)], bitorder="little")
+            return bits[start - 8 * low : stop - 8 * low].astype(bool)
+        values = np.asarray(self.values[start:stop])
+        if values.dtype != bool:
+            if len(values) and (values.max() > 1 or values.min() < 0):
+                raise BadInputError(f"{self.path}: holds numbers other than 0 and 1.")
+            values = values.astype(bool)
+        return values
+
+    def require(self, rows: int, whose: str) -> None:
+        """Raise BadInputError unless it has exactly this many entries."""
+        if len(self) != rows:
+            word = "short" if len(self) < rows else "long"
+            raise BadInputError(
+                f"{self.path}: too {word}: {len(self)} entries, but {whose} has {rows} rows. A "
+                "bitmap fits exactly the data set that it was made for."
+            )
+
+
+def digest(drop: np.ndarray) -> str:
+    """xxh3-128 of a slice."""
+    return xxhash.xxh3_128(np.packbits(drop).tobytes() + str(len(drop)).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""What others have published, by name: read from `catalogue.json` or from a file of one's own.
+
+Adding a publication is adding an entry to that file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .download import Wanted
+from .errors import BadInputError
+
+OWN = Path(__file__).with_name("catalogue.json")
+KINDS = ("bitmap", "model", "index", "offsets", "labels")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A published file.
+
+    Attributes
+    ----------
+    name, kind, note
+        What it is called, what it is (one of `KINDS`), and a sentence about it.
+    file
+        The name it gets locally.
+    location
+        Where it is; see `fetch`.
+    format
+        npy, torch, faiss, safetensors, parquet.
+    bytes, checksum
+        Its size and `sha256:HEX` where known.
+    """
+
+    name: str
+    kind: str
+    file: str
+    location: str
+    format: str
+    bytes: int | None = None
+    checksum: str | None = None
+    note: str = ""
+
+    def wanted(self, folder: Path, location: str | None = None) -> Wanted:
+        """What to fetch, into `folder`, from its own place or from `location`."""
+        form = None if self.format == "any" else self.format
+        target = folder / self.file
+        return Wanted(location or self.location, target, form, self.bytes, self.checksum)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set whose metadata is published: a template, its shards, the names that go with it."""
+
+    name: str
+    metadata: str
+    shards: int
+    bitmap: str
+    offsets: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All publications and data sets of a catalogue file, in its order."""
+
+    files: tuple[Publication, ...]
+    data_sets: tuple[DataSet, ...]
+
+    def __getitem__(self, name: str) -> Publication:
+        """The publication with this name, or the first of this kind."""
+        for file in self.files:
+            if name in (file.name, file.kind):
+                return file
+        known = ", ".join(f.name for f in self.files)
+        raise BadInputError(f"nothing is published under {name!r}; the catalogue has: {known}.")
+
+    def data_set(self, name: str) -> DataSet:
+        """The data set with this name."""
+        for found in self.data_sets:
+            if found.name == name:
+                return found
+        known = ", ".join(d.name for d in self.data_sets)
+        raise BadInputError(f"no data set {name!r} in the catalogue; it has: {known}.")
+
+
+def load(path: Path = OWN) -> Catalogue:
+    """Read a catalogue file.
+
+    Raises
+    ------
+    BadInputError
+        It is missing, no JSON, or an entry lacks a field or has one too many.
+    """
+    try:
+        value = json.loads(path.read_text())
+        files = tuple(_entry(Publication, v, path) for v in value.get("files", []))
+        data_sets = tuple(_entry(DataSet, v, path) for v in value.get("data_sets", []))
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInputError(f"{path}: cannot be read as a catalogue ({error}).") from error
+    for file in files:
+        if file.kind not in KINDS:
+            raise BadInputError(f"{path}: {file.name}: kind {file.kind!r} is none of {KINDS}.")
+    return Catalogue(files, data_sets)
+
+
+def _entry(kind: type, value: dict[str, Any], path: Path) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(value) - known):
+        raise BadInputError(f"{path}: an entry has unknown fields {unknown}; known: {known}.")
+    try:
+        return kind(**value)
+    except TypeError as error:
+        raise BadInputError(f"{path}: {value.get('name')}: {error}.") from error
