@@ -153,6 +153,7 @@ def serving(folder: Path, port: int = 0) -> Iterator[Mirror]:
     mirror = Mirror(folder)
     server = ThreadingHTTPServer(("127.0.0.1", port), _handler(mirror))
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # a client that hangs up is no news
     mirror.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -17,7 +17,7 @@ from . import row_offsets
 from .bitmap import Bitmap, digest
 from .errors import BadInputError
 from .files import Manifest, checksum, current, seal
-from .filter_parquet import filter_parquet
+from .parquet_filter import filter_parquet
 from .progress import track
 from .shards import parquet_rows
 
@@ -99,7 +99,8 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
 
 def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str]) -> Manifest:
     """Write one output file and seal it."""
-    kept = filter_parquet(part.source, ~drop, target)
+    filter_parquet(part.source, target, ~drop)
+    kept = part.rows - int(np.count_nonzero(drop))
     return seal(target, inputs, rows=part.rows, kept=kept, start=part.start)
 
 

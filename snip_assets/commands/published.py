@@ -1,0 +1,244 @@
+"""`snip download`, `apply-bitmap`, `fetch`, `verify`: what the authors of SNIP published, applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..options import Json
+
+if TYPE_CHECKING:
+    from ..engine.apply_bitmap import Applied
+    from ..engine.catalogue import Catalogue
+
+PANEL = "Published by others"
+DATA_SET = "laion2b-en-vit-h-14"
+Offsets = Annotated[
+    str | None,
+    typer.Option(
+        help="Row offsets (cumulative sizes, .npy): file, url or Drive id; or `footers`: read "
+        "them from the footers of the shards.",
+        show_default="found where needed",
+    ),
+]
+OwnCatalogue = Annotated[
+    Path | None, typer.Option("--catalogue", help="A catalogue file of one's own.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("download", rich_help_panel=PANEL)(download)
+    app.command("apply-bitmap", rich_help_panel=PANEL)(apply_bitmap)
+    app.command("fetch", rich_help_panel=PANEL)(fetch)
+    app.command("verify", rich_help_panel=PANEL)(verify)
+
+
+def download(
+    out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("data/downloaded"),
+    start: Annotated[int, typer.Option(help="First shard.", min=0)] = 0,
+    end: Annotated[
+        int | None, typer.Option(help="Shard after the last.", show_default="all")
+    ] = None,
+    metadata_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the metadata shards are: a url or path with {shard:04d} or {key}, or a "
+            "folder of metadata_{key}.parquet.",
+            show_default=f"that of {DATA_SET}",
+        ),
+    ] = None,
+    bitmap: Annotated[
+        str | None,
+        typer.Option(
+            help="Bitmap of duplicates, .npy: url, Drive id or file.",
+            show_default=f"that of {DATA_SET}",
+        ),
+    ] = None,
+    offsets: Offsets = None,
+    dl_dedup_set: Annotated[
+        bool, typer.Option(help="Fetch the bitmap; else use the one that is in OUT already.")
+    ] = True,
+    dl_dedup_set_value: Annotated[
+        str | None,
+        typer.Option("--dl_dedup_set", metavar="True|False", help="The authors' spelling of it."),
+    ] = None,
+    outfolder: Annotated[
+        Path | None, typer.Option(help="The authors' spelling of OUT.", hidden=True)
+    ] = None,
+    keep_originals: Annotated[
+        bool, typer.Option(help="Keep the shards as downloaded, in OUT/originals.")
+    ] = False,
+    at_once: Annotated[int, typer.Option(help="Downloads at the same time.", min=1, max=64)] = 4,
+    catalogue: OwnCatalogue = None,
+    json: Json = False,
+) -> None:
+    """Download metadata shards and write the rows that the bitmap does not mark."""
+    from ..engine import published
+    from ..engine.remote import Policy
+    from ..report import terminal
+
+    known = _catalogue(catalogue).data_set(DATA_SET)
+    files = _catalogue(catalogue)
+    whole = metadata_url is None
+    if whole and offsets is None and start > 0:
+        offsets = files[known.offsets].location
+    request = published.Request(
+        out=outfolder or out,
+        metadata=metadata_url or known.metadata,
+        bitmap=bitmap or files[known.bitmap].location,
+        start=start,
+        end=end,
+        offsets=offsets,
+        fetch_bitmap=_truth(dl_dedup_set_value, dl_dedup_set),
+        keep_originals=keep_originals,
+        shards=known.shards if whole else None,
+    )
+    with terminal.bars():
+        done = published.download(request, Policy(at_once=at_once))
+    _report(done, request.out / "metadata", json)
+
+
+def apply_bitmap(
+    metadata: Annotated[Path, typer.Argument(help="Folder of metadata shards (.parquet).")],
+    out: Annotated[Path, typer.Argument(help="Output folder.")],
+    bitmap: Annotated[Path, typer.Option(help="Bitmap of duplicates: .npy or .bits, true = drop.")],
+    offsets: Annotated[
+        Path | None, typer.Option(help="Row offsets; without them METADATA must hold all shards.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the rows of a folder of metadata that a bitmap does not mark."""
+    from ..engine import apply_bitmap as engine
+    from ..report import terminal
+
+    with terminal.bars():
+        done = engine.apply_bitmap(metadata, out, bitmap, offsets)
+    _report(done, out, json)
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="bitmap, model, index, offsets, labels, or a name of the catalogue."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("data/published"),
+    location: Annotated[
+        str | None, typer.Option("--from", help="Another place of the file: url, Drive id, path.")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="Fetch what is there once more.")] = False,
+    catalogue: OwnCatalogue = None,
+    json: Json = False,
+) -> None:
+    """Fetch published files by name; without a name, list them."""
+    from ..engine import fetch as engine
+    from ..report import terminal
+
+    known = _catalogue(catalogue)
+    if not names:
+        columns = ["name", "kind", "format", "location", "note"]
+        rows = [[getattr(f, c) for c in columns] for f in known.files]
+        if json:
+            terminal.as_json([dict(zip(columns, row, strict=True)) for row in rows])
+        else:
+            terminal.table("Published files", columns, rows)
+        return
+    if location and len(names) > 1:
+        raise typer.BadParameter("--from goes with one name")
+    wanted = [known[name].wanted(out, location) for name in names]
+    with terminal.bars():
+        fetched = list(engine.fetch_all(wanted, again=again))
+    if json:
+        terminal.as_json([f.__dict__ for f in fetched])
+        return
+    for file in fetched:
+        state = f"{file.transferred:,} bytes came" if file.transferred else "nothing had to come"
+        typer.echo(f"{file.path}: {file.bytes:,} bytes ({state})")
+
+
+def verify(
+    bitmap: Annotated[str, typer.Option(help="Bitmap of duplicates: file, url or Drive id.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder of `snip dedup` with its index and shards.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Any FAISS index of the rows, instead of ours.")
+    ] = None,
+    features: Annotated[Path | None, typer.Option(help="Folder of img_emb_{key}.npy.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="Folder of metadata_{key}.parquet.")] = None,
+    offsets: Annotated[Path | None, typer.Option(help="Row offsets, .npy.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="SNIP net that made the index's features.")
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Marked rows to look at.", min=1)] = 1000,
+    k: Annotated[int, typer.Option("-k", help="Hits that are looked at for each.", min=1)] = 16,
+    probes: Annotated[int, typer.Option(help="Inverted lists searched; 0: a tenth.")] = 0,
+    max_distance: Annotated[float, typer.Option(help="Duplicates within this distance.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
+        "data/verified"
+    ),
+    json: Json = False,
+) -> None:
+    """Sample rows that a bitmap marks, find what they duplicate, print the precision."""
+    from ..engine import verify_bitmap as engine
+    from ..engine.fetch import localise
+    from ..engine.searcher import open_searcher
+    from ..report import terminal
+
+    with terminal.bars():
+        searcher = open_searcher(
+            out=out, index=index, features=features, metadata=metadata, offsets=offsets, model=model
+        )
+        searcher.set_probes(probes)
+        marks = localise(bitmap, to, "is_dup.npy")
+        found = engine.verify_bitmap(
+            marks, searcher, to, sample=sample, k=k, max_distance=max_distance, seed=seed
+        )
+    values = found.as_dict()
+    if json:
+        terminal.as_json(values)
+    else:
+        terminal.table("Verified", ["", ""], list(values.items()))
+
+
+def _catalogue(path: Path | None) -> Catalogue:
+    from ..engine import catalogue
+
+    return catalogue.load(path or catalogue.OWN)
+
+
+def _truth(value: str | None, default: bool) -> bool:
+    if value is None:
+        return default
+    if value.lower() in ("true", "1", "yes"):
+        return True
+    if value.lower() in ("false", "0", "no"):
+        return False
+    raise typer.BadParameter(f"--dl_dedup_set {value}: True or False")
+
+
+def _report(done: Applied, place: Path, json: bool) -> None:
+    from ..report import terminal
+
+    values: dict[str, Any] = {
+        "files": done.files,
+        "of these done before": done.skipped,
+        "rows": done.rows,
+        "dropped": done.dropped,
+        "kept": done.kept,
+        "written to": str(place),
+    }
+    if done.missing:
+        values["shards not there"] = ", ".join(done.missing[:20])
+    if json:
+        terminal.as_json(values | {"missing": done.missing, "proven": done.proven})
+        return
+    terminal.table("De-duplicated metadata", ["", ""], list(values.items()))
+    if not done.proven:
+        typer.echo(
+            "The bitmap is long enough for these shards; that it is not too long can be told only "
+            "with --offsets or with the last shard."
+        )
