@@ -102,8 +102,8 @@ def keep(
     """Decide about every row and write it down.
 
     Writes into the existing folder `out`: `kept_row.npy` (uint32, uint64 from 2^32 rows: the kept
-    row that explains each row, itself when kept), `kept_distance.npy` (float32, 0 when kept) and
-    `dropped_by_kept.npy` ([dropped, 2]: kept row, dropped row, sorted).
+    row that explains each row, itself when kept), `kept_distance.npy` (float32, 0 when kept), and
+    the dropped rows sorted by (kept row, row): `dropped_rows.npy` with `dropped_kept_rows.npy`.
 
     Parameters
     ----------
@@ -306,8 +306,12 @@ def _write(
             pair = kept[inside].astype(np.uint64), (inside + start).astype(np.uint64)
             sorter.append(*((pair[0] << SHIFT | pair[1],) if narrow else pair))
             dropped += len(inside)
-    with NpyWriter(out / "dropped_by_kept.npy", (dropped, 2), kind) as writer:
+    with (
+        NpyWriter(out / "dropped_kept_rows.npy", (dropped,), kind) as kept_rows,
+        NpyWriter(out / "dropped_rows.npy", (dropped,), kind) as rows_of_kept,
+    ):
         for block in sorter.blocks():
             columns = (block[0] >> SHIFT, block[0] & LOW) if narrow else block
-            writer.append(np.stack(columns, axis=1).astype(kind))
+            kept_rows.append(columns[0])
+            rows_of_kept.append(columns[1])
     return dropped

@@ -1,0 +1,222 @@
+"""The folder of the groups: labels, decision, representatives, and a table of the groups.
+
+`groups.parquet` has a row for each group of two rows or more, by group:
+
+    group             uint64          smallest row id of the component
+    size              uint64          its rows
+    kept              uint64          rows of it that stay; more than one where a chain joins rows
+                                      that are not within max_distance of each other
+    representative    uint64          the kept row that explains most others (ties: lowest row id)
+    url               large_string    of the representative
+    representatives   list<uint64>    its kept rows, the first 16 by row id
+    largest_distance  float32         of a dropped member to the kept row that explains it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from . import representatives
+from .files import atomic_path, open_npy
+from .groups import group
+from .keep import Copies, keep
+from .metadata import Metadata
+from .representatives import Representatives
+
+MOST_REPRESENTATIVES = 16
+BLOCK_ROWS = 1 << 20
+BATCH_GROUPS = 1 << 16
+BYTES_A_ROW = 64
+SCHEMA = pa.schema(
+    [
+        ("group", pa.uint64()),
+        ("size", pa.uint64()),
+        ("kept", pa.uint64()),
+        ("representative", pa.uint64()),
+        ("url", pa.large_string()),
+        ("representatives", pa.list_(pa.uint64())),
+        ("largest_distance", pa.float32()),
+    ]
+)
+
+
+def duplicate_groups(
+    pair_files: Sequence[Path],
+    rows: int,
+    out: Path,
+    *,
+    max_distance: float | None = None,
+    rule: str = "neighbours",
+    metadata: Metadata | None = None,
+    copies: Copies | None = None,
+    former: tuple[Path, Collection[Path]] | None = None,
+    memory_gb: float = 4.0,
+) -> dict[str, Any]:
+    """Group all rows, decide who stays, and write the folder `out`, replaced as a whole.
+
+    Files: labels.npy (`groups.group`), kept_row.npy, kept_distance.npy, dropped_rows.npy and
+    dropped_kept_rows.npy (`keep.keep`), representatives.npy and .arrow (`representatives.write`),
+    groups.parquet. Memory: the largest of these, that of `keep.keep`.
+
+    Parameters
+    ----------
+    pair_files, rows, max_distance
+        As in `groups.extend`.
+    rule, metadata, copies
+        As in `keep.keep`; without metadata, urls are null.
+    former
+        labels.npy of an earlier run with the same `max_distance`, and the pair files that went
+        into it: these are not read again for the components.
+    memory_gb
+        What the table of groups may use, in GiB.
+
+    Returns
+    -------
+    dict
+        rows, kept, dropped, groups, grouped_rows, largest_group, chained_groups (groups that keep
+        more than one row), representatives.
+    """
+    new, labels = list(pair_files), None
+    if former is not None:
+        labels = former[0]
+        new = [path for path in pair_files if path not in former[1]]
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        group(new, rows, folder / "labels.npy", max_distance, labels)
+        facts = keep(
+            pair_files,
+            rows,
+            rule,
+            folder,
+            max_distance=max_distance,
+            metadata=metadata,
+            copies=copies,
+        )
+        count = representatives.write(folder, metadata)
+        return {**facts, "representatives": count, **write_table(folder, memory_gb)}
+
+
+def write_table(folder: Path, memory_gb: float = 4.0) -> dict[str, int]:
+    """Write `groups.parquet` beside the other files of the folder.
+
+    Goes over the labels once for each range of groups that fits the memory.
+
+    Returns
+    -------
+    dict
+        groups, grouped_rows, largest_group, chained_groups.
+    """
+    labels = open_npy(folder / "labels.npy")
+    span = max(BLOCK_ROWS, int(memory_gb * 2**30 / BYTES_A_ROW))
+    known = Representatives(folder)
+    facts = {"groups": 0, "grouped_rows": 0, "largest_group": 0, "chained_groups": 0}
+    with (
+        atomic_path(folder / "groups.parquet") as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
+        for low in range(0, len(labels), span):
+            for table in _tables(folder, low, min(len(labels), low + span), known):
+                writer.write_table(table)
+                facts["groups"] += len(table)
+                facts["grouped_rows"] += pc.sum(table["size"]).as_py()
+                largest = pc.max(table["size"]).as_py()
+                facts["largest_group"] = max(facts["largest_group"], largest)
+                facts["chained_groups"] += pc.sum(pc.greater(table["kept"], 1)).as_py()
+    return facts
+
+
+def far_groups(folder: Path, count: int = 20) -> pa.Table:
+    """The groups whose members lie furthest apart: those that keep most rows, more than one.
+
+    Parameters
+    ----------
+    folder
+        Folder of `duplicate_groups`.
+    count
+        How many to list at the most.
+    """
+    best = SCHEMA.empty_table()
+    with pq.ParquetFile(folder / "groups.parquet") as file:
+        for batch in file.iter_batches(BATCH_GROUPS):
+            table = pa.Table.from_batches([batch])
+            table = pa.concat_tables([best, table.filter(pc.greater(table["kept"], 1))])
+            best = table.sort_by([("kept", "descending"), ("group", "ascending")]).slice(0, count)
+    return best
+
+
+def _tables(folder: Path, low: int, high: int, known: Representatives) -> Iterator[pa.Table]:
+    """The groups with labels in [low, high), some at a time."""
+    names = ("labels", "kept_row", "kept_distance")
+    labels, kept_row, far = (open_npy(folder / f"{name}.npy") for name in names)
+    size = np.zeros(high - low, labels.dtype)
+    kept, largest = np.zeros_like(size), np.zeros(high - low, np.float32)
+    for b in range(low, len(labels), BLOCK_ROWS):
+        s = slice(b, b + BLOCK_ROWS)
+        _measure(b, low, labels[s], kept_row[s], far[s], size, kept, largest)
+    best, most = np.zeros_like(size), np.zeros_like(size)
+    for rows, counts in representatives.runs(open_npy(folder / "dropped_kept_rows.npy")):
+        _choose(low, rows, counts, labels[rows], best, most)
+    found = np.flatnonzero(size > 1)
+    ends, members = _members(low, found, kept, labels, kept_row)
+    for start in range(0, len(found), BATCH_GROUPS):
+        inside = found[start : start + BATCH_GROUPS]
+        cut = ends[start : start + len(inside) + 1]
+        lists = pa.ListArray.from_arrays(
+            pa.array((cut - cut[0]).astype(np.int32)), pa.array(members[cut[0] : cut[-1]])
+        )
+        numbers = [a.astype(np.uint64) for a in (inside + low, size[inside], kept[inside])]
+        chosen = best[inside]
+        columns = [*numbers, chosen.astype(np.uint64), known.take(chosen)["url"], lists]
+        yield pa.table([*columns, pa.array(largest[inside])], schema=SCHEMA)
+
+
+def _members(
+    low: int, found: np.ndarray, kept: np.ndarray, labels: np.ndarray, kept_row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first kept rows of the groups `found`, end to end, and where those of each end."""
+    ends = np.zeros(len(found) + 1, np.int64)
+    np.cumsum(np.minimum(kept[found], MOST_REPRESENTATIVES), out=ends[1:])
+    place, limit = np.zeros((2, len(kept)), np.int64)
+    place[found], limit[found] = ends[:-1], ends[1:]
+    members = np.zeros(ends[-1], np.uint64)
+    for b in range(low, len(labels), BLOCK_ROWS):
+        s = slice(b, b + BLOCK_ROWS)
+        _collect(b, low, labels[s], kept_row[s], place, limit, members)
+    return ends, members
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure(first, low, labels, kept_row, far, size, kept, largest):
+    for i in range(len(labels)):
+        at = np.int64(labels[i]) - low
+        if 0 <= at < len(size):
+            size[at] += 1
+            if kept_row[i] == first + i:
+                kept[at] += 1
+            largest[at] = max(largest[at], far[i])
+
+
+@numba.njit(nogil=True, cache=True)
+def _choose(low, rows, counts, labels, best, most):
+    for i in range(len(rows)):
+        at = np.int64(labels[i]) - low
+        if 0 <= at < len(best) and counts[i] > most[at]:
+            most[at] = counts[i]
+            best[at] = rows[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _collect(first, low, labels, kept_row, place, limit, members):
+    for i in range(len(labels)):
+        at = np.int64(labels[i]) - low
+        if 0 <= at < len(place) and kept_row[i] == first + i and place[at] < limit[at]:
+            members[place[at]] = first + i
+            place[at] += 1

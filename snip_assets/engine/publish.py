@@ -1,0 +1,307 @@
+"""What leaves the house: the bitmap, the metadata without duplicates, the drop lists.
+
+Outputs of a shard depend on its own metadata and on its slice of the decision alone
+(`deduped_digest`, `drop_list_digest`): a new shard makes stale just those older shards in which
+a row's fate changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from .errors import BadInputError
+from .files import NpyWriter, atomic_path, open_npy
+from .metadata import CAPTION_NAMES, MD5_NAMES, URL_NAMES, Metadata, as_text, find_column
+from .parquet_filter import Column, filter_parquet
+from .representatives import Representatives
+from .shards import Shard, parquet_file
+
+BLOCK_ROWS = 1 << 20
+BATCH_ROWS = 1 << 16
+DROP_LIST = pa.schema(
+    [
+        ("row", pa.uint64()),
+        ("key", pa.string()),
+        ("row_in_shard", pa.int64()),
+        ("url", pa.large_string()),
+        ("kept_row", pa.uint64()),
+        ("kept_url", pa.large_string()),
+        ("distance", pa.float32()),
+        ("group", pa.uint64()),
+        ("md5", pa.large_string()),
+        ("kept_md5", pa.large_string()),
+    ]
+)
+
+
+def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
+    """Write `dup_bitmap.npy` (bool[N], True = drop) and `dup_bitmap.bits`.
+
+    The bits are the same packed, 8 rows a byte, lowest bit first (`np.packbits`, little).
+    Memory: a block of rows.
+
+    Parameters
+    ----------
+    groups
+        Folder of `duplicate_groups`.
+    out
+        Folder, replaced as a whole.
+
+    Returns
+    -------
+    dict
+        rows, dropped.
+    """
+    kept_row = open_npy(groups / "kept_row.npy")
+    dropped = 0
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        with (
+            NpyWriter(folder / "dup_bitmap.npy", kept_row.shape, np.bool_) as bitmap,
+            open(folder / "dup_bitmap.bits", "wb") as bits,
+        ):
+            for start in range(0, len(kept_row), BLOCK_ROWS):
+                drop = ~_kept(kept_row, start, min(len(kept_row), start + BLOCK_ROWS))
+                bitmap.append(drop)
+                bits.write(np.packbits(drop, bitorder="little").tobytes())
+                dropped += int(np.count_nonzero(drop))
+    return {"rows": len(kept_row), "dropped": dropped}
+
+
+def deduped_metadata(
+    shard: Shard,
+    groups: Path,
+    out: Path,
+    *,
+    duplicate_count: bool = False,
+    keep_captions: Metadata | None = None,
+) -> dict[str, Any]:
+    """Write the kept rows of a metadata shard, as `parquet_filter.filter_parquet` does.
+
+    Memory: one row group; with captions, those of all rows that this shard's rows stand for, and
+    the caption column of one row group of each shard in turn.
+
+    Parameters
+    ----------
+    shard
+        Which one.
+    groups
+        Folder of `duplicate_groups`.
+    out
+        File to write.
+    duplicate_count
+        Add a column of this name (int64): how many dropped rows a row stands for.
+    keep_captions
+        Metadata of all shards: add a column `duplicate_captions` (list of string) with the
+        captions of those rows, by row id.
+
+    Returns
+    -------
+    dict
+        rows, kept, dropped, notes (what was missing, a line each).
+    """
+    keep = _kept(_decided(groups, shard), shard.start, shard.stop)
+    extra: list[tuple[pa.Field, Column]] = []
+    notes = []
+    if duplicate_count or keep_captions is not None:
+        low, high = _stands_for(groups, shard)
+        kept_rows = open_npy(groups / "dropped_kept_rows.npy")[low:high].astype(np.int64)
+        counts = np.bincount(kept_rows - shard.start, minlength=shard.rows).astype(np.int64)
+        if duplicate_count:
+            extra.append((pa.field("duplicate_count", pa.int64()), _counts_column(counts)))
+        if keep_captions is not None:
+            dropped = open_npy(groups / "dropped_rows.npy")[low:high].astype(np.int64)
+            captions = _captions(keep_captions, dropped)
+            if len(captions) and captions.null_count == len(captions):
+                notes.append(f"no column {' or '.join(CAPTION_NAMES)}: no captions to keep")
+            field = pa.field("duplicate_captions", pa.list_(pa.large_string()))
+            extra.append((field, _captions_column(counts, captions)))
+    filter_parquet(shard.metadata, out, keep, extra)
+    kept = int(np.count_nonzero(keep))
+    return {"rows": shard.rows, "kept": kept, "dropped": shard.rows - kept, "notes": notes}
+
+
+def deduped_digest(
+    groups: Path, shard: Shard, *, duplicate_count: bool = False, keep_captions: bool = False
+) -> str:
+    """Digest of all of the decision that `deduped_metadata` of a shard depends on."""
+    parts = [np.packbits(_kept(_decided(groups, shard), shard.start, shard.stop))]
+    low, high = _stands_for(groups, shard)
+    if duplicate_count or keep_captions:
+        kept_rows = open_npy(groups / "dropped_kept_rows.npy")[low:high].astype(np.uint64)
+        parts.append(kept_rows - np.uint64(shard.start))
+    if keep_captions:
+        parts.append(open_npy(groups / "dropped_rows.npy")[low:high].astype(np.uint64))
+    return _digest("deduped_metadata", duplicate_count, keep_captions, *parts)
+
+
+def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
+    """Write the dropped rows of a shard: what explains each, by url, row id and distance.
+
+    Columns: row, key, row_in_shard, url, kept_row, kept_url, distance, group, md5, kept_md5;
+    texts are null where the metadata has no such column. Memory: a batch of rows and their texts.
+
+    Parameters
+    ----------
+    shard, groups, out
+        As in `deduped_metadata`.
+
+    Returns
+    -------
+    dict
+        rows, dropped, notes.
+    """
+    kept_row = _decided(groups, shard)
+    representatives = Representatives(groups)
+    dropped = 0
+    with (
+        atomic_path(out) as temporary,
+        pq.ParquetWriter(temporary, DROP_LIST, compression="zstd") as writer,
+    ):
+        for start, url, md5 in _texts(shard):
+            stop = start + len(url)
+            inside = np.flatnonzero(~_kept(kept_row, shard.start + start, shard.start + stop))
+            if len(inside):
+                texts = url.take(pa.array(inside)), md5.take(pa.array(inside))
+                columns = _dropped(shard, groups, inside + start, *texts, representatives)
+                writer.write_table(pa.table(columns, schema=DROP_LIST))
+            dropped += len(inside)
+    with parquet_file(shard.metadata) as file:
+        missing = find_column(file.schema_arrow, URL_NAMES) is None
+    notes = [f"{shard.metadata}: no column url; the drop list has none"] if missing else []
+    return {"rows": shard.rows, "dropped": dropped, "notes": notes}
+
+
+def drop_list_digest(groups: Path, shard: Shard) -> str:
+    """Digest of all of the decision that the drop list of a shard depends on."""
+    kept_row = _decided(groups, shard)
+    representatives = Representatives(groups)
+    digest = xxhash.xxh3_128(b"drop_list")
+    for start in range(shard.start, shard.stop, BATCH_ROWS):
+        stop = min(shard.stop, start + BATCH_ROWS)
+        inside = np.flatnonzero(~_kept(kept_row, start, stop)) + start
+        for name in ("kept_row", "kept_distance", "labels"):
+            digest.update(np.ascontiguousarray(open_npy(groups / f"{name}.npy")[inside]).data)
+        digest.update(np.ascontiguousarray(inside - shard.start).data)
+        texts = representatives.take(kept_row[inside]).select(["url", "md5"])
+        digest.update(repr(texts.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _digest(*parts: Any) -> str:
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _kept(kept_row: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """bool[stop - start]: is the row its own representative?"""
+    return kept_row[start:stop] == np.arange(start, stop, dtype=kept_row.dtype)
+
+
+def _decided(groups: Path, shard: Shard) -> np.ndarray:
+    kept_row = open_npy(groups / "kept_row.npy")
+    if len(kept_row) < shard.stop:
+        raise BadInputError(
+            f"{groups}: decides about {len(kept_row)} rows, shard {shard.key} ends at row "
+            f"{shard.stop}; make the groups again."
+        )
+    return kept_row
+
+
+def _stands_for(groups: Path, shard: Shard) -> tuple[int, int]:
+    """Slice of the dropped rows, sorted by kept row, that this shard's rows stand for."""
+    kept_rows = open_npy(groups / "dropped_kept_rows.npy")
+    ends = np.array([shard.start, shard.stop], kept_rows.dtype)
+    low, high = np.searchsorted(kept_rows, ends)
+    return int(low), int(high)
+
+
+def _counts_column(counts: np.ndarray) -> Column:
+    return lambda start, mask: pa.array(counts[start : start + len(mask)][mask])
+
+
+def _captions(metadata: Metadata, rows: np.ndarray) -> pa.Array:
+    order = np.argsort(rows, kind="stable")
+    back = np.empty_like(order)
+    back[order] = np.arange(len(rows))
+    return metadata.take(rows[order], CAPTION_NAMES).take(pa.array(back))
+
+
+def _captions_column(counts: np.ndarray, captions: pa.Array) -> Column:
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    def column(start: int, mask: np.ndarray) -> pa.Array:
+        # Dropped rows stand for none, so the lists of the kept ones lie end to end.
+        low, high = offsets[start], offsets[start + len(mask)]
+        ends = offsets[start + 1 : start + 1 + len(mask)][mask] - low
+        places = np.concatenate([[0], ends]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(places), captions.slice(low, high - low))
+
+    return column
+
+
+def _texts(shard: Shard) -> Iterator[tuple[int, pa.Array, pa.Array]]:
+    """First row in the shard, url and md5 of each batch of its metadata."""
+    with parquet_file(shard.metadata) as file:
+        if file.metadata.num_rows != shard.rows:
+            raise BadInputError(
+                f"{shard.metadata}: {file.metadata.num_rows} rows, {shard.rows} were registered; "
+                "put the former file back."
+            )
+        names = [find_column(file.schema_arrow, wanted) for wanted in (URL_NAMES, MD5_NAMES)]
+        columns = [name for name in names if name is not None]
+        start = 0
+        try:
+            # Without text columns, any column tells how many rows a batch has.
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns or None):
+                texts = [_text(shard.metadata, batch, name) for name in names]
+                yield start, texts[0], texts[1]
+                start += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise BadInputError(
+                f"{shard.metadata}: cannot be read ({error}); fetch it again."
+            ) from error
+
+
+def _text(path: Path, batch: pa.RecordBatch, name: str | None) -> pa.Array:
+    if name is None:
+        return pa.nulls(len(batch), pa.large_string())
+    return as_text(path, pa.chunked_array([batch.column(name)])).combine_chunks()
+
+
+def _dropped(
+    shard: Shard,
+    groups: Path,
+    inside: np.ndarray,
+    url: pa.Array,
+    md5: pa.Array,
+    representatives: Representatives,
+) -> list[Any]:
+    rows = inside + shard.start
+    kept_row = open_npy(groups / "kept_row.npy")[rows]
+    kept = representatives.take(kept_row)
+    return [
+        pa.array(rows.astype(np.uint64)),
+        pa.array([shard.key] * len(rows), pa.string()),
+        pa.array(inside.astype(np.int64)),
+        url,
+        pa.array(kept_row.astype(np.uint64)),
+        kept["url"],
+        pa.array(open_npy(groups / "kept_distance.npy")[rows]),
+        pa.array(open_npy(groups / "labels.npy")[rows].astype(np.uint64)),
+        md5,
+        kept["md5"],
+    ]

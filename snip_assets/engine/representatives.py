@@ -1,0 +1,117 @@
+"""The representatives: kept rows that explain a dropped one, with their url and md5.
+
+Written once, in one sequential pass over the metadata, so that a drop list can name the urls of
+kept rows in any other shard without reading that shard.
+
+Files in the folder of the groups: `representatives.npy` (row ids, ascending) and
+`representatives.arrow` (row uint64, dropped uint64, url and md5 large_string, nulls without such a
+column; record batches of 65,536 rows, memory-mapped by the reader).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from . import progress
+from .files import NpyWriter, atomic_path, open_npy
+from .metadata import MD5_NAMES, URL_NAMES, Metadata
+
+BATCH_ROWS = 1 << 16
+READ_ROWS = 1 << 22
+SCHEMA = pa.schema(
+    [
+        ("row", pa.uint64()),
+        ("dropped", pa.uint64()),
+        ("url", pa.large_string()),
+        ("md5", pa.large_string()),
+    ]
+)
+
+
+def write(folder: Path, metadata: Metadata | None) -> int:
+    """Write the representatives of a folder that holds `dropped_kept_rows.npy`.
+
+    Memory: url and md5 of at most `READ_ROWS` rows, and one row group of these columns.
+
+    Parameters
+    ----------
+    folder
+        Where `keep.keep` wrote.
+    metadata
+        Where the urls are; None leaves them null.
+
+    Returns
+    -------
+    Number of representatives.
+    """
+    kept_rows = open_npy(folder / "dropped_kept_rows.npy")
+    count = sum(len(rows) for rows, _ in runs(kept_rows))
+    with (
+        atomic_path(folder / "representatives.arrow") as temporary,
+        pa.ipc.new_file(temporary, SCHEMA) as file,
+        NpyWriter(folder / "representatives.npy", (count,), kept_rows.dtype) as ids,
+        progress.task("Representatives", count) as task,
+    ):
+        for rows, sizes in runs(kept_rows):
+            texts = [_texts(metadata, rows, names) for names in (URL_NAMES, MD5_NAMES)]
+            columns = [pa.array(rows.astype(np.uint64)), pa.array(sizes.astype(np.uint64)), *texts]
+            table = pa.Table.from_arrays(columns, schema=SCHEMA)
+            file.write_table(table, max_chunksize=BATCH_ROWS)
+            ids.append(rows)
+            task.advance(len(rows))
+    return count
+
+
+def _texts(metadata: Metadata | None, rows: np.ndarray, names: tuple[str, ...]) -> pa.Array:
+    if metadata is None:
+        return pa.nulls(len(rows), pa.large_string())
+    return metadata.take(rows.astype(np.int64), names)
+
+
+def runs(kept_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (kept rows, dropped rows of each); all but the last a multiple of BATCH_ROWS."""
+    waiting = np.empty(0, kept_rows.dtype), np.empty(0, np.int64)
+    for start in range(0, len(kept_rows), READ_ROWS):
+        block = np.asarray(kept_rows[start : start + READ_ROWS])
+        rows, sizes = np.unique(block, return_counts=True)
+        if len(waiting[0]) and waiting[0][-1] == rows[0]:
+            waiting[1][-1] += sizes[0]
+            rows, sizes = rows[1:], sizes[1:]
+        rows, sizes = np.append(waiting[0], rows), np.append(waiting[1], sizes)
+        # The last row may go on in the next block.
+        ready = max(0, len(rows) - 1) // BATCH_ROWS * BATCH_ROWS
+        if ready:
+            yield rows[:ready], sizes[:ready]
+        waiting = rows[ready:], sizes[ready:]
+    if len(waiting[0]):
+        yield waiting
+
+
+class Representatives:
+    """Look up what is known of kept rows; memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows = open_npy(folder / "representatives.npy")
+        self._file = pa.ipc.open_file(pa.memory_map(str(folder / "representatives.arrow")))
+
+    def take(self, kept_rows: np.ndarray) -> pa.Table:
+        """Their dropped rows, url and md5, in the order asked for.
+
+        Parameters
+        ----------
+        kept_rows
+            [n] row ids, each a representative.
+        """
+        wanted, back = np.unique(kept_rows, return_inverse=True)
+        places = np.searchsorted(self.rows, wanted)
+        batches = [SCHEMA.empty_table()]
+        cuts = np.searchsorted(places, np.arange(self._file.num_record_batches + 1) * BATCH_ROWS)
+        for number in np.flatnonzero(np.diff(cuts)):
+            inside = places[cuts[number] : cuts[number + 1]] - number * BATCH_ROWS
+            batch = self._file.get_batch(int(number)).take(pa.array(inside))
+            batches.append(pa.Table.from_batches([batch]))
+        return pa.concat_tables(batches).combine_chunks().take(pa.array(back))
