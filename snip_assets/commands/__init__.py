@@ -1,1 +1,1 @@
-"""Commands of `snip`, one module a theme: parse, call the engine, print."""
+"""One module a family of commands; each has `register(app)`."""

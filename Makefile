@@ -1,0 +1,45 @@
+# make demo   install, then de-duplicate the built-in sample through the whole asset graph
+# make test   install what tests need; lint, types, the suite
+# make ui     Dagster's UI on the demo's output
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= out/demo
+
+.PHONY: demo test ui lint types venv clean
+
+demo: venv
+	$(BIN)/snip shards sync --out $(OUT)
+	$(BIN)/snip dedup --out $(OUT)
+
+test: $(VENV)/.test lint types
+	$(BIN)/python -m pytest
+
+ui: venv
+	$(BIN)/snip shards sync --out $(OUT)
+	$(BIN)/snip ui --out $(OUT)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+venv: $(VENV)/.installed
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "Python 3.10 to 3.13 is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,62 @@
+"""What the user takes away."""
+
+import dagster as dg
+
+from snip_assets.engine import stations
+from snip_assets.partitions import shards
+from snip_assets.report import metadata as show
+from snip_assets.resources import DataSet
+
+from .station import CODE_VERSION, backfill_policy, chosen, station
+
+GROUP = "publish"
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"parquet"},
+    deps=["metadata", "dup_bitmap"],
+    partitions_def=shards,
+    backfill_policy=backfill_policy(),
+    code_version=CODE_VERSION,
+)
+def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """The kept rows of each metadata shard: all columns, same schema, same order."""
+    keys = chosen(context.partition_keys)
+    with station(context):
+        manifests = stations.deduped_metadata(data.run(), keys)
+    samples = {key: data.layout.deduped_metadata(key) for key in keys}
+    bitmap = show.version_of(data.layout.dup_bitmap)
+    return show.of_shards(context, manifests, bitmap, samples=samples)
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"parquet"},
+    deps=["metadata", "duplicate_groups", "dup_bitmap"],
+    partitions_def=shards,
+    backfill_policy=backfill_policy(),
+    code_version=CODE_VERSION,
+)
+def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """For each dropped row its url, the url of the row kept in its place, and the distance."""
+    keys = chosen(context.partition_keys)
+    with station(context):
+        manifests = stations.drop_list(data.run(), keys)
+    samples = {key: data.layout.drop_list(key) for key in keys}
+    groups = show.version_of(data.layout.duplicate_groups)
+    return show.of_shards(context, manifests, groups, samples=samples)
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"html"},
+    deps=["duplicate_groups", "duplicate_pairs", "deduped_metadata", "drop_list"],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=CODE_VERSION,
+)
+def dedup_report(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """What was found and how far it can be trusted, on one page."""
+    with station(context):
+        manifest = stations.dedup_report(data.run())
+    return show.of_whole(manifest)

@@ -1,0 +1,48 @@
+"""SNIP: a small net that makes 128 numbers of a CLIP feature and keeps near neighbours near."""
+
+import dagster as dg
+
+from snip_assets.engine import stations
+from snip_assets.partitions import shards
+from snip_assets.report import metadata as show
+from snip_assets.resources import DataSet
+
+from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
+
+GROUP = "snip"
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"pytorch"},
+    deps=["clip_features"],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version=CODE_VERSION,
+    pool=HEAVY,
+)
+def snip_model(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """The net, trained on a sample of the shards that are present; a PCA for little data.
+
+    Trained once. Shards that arrive later use it as it is: training again is a decision, since
+    all codes are made again after it.
+    """
+    with station(context):
+        run = data.run()
+        manifest = stations.snip_model(run)
+    return show.of_whole(manifest, **show.missing(run, data.layout.clip_features))
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"numpy", "pytorch"},
+    deps=["clip_features", "snip_model"],
+    partitions_def=shards,
+    backfill_policy=backfill_policy(),
+    code_version=CODE_VERSION,
+)
+def snip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """Each row as float16, unit length, `dim` numbers: `{key}.npy`."""
+    keys = chosen(context.partition_keys)
+    with station(context):
+        manifests = stations.snip_features(data.run(), keys)
+    return show.of_shards(context, manifests, show.version_of(data.layout.snip_model))

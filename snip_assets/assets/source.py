@@ -1,0 +1,53 @@
+"""The shards as they come: metadata and raw features, read whole once and judged."""
+
+import dagster as dg
+
+from snip_assets.engine import stations
+from snip_assets.partitions import shards
+from snip_assets.report import metadata as show
+from snip_assets.resources import DataSet
+
+from .station import CODE_VERSION, backfill_policy, chosen, station
+
+GROUP = "source"
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"parquet"},
+    partitions_def=shards,
+    backfill_policy=backfill_policy(),
+    code_version=CODE_VERSION,
+    tags={"station": "metadata"},
+)
+def metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """The user's metadata: url, caption and any other columns; row i describes feature row i.
+
+    Nothing is copied; the shard is read once, and its columns and row count are recorded.
+    """
+    keys = chosen(context.partition_keys)
+    with station(context):
+        run = data.run()
+        manifests = stations.metadata(run, keys)
+    samples = {key: run.registry[key].metadata for key in keys}
+    return show.of_shards(context, manifests, samples=samples)
+
+
+@dg.asset(
+    group_name=GROUP,
+    kinds={"numpy"},
+    partitions_def=shards,
+    backfill_policy=backfill_policy(),
+    code_version=CODE_VERSION,
+    tags={"station": "clip_features"},
+)
+def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+    """The user's CLIP features: `img_emb_{key}.npy`, any dimension, any scale.
+
+    Nothing is copied; every value is read once. NaN, infinite and zero rows are refused, and a
+    64-bit hash of each row is stored: rows with equal bytes are exact copies.
+    """
+    keys = chosen(context.partition_keys)
+    with station(context):
+        manifests = stations.clip_features(data.run(), keys)
+    return show.of_shards(context, manifests)

@@ -1,0 +1,71 @@
+"""What every asset has in common: its policy, how errors and progress reach Dagster."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import dagster as dg
+
+from snip_assets.engine import progress
+from snip_assets.engine.errors import SnipError
+from snip_assets.engine.files import CODE_VERSION
+from snip_assets.partitions import backfill_policy, chosen
+
+__all__ = ["CODE_VERSION", "HEAVY", "PROGRESS_TAG", "backfill_policy", "chosen", "station"]
+
+# Pool of the stations that plan with all of `memory_gb`: one at a time (see dagster.yaml).
+HEAVY = "memory"
+# Set by a caller in the same process that shows bars of its own.
+PROGRESS_TAG = "snip/progress"
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET}
+_EVERY = 10.0
+
+
+@contextmanager
+def station(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Run a station of the engine: progress to the log, errors with their cure.
+
+    What a user must mend fails at once, without a retry; a fault of the disk or network that may
+    pass is tried twice again.
+    """
+    shown = context.run.tags.get(PROGRESS_TAG)
+    reporter = nullcontext() if shown else progress.reporting(_Log(context).open)
+    try:
+        with reporter:
+            yield
+    except SnipError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except OSError as error:
+        if error.errno in _TRANSIENT:
+            raise dg.RetryRequested(max_retries=2, seconds_to_wait=10) from error
+        raise
+
+
+class _Log:
+    """Progress as a line in the log of the run, every ten seconds."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self.log = context.log
+
+    def open(self, label: str, total: int, unit: str) -> progress.Task:
+        """Begin a piece of work."""
+        return _LoggedTask(self.log, label, total, unit)
+
+
+class _LoggedTask:
+    def __init__(self, log: dg.DagsterLogManager, label: str, total: int, unit: str) -> None:
+        self.log, self.label, self.total, self.unit = log, label, total, unit
+        self.done, self.said = 0, time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        """Count, and log when the last line is ten seconds old."""
+        self.done += amount
+        if time.monotonic() - self.said >= _EVERY:
+            self.said = time.monotonic()
+            self.log.info(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}")
+
+    def close(self) -> None:
+        """Nothing to say: the result follows."""

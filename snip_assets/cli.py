@@ -1,0 +1,66 @@
+"""`snip`: thin commands over the engine and the asset graph. Each lives in `commands/`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from . import __version__, commands
+from .engine.errors import SnipError
+
+app = typer.Typer(
+    name="snip",
+    help="Find and remove the duplicates of image-text data sets, from their CLIP features.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(help="Show the stack trace of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+    global _debug
+    _debug = debug
+
+
+for _module in sorted(m.name for m in pkgutil.iter_modules(commands.__path__)):
+    importlib.import_module(f"{commands.__name__}.{_module}").register(app)
+
+
+def main() -> None:
+    """Run a command; an error that the user can mend is one line and an exit code."""
+    warnings.filterwarnings("ignore", message=".*is currently in (beta|preview).*")
+    try:
+        app()
+    except SnipError as error:
+        if _debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", end=" ")
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command again goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

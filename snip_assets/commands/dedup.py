@@ -1,0 +1,103 @@
+"""`snip dedup`: the whole graph with one command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from snip_assets.engine.settings import Settings
+from snip_assets.options import (
+    DEFAULT_OUT,
+    SAMPLE_FEATURES,
+    SAMPLE_METADATA,
+    Features,
+    Json,
+    Metadata,
+    Out,
+    with_settings,
+)
+
+_ORDER = [
+    "metadata",
+    "clip_features",
+    "snip_model",
+    "snip_features",
+    "trained_index",
+    "index_shards",
+    "snip_index",
+    "duplicate_pairs",
+    "duplicate_groups",
+    "dup_bitmap",
+    "deduped_metadata",
+    "drop_list",
+    "dedup_report",
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("dedup", rich_help_panel="The whole graph")(with_settings(dedup))
+
+
+def dedup(
+    settings: Settings,
+    features: Features = SAMPLE_FEATURES,
+    metadata: Metadata = SAMPLE_METADATA,
+    out: Out = DEFAULT_OUT,
+    limit_shards: Annotated[
+        int, typer.Option(help="Use only this many shards; 0: all.", rich_help_panel="Data")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Remove the duplicates of a data set; called again, do only what is missing or stale."""
+    from snip_assets import graph
+    from snip_assets.engine.shards import Source
+    from snip_assets.report import terminal
+    from snip_assets.report.summary import summary
+    from snip_assets.resources import DataSet
+
+    data = DataSet.of(Source(features, metadata), out, settings)
+    with terminal.bars():
+        outcome = graph.materialize(data, limit_shards)
+    values = summary(data.layout)
+    values["precision"] = outcome.checks.get("pair_precision")
+    values["recall"] = outcome.checks.get("query_recall")
+    values["orphans"] = outcome.checks.get("no_orphans")
+    values["checks"] = {name: check["passed"] for name, check in outcome.checks.items()}
+    values["seconds"] = {name: outcome.seconds[name] for name in _ORDER if name in outcome.seconds}
+    values["seconds"]["checks"] = sum(s for n, s in outcome.seconds.items() if n not in _ORDER)
+    if json:
+        terminal.as_json(values)
+    else:
+        _print(values)
+
+
+def _print(values: dict[str, Any]) -> None:
+    from snip_assets.report import terminal
+
+    orphans = values["orphans"] or {}
+    rows: list[tuple[str, Any]] = [
+        ("rows", values["rows"]),
+        ("exact copies", values["exact_copies"]),
+        ("pairs", values["pairs"]),
+        ("groups", values["groups"]),
+        ("rows dropped", values["dropped"]),
+        ("rows kept", values["kept"]),
+        ("orphans", f"{orphans.get('successes', '-')} of {orphans.get('trials', '-')} looked at"),
+        ("index, bytes a row", values["index_bytes_per_row"]),
+        ("precision of pairs", _interval(values["precision"])),
+        ("recall against exact search", _interval(values["recall"])),
+    ]
+    terminal.table("Duplicates", ["", ""], rows)
+    terminal.table("Time", ["station", "seconds"], list(values["seconds"].items()))
+    terminal.table("Outputs", ["", "path"], list(values["outputs"].items()))
+    if failed := [name for name, passed in values["checks"].items() if not passed]:
+        typer.echo(f"checks that did not pass: {', '.join(failed)}")
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    if not found or not found.get("trials"):
+        return "-"
+    low, high = found["interval_low"], found["interval_high"]
+    return f"{found['estimate']:.4f}  (95%: {low:.4f} to {high:.4f}, {found['trials']:,} sampled)"

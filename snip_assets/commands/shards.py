@@ -1,0 +1,76 @@
+"""`snip shards`: register shards with the engine and with Dagster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from snip_assets.options import (
+    DEFAULT_OUT,
+    SAMPLE_FEATURES,
+    SAMPLE_METADATA,
+    Features,
+    Json,
+    Metadata,
+    Out,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Register and list shards.", no_args_is_help=True)
+    group.command("sync")(sync)
+    group.command("list")(list_shards)
+    app.add_typer(group, name="shards", rich_help_panel="Stations")
+
+
+def sync(
+    features: Features = SAMPLE_FEATURES,
+    metadata: Metadata = SAMPLE_METADATA,
+    out: Out = DEFAULT_OUT,
+    limit_shards: Annotated[int, typer.Option(help="At most this many; 0: all.")] = 0,
+) -> None:
+    """Register the shards that are new; plain `dagster` commands then know them."""
+    from snip_assets import graph, home
+    from snip_assets.engine.settings import Settings
+    from snip_assets.engine.shards import Source, load
+    from snip_assets.resources import DataSet
+
+    source = Source(features, metadata)
+    data = DataSet.of(source, out, Settings())
+    new = graph.sync(data, limit_shards)
+    registry = load(data.layout)
+    typer.echo(
+        f"{len(new)} new shards, {len(registry.shards)} in all, {registry.rows:,} rows: {out}"
+    )
+    if home.remember(data.layout, source):
+        typer.echo("noted in ./.env: `dagster` commands in this folder work on this data set")
+    else:
+        typer.echo(f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it")
+
+
+def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
+    """Show the registered shards in their order, and what is made of each."""
+    from snip_assets.engine.files import read_manifest
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.shards import load
+    from snip_assets.report import terminal
+
+    layout = Layout(out)
+    rows = [
+        {
+            "key": s.key,
+            "ordinal": s.ordinal,
+            "first row": s.start,
+            "rows": s.rows,
+            "dimension": s.dim,
+            "pairs": read_manifest(layout.duplicate_pairs(s.key)) is not None,
+            "published": read_manifest(layout.deduped_metadata(s.key)) is not None,
+        }
+        for s in load(layout).shards
+    ]
+    if json:
+        terminal.as_json(rows)
+    else:
+        terminal.table(str(out), list(rows[0]), [list(row.values()) for row in rows])

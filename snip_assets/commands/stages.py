@@ -1,0 +1,160 @@
+"""One command a station, for those who want to run them one by one, and Dagster's own commands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snip_assets.engine.settings import Settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
+
+if TYPE_CHECKING:
+    from snip_assets.engine.files import Manifest
+    from snip_assets.engine.stations import Run
+
+Keys = Annotated[
+    list[str] | None, typer.Option("--key", help="A shard; may be repeated. Default: all.")
+]
+_SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds")
+PANEL = "Stations"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    index = typer.Typer(help="Make the index, or export it.", invoke_without_command=True)
+    index.callback(invoke_without_command=True)(with_settings(make_index))
+    index.command("export")(export_index)
+    app.command("check", rich_help_panel=PANEL)(with_settings(check))
+    app.command("train", rich_help_panel=PANEL)(with_settings(train))
+    app.command("compress", rich_help_panel=PANEL)(with_settings(compress))
+    app.add_typer(index, name="index", rich_help_panel=PANEL)
+    app.command("pairs", rich_help_panel=PANEL)(with_settings(pairs))
+    app.command("groups", rich_help_panel=PANEL)(with_settings(groups))
+    app.command("publish", rich_help_panel=PANEL)(with_settings(publish))
+    app.command("ui", rich_help_panel="Dagster")(ui)
+    passed = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command("dagster", rich_help_panel="Dagster", context_settings=passed)(dagster)
+
+
+def check(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:
+    """Read the registered shards whole once; refuse what is malformed."""
+    _run(settings, out, json, ("metadata", key), ("clip_features", key))
+
+
+def train(settings: Settings, out: Out = DEFAULT_OUT, json: Json = False) -> None:
+    """Train the SNIP net (a PCA for little data)."""
+    _run(settings, out, json, ("snip_model", None))
+
+
+def compress(
+    settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False
+) -> None:
+    """Make SNIP features of the raw features."""
+    _run(settings, out, json, ("snip_features", key))
+
+
+def make_index(
+    context: typer.Context, settings: Settings, out: Out = DEFAULT_OUT, json: Json = False
+) -> None:
+    """Train the index, encode all shards, merge them."""
+    if context.invoked_subcommand is None:
+        stages = (("trained_index", None), ("index_shards", None), ("snip_index", None))
+        _run(settings, out, json, *stages)
+
+
+def export_index(
+    file: Annotated[Path, typer.Argument(help="The file to write.")], out: Out = DEFAULT_OUT
+) -> None:
+    """Write the index as one plain FAISS file, for `faiss.read_index` and clip-retrieval."""
+    from snip_assets.engine import index
+    from snip_assets.engine.layout import Layout
+
+    index.export(Layout(out), file)
+    typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+
+
+def pairs(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:
+    """Find each row's earlier duplicates: candidates from the index, verified."""
+    _run(settings, out, json, ("duplicate_pairs", key))
+
+
+def groups(settings: Settings, out: Out = DEFAULT_OUT, json: Json = False) -> None:
+    """Join pairs to groups, choose who stays, write the bitmap."""
+    _run(settings, out, json, ("duplicate_groups", None), ("dup_bitmap", None))
+
+
+def publish(
+    settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False
+) -> None:
+    """Write the cleaned metadata and the lists of dropped rows."""
+    _run(settings, out, json, ("deduped_metadata", key), ("drop_list", key))
+
+
+def _run(settings: Settings, out: Path, json: bool, *stages: tuple[str, list[str] | None]) -> None:
+    from snip_assets.engine import stations
+    from snip_assets.engine.layout import Layout
+    from snip_assets.report import terminal
+
+    run = stations.Run(Layout(out), settings)
+    rows: list[dict[str, Any]] = []
+    with terminal.bars():
+        for name, keys in stages:
+            rows += _manifests(getattr(stations, name), name, run, keys)
+    if json:
+        terminal.as_json(rows)
+    else:
+        columns = [c for c in ("station", "shard", *_SHOWN, "bytes") if any(c in r for r in rows)]
+        terminal.table(str(out), columns, [[r.get(c) for c in columns] for r in rows])
+
+
+_WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
+
+
+def _manifests(
+    station: Callable[..., Any], name: str, run: Run, keys: list[str] | None
+) -> list[dict[str, Any]]:
+    if name in _WHOLE:
+        return [_row(name, None, station(run))]
+    return [_row(name, k, m) for k, m in station(run, keys or run.registry.keys).items()]
+
+
+def _row(name: str, key: str | None, manifest: Manifest) -> dict[str, Any]:
+    facts = {k: v for k, v in manifest.facts.items() if k in _SHOWN}
+    return {"station": name, "shard": key, **facts, "bytes": manifest.bytes}
+
+
+def ui(
+    out: Out = DEFAULT_OUT,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 3000,
+) -> None:
+    """Open Dagster's UI on an output folder (webserver and daemon)."""
+    serve = ["dev", "-m", "snip_assets.definitions", "-h", host, "-p", str(port)]
+    raise typer.Exit(_dagster(serve, out))
+
+
+def dagster(context: typer.Context, out: Out = DEFAULT_OUT) -> None:
+    """Run a `dagster` command on an output folder, DAGSTER_HOME set: `snip dagster asset list`."""
+    raise typer.Exit(_dagster(context.args, out))
+
+
+def _dagster(arguments: list[str], out: Path) -> int:
+    import os
+
+    from snip_assets import home
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.shards import load
+
+    layout = Layout(out)
+    source = load(layout).source if layout.registry.exists() else None
+    # Code that is loaded here may live in no folder with a pyproject.toml.
+    variables = {**os.environ, **home.environment(layout, source)}
+    if not {"-m", "-w", "-f", "-d"} & set(arguments) and not Path("pyproject.toml").exists():
+        arguments = [*arguments, "-m", "snip_assets.definitions"]
+    command = [sys.executable, "-m", "dagster", *arguments]
+    return subprocess.run(command, env=variables, check=False).returncode

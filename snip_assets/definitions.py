@@ -1,0 +1,37 @@
+"""The one place where everything meets: assets, checks, jobs, sensors, resources."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+# Backfill policies are marked beta in each Dagster release so far; pinned by our tests instead.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+from . import assets, automation, checks  # noqa: E402
+from .resources import DataSet  # noqa: E402
+
+
+def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """All definitions, with resources from the environment unless they are given.
+
+    Parameters
+    ----------
+    resource_overrides
+        Name -> resource; `data` is the data set.
+    """
+    return dg.Definitions(
+        assets=dg.with_source_code_references(dg.load_assets_from_package_module(assets)),
+        asset_checks=checks.ALL,
+        jobs=automation.JOBS,
+        sensors=automation.SENSORS,
+        schedules=automation.SCHEDULES,
+        resources={"data": DataSet.from_environment(), **(resource_overrides or {})},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,65 @@
+"""DAGSTER_HOME in the output folder, so that nothing must be exported by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from .engine.layout import Layout
+from .engine.shards import Source
+
+_MARK = "# Written by `snip shards sync`: the data set that plain `dagster` commands work on here."
+
+
+def prepare(layout: Layout) -> Path:
+    """Make the folder with our `dagster.yaml` unless it is there; return it, absolute."""
+    home = layout.dagster_home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    return home
+
+
+@contextmanager
+def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance: that of DAGSTER_HOME when the user has set it, else the folder's."""
+    chosen = os.environ.get("DAGSTER_HOME") or str(prepare(layout))
+    with dg.DagsterInstance.from_config(chosen) as opened:
+        yield opened
+
+
+def environment(layout: Layout, source: Source | None = None) -> dict[str, str]:
+    """Variables that make `dagster` work on this output folder."""
+    values = {
+        "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(prepare(layout)),
+        "SNIP_OUT": str(layout.root.resolve()),
+    }
+    if source is not None:
+        values["SNIP_FEATURES"] = str(source.features.resolve())
+        values["SNIP_METADATA"] = str(source.metadata.resolve())
+    return values
+
+
+def remember(layout: Layout, source: Source, folder: Path = Path()) -> bool:
+    """Note the data set in `.env`, which `dagster` reads in the folder where it is started.
+
+    Only in a folder whose `workspace.yaml` names our definitions. Each line gives way to a
+    variable that the user has exported; a `.env` that is not ours is left alone.
+
+    Returns
+    -------
+    Whether the file now says so.
+    """
+    workspace, file = folder / "workspace.yaml", folder / ".env"
+    if not workspace.exists() or "snip_assets.definitions" not in workspace.read_text():
+        return False
+    if file.exists() and not file.read_text().startswith(_MARK):
+        return False
+    lines = [f'{k}="${{{k}:-{v}}}"' for k, v in environment(layout, source).items()]
+    file.write_text("\n".join([_MARK, *lines]) + "\n")
+    return True

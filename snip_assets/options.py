@@ -1,0 +1,135 @@
+"""The engine's settings as options: one list of names, types, defaults and descriptions.
+
+The command line and the Dagster resource are both built from it, so neither can differ from
+`engine.settings.Settings`, nor from each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .engine.settings import Settings
+from .engine.shards import Source
+
+_SAMPLE = Path(__file__).parent / "sample"
+SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
+DEFAULT_OUT = Path("out") / "demo"
+PREFIX = "SNIP_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One setting: its name, type, default and what it does."""
+
+    name: str
+    type: type
+    default: Any
+    description: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that changes its default."""
+        return PREFIX + self.name.upper()
+
+
+def settings_options() -> list[Option]:
+    """All settings of the engine, in their order, described by the docstring of `Settings`."""
+    described = _attributes(inspect.getdoc(Settings) or "")
+    types = get_type_hints(Settings)
+    return [
+        Option(f.name, types[f.name], f.default, described.get(f.name, ""))
+        for f in dataclasses.fields(Settings)
+    ]
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in docstring.split("Attributes\n----------\n")[-1].splitlines():
+        if re.fullmatch(r"[a-z_]+(, [a-z_]+)*", line):
+            names = line.split(", ")
+            found |= {name: [] for name in names}
+        elif line.startswith("    "):
+            for name in names:
+                found[name].append(line.strip())
+        else:
+            names = []
+    return {name: " ".join(lines).replace("`", "") for name, lines in found.items()}
+
+
+def default_of(option: Option, environment: Mapping[str, str] = os.environ) -> Any:
+    """The default of a setting, read from its environment variable where that is set."""
+    text = environment.get(option.variable)
+    return option.default if text is None else option.type(text)
+
+
+def default_source(environment: Mapping[str, str] = os.environ) -> Source:
+    """SNIP_FEATURES and SNIP_METADATA, or the built-in sample."""
+    return Source(
+        Path(environment.get("SNIP_FEATURES", SAMPLE_FEATURES)),
+        Path(environment.get("SNIP_METADATA", SAMPLE_METADATA)),
+    )
+
+
+def default_out(environment: Mapping[str, str] = os.environ) -> Path:
+    """SNIP_OUT, or ./out/demo."""
+    return Path(environment.get("SNIP_OUT", DEFAULT_OUT))
+
+
+Out = Annotated[
+    Path, typer.Option(help="Output folder.", envvar="SNIP_OUT", rich_help_panel="Data")
+]
+Features = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of img_emb_{key}.npy: rows x dimension, float16 or float32.",
+        envvar="SNIP_FEATURES",
+        rich_help_panel="Data",
+    ),
+]
+Metadata = Annotated[
+    Path,
+    typer.Option(
+        help="Folder of metadata_{key}.parquet: row i belongs to row i of the features.",
+        envvar="SNIP_METADATA",
+        rich_help_panel="Data",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, whose first parameter is `settings`, an option for each setting."""
+
+    def call(**values: Any) -> None:
+        chosen = {o.name: values.pop(o.name) for o in settings_options()}
+        command(settings=Settings(**chosen), **values)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "settings"]
+    for option in settings_options():
+        shown = typer.Option(
+            help=option.description, envvar=option.variable, rich_help_panel="Settings"
+        )
+        kind: Any = option.type
+        annotation = Annotated[kind, shown]
+        parameters.append(
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=option.default,
+                annotation=annotation,
+            )
+        )
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__doc__, call.__name__ = command.__doc__, command.__name__
+    return call

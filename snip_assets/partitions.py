@@ -1,0 +1,78 @@
+"""The shards as Dagster partitions. Registration happens here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+
+import dagster as dg
+
+from .engine import shards as registry
+from .engine.errors import StaleOutputError
+from .engine.layout import Layout
+from .engine.shards import Shard, Source
+
+shards = dg.DynamicPartitionsDefinition(name="shards")
+
+
+def backfill_policy() -> dg.BackfillPolicy:
+    """One run for all chosen shards, or SNIP_SHARDS_PER_RUN of them a run.
+
+    A single run decodes each inverted list once for all its shards and lets
+    `--partition-range` work; many runs bound what one failure costs.
+    """
+    size = int(os.environ.get("SNIP_SHARDS_PER_RUN", "0"))
+    return dg.BackfillPolicy.multi_run(size) if size > 0 else dg.BackfillPolicy.single_run()
+
+
+def sync(
+    instance: dg.DagsterInstance, layout: Layout, source: Source, limit: int = 0
+) -> list[Shard]:
+    """Register the shards that are new in the source, and make all of them known to Dagster.
+
+    Dagster's ranges follow the order in which keys were added, so keys are added by ordinal.
+
+    Parameters
+    ----------
+    limit
+        Have this many shards at the most; 0 means all.
+
+    Returns
+    -------
+    The new shards.
+
+    Raises
+    ------
+    BadInputError
+        A shard is malformed, changed or gone.
+    StaleOutputError
+        The output folder or DAGSTER_HOME belongs to another data set.
+    """
+    new = registry.register(layout, source, _first(layout, source, limit) if limit else None)
+    known = set(instance.get_dynamic_partitions(str(shards.name)))
+    keys = registry.load(layout).keys
+    if foreign := sorted(known - set(keys)):
+        raise StaleOutputError(
+            f"DAGSTER_HOME ({instance.root_directory}) knows shards of another data set "
+            f"({foreign[0]}, ...); use one DAGSTER_HOME for one output folder."
+        )
+    missing = [key for key in keys if key not in known]
+    if missing:
+        instance.add_dynamic_partitions(str(shards.name), missing)
+    return new
+
+
+def _first(layout: Layout, source: Source, limit: int) -> list[str]:
+    known = registry.load(layout).keys if layout.registry.exists() else []
+    fresh = [key for key in registry.discover(source) if key not in set(known)]
+    return fresh[: max(0, limit - len(known))]
+
+
+def chosen(keys: list[str]) -> list[str]:
+    """The keys of a run, refusing a range that selects nothing (Dagster would exit 0)."""
+    if not keys:
+        raise dg.Failure(
+            "This run selects no shard. A range follows the order of registration: give the "
+            "earlier key first (`snip shards list` shows the order).",
+            allow_retries=False,
+        )
+    return list(keys)

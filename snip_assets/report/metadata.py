@@ -1,0 +1,128 @@
+"""What Dagster shows of an output: its manifest as materialisation metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from snip_assets.engine import stations
+from snip_assets.engine.files import CODE_VERSION, Manifest, digest_of, read_manifest
+
+from . import plots
+
+# Beyond this number of shards in one run the records get totals only: Dagster takes some 40 ms
+# to write metadata of its own for each of thousands of partitions.
+MOST_SHARD_RECORDS = 256
+
+Plot = Callable[[Any], str]
+PLOTS: dict[str, Plot] = {}
+
+
+def of_manifest(manifest: Manifest) -> dict[str, Any]:
+    """Facts of an output as metadata values; known curves and histograms become pictures."""
+    values: dict[str, Any] = {"bytes": manifest.bytes, "version": manifest.version}
+    for name, fact in manifest.facts.items():
+        if name == "rows":
+            values["dagster/row_count"] = int(fact)
+        elif name in PLOTS and fact:
+            values[name] = dg.MetadataValue.md(PLOTS[name](fact))
+        elif isinstance(fact, (bool, int, float, str)):
+            values[name] = fact
+        elif fact is not None:
+            values[name] = dg.MetadataValue.json(fact)
+    return values
+
+
+def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
+    """Sums over the shards of one run."""
+    values: dict[str, Any] = {
+        "shards_in_run": len(manifests),
+        "bytes_in_run": sum(m.bytes for m in manifests.values()),
+    }
+    for name in ("rows", "pairs", "kept", "dropped", "seconds"):
+        numbers = [m.facts[name] for m in manifests.values() if name in m.facts]
+        if numbers:
+            values[f"{name}_in_run"] = sum(numbers)
+    return values
+
+
+def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
+    """The first rows of a parquet file as a markdown table; texts cut, markup made harmless."""
+    batch = next(pq.ParquetFile(path).iter_batches(batch_size=count), None)
+    if batch is None:
+        return dg.MetadataValue.md("*no rows*")
+    table = pa.Table.from_batches([batch]).slice(0, count)
+    lines = ["| " + " | ".join(map(_cell, table.column_names)) + " |"]
+    lines.append("|" + " --- |" * table.num_columns)
+    for row in table.to_pylist():
+        lines.append("| " + " | ".join(_cell(v) for v in row.values()) + " |")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(c if c.isprintable() else " " for c in text)[:60]
+    return "`" + text.replace("`", "'").replace("|", "¦") + "`" if text else ""
+
+
+def of_whole(
+    manifest: Manifest, version: str | None = None, **more: Any
+) -> dg.MaterializeResult[None]:
+    """The result of an asset without partitions."""
+    return dg.MaterializeResult(
+        metadata=of_manifest(manifest) | more,
+        data_version=dg.DataVersion(version or manifest.version),
+    )
+
+
+def of_shards(
+    context: dg.AssetExecutionContext,
+    manifests: Mapping[str, Manifest],
+    *made_with: str,
+    samples: Mapping[str, Path] | None = None,
+) -> dg.MaterializeResult[None]:
+    """The result of an asset over some shards.
+
+    A run gives one data version to all its partitions, so the version says what the shards were
+    made with (`made_with`: versions of the model, index, bitmap), not what is in them: a shard's
+    source never changes, and a shard made alone or in a range gets the same version.
+    """
+    if len(manifests) <= MOST_SHARD_RECORDS:
+        for key, manifest in manifests.items():
+            values = of_manifest(manifest)
+            if samples and key in samples:
+                values["sample_rows"] = sample_rows(samples[key])
+            context.add_asset_metadata(values, partition_key=key)
+    return dg.MaterializeResult(
+        metadata=totals(manifests),
+        data_version=dg.DataVersion(digest_of([CODE_VERSION, *made_with])),
+    )
+
+
+def version_of(output: Path) -> str:
+    """The version of an output's contents; empty when it is not made yet."""
+    manifest = read_manifest(output)
+    return manifest.version if manifest else ""
+
+
+def missing(run: stations.Run, place: Callable[[str], Path]) -> dict[str, Any]:
+    """Which registered shards an asset over all shards did not find, by key."""
+    absent = [key for key in run.registry.keys if read_manifest(place(key)) is None]
+    read = len(run.registry.keys) - len(absent)
+    return {"shards_read": read, "shards_missing": ", ".join(absent) or "none"}
+
+
+def of_interval(found: Any) -> dict[str, Any]:
+    """An estimated share with its 95% Wilson interval (see engine.audit)."""
+    return {
+        "estimate": float(found.estimate),
+        "interval_low": float(found.low),
+        "interval_high": float(found.high),
+        "successes": int(found.successes),
+        "trials": int(found.trials),
+    }

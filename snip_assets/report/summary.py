@@ -1,0 +1,46 @@
+"""The summary at the end: what was found, how good it is, where it lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from snip_assets.engine import shards
+from snip_assets.engine.files import open_npy, read_manifest
+from snip_assets.engine.layout import Layout
+
+
+def summary(layout: Layout) -> dict[str, Any]:
+    """Totals of an output folder, counted in its files.
+
+    Returns
+    -------
+    dict
+        rows, exact_copies, pairs, groups, dropped, kept, index_bytes_per_row, outputs.
+    """
+    registry = shards.load(layout)
+    pairs = copies = 0
+    for key in registry.keys:
+        distances = pq.ParquetFile(layout.duplicate_pairs(key))
+        pairs += distances.metadata.num_rows
+        manifest = read_manifest(layout.duplicate_pairs(key))
+        copies += int((manifest.facts if manifest else {}).get("exact_copies", 0))
+    dropped = int(np.count_nonzero(open_npy(layout.dup_bitmap / "dup_bitmap.npy")))
+    index = read_manifest(layout.snip_index)
+    return {
+        "rows": registry.rows,
+        "exact_copies": copies,
+        "pairs": pairs,
+        "groups": pq.ParquetFile(layout.duplicate_groups / "groups.parquet").metadata.num_rows,
+        "dropped": dropped,
+        "kept": registry.rows - dropped,
+        "index_bytes_per_row": index.bytes / max(1, registry.rows) if index else None,
+        "outputs": {
+            "cleaned metadata": str(layout.deduped_metadata("{key}")),
+            "dropped rows": str(layout.drop_list("{key}")),
+            "bitmap": str(layout.dup_bitmap / "dup_bitmap.npy"),
+            "pairs": str(layout.duplicate_pairs("{key}")),
+        },
+    }
