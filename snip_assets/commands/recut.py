@@ -1,0 +1,114 @@
+"""`snip recut` and `snip apply`: other thresholds from the stored pairs, other copies."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+PANEL = "After a run"
+
+
+class Match(str, Enum):
+    """What the rows of another copy are matched by."""
+
+    url = "url"
+    md5 = "md5"
+    key = "key"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Memory = Annotated[float, typer.Option(help="Memory to plan with, in GiB.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("recut", rich_help_panel=PANEL)(recut)
+    app.command("apply", rich_help_panel=PANEL)(apply)
+
+
+def recut(
+    root: Annotated[Path, typer.Argument(help="Output folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="Another folder for the new outputs.")] = None,
+    max_distance: Annotated[
+        list[float] | None,
+        typer.Option(help="Smaller threshold; several, without --out, give a table."),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="Which copy stays: neighbours, first, largest(width*height) ...")
+    ] = "neighbours",
+    duplicate_count: Annotated[
+        bool, typer.Option("--duplicate-count", help="Add a column duplicate_count.")
+    ] = False,
+    keep_captions: Annotated[
+        bool, typer.Option("--keep-captions", help="Keep captions of dropped rows on survivors.")
+    ] = False,
+    memory_gb: Memory = 4.0,
+    as_json: Json = False,
+) -> None:
+    """Groups and outputs for a smaller threshold or another keep rule, without a new search.
+
+    Without --out: a table of threshold, pairs, groups and dropped rows.
+    """
+    from snip_assets.engine import recut as engine
+    from snip_assets.engine.errors import BadInputError
+
+    if out is None:
+        rows = engine.run_curve(root, max_distance or engine.thresholds(root), rule=keep)
+        _print(rows, as_json)
+        return
+    if not max_distance or len(max_distance) != 1:
+        raise BadInputError("--out needs exactly one --max-distance.")
+    facts = engine.recut(
+        root,
+        out,
+        max_distance[0],
+        rule=keep,
+        duplicate_count=duplicate_count,
+        keep_captions=keep_captions,
+        memory_gb=memory_gb,
+    )
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    shown = ("max_distance", "rule", "rows", "groups", "kept", "dropped", "chained_groups")
+    _print([{name: facts[name] for name in shown}], False)
+    for note in facts["notes"]:
+        typer.echo(note)
+
+
+def apply(
+    drop_list: Annotated[Path, typer.Option(help="Folder of drop lists.")],
+    metadata: Annotated[Path, typer.Option(help="Folder of the other copy's parquet files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the copy without the dropped rows.")],
+    on: Annotated[Match, typer.Option(help="What rows are matched by.")] = Match.url,
+    memory_gb: Memory = 4.0,
+    as_json: Json = False,
+) -> None:
+    """Apply drop lists to another copy of the metadata, whatever its files and row order."""
+    from snip_assets.engine.apply_drop_list import On, apply_drop_list, summary
+
+    result = apply_drop_list(drop_list, metadata, out, on=cast(On, on.value), memory_gb=memory_gb)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    _print(result["files"], False)
+    for line in summary(result):
+        typer.echo(line)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name == "file" else "right")
+    for row in rows:
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
+    Console().print(table)

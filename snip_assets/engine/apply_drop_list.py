@@ -1,0 +1,256 @@
+"""Apply drop lists to another copy of the metadata, with other files and another row order.
+
+The join runs in DuckDB with bounded memory, spilling to disk; the files are then filtered one
+after the other and keep their order, schema and form.
+
+A row of the copy matches a drop-list row by its url, its md5, or its place (shard key in the file
+name and row in the shard). Urls and md5 sums need care, because the same one may belong to a
+dropped row and to the kept row that explains it (copies of one url, equal files): if a value is
+also that of a representative, as many of its rows go as the drop lists name, the last in the
+order of files and rows, and at least the first one stays. Otherwise all rows with the value go.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from . import progress
+from .errors import BadInputError
+from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
+from .parquet_filter import filter_parquet
+from .shards import METADATA_PATTERN, parquet_file
+
+On = Literal["url", "md5", "key"]
+BATCH_ROWS = 1 << 17
+_KEY = re.compile(METADATA_PATTERN.replace(".", r"\.").replace("{key}", "(.+)"))
+
+
+def apply_drop_list(
+    drop_lists: Path,
+    metadata: Path,
+    out: Path,
+    *,
+    on: On = "url",
+    memory_gb: float = 4.0,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Write each parquet file of the folder `metadata` into `out` without the dropped rows.
+
+    Memory: `memory_gb` for the join, then a bool a row of one file and one of its row groups.
+
+    Parameters
+    ----------
+    drop_lists
+        Folder of drop lists (or one file).
+    metadata
+        Folder of parquet files.
+    out
+        Another folder; files keep their names.
+    on
+        What rows are matched by.
+    memory_gb
+        Limit of the join, in GiB.
+    workers
+        Threads of the join; 0 takes every core.
+
+    Returns
+    -------
+    dict
+        files: a dict for each file with file, rows, matched (its rows whose value is in a drop
+        list), dropped, kept; and rows, matched, dropped, kept, listed (rows of the drop lists),
+        found (those whose value occurs in the copy).
+
+    Raises
+    ------
+    BadInputError
+        A folder is empty, a file lacks the column, or `out` is `metadata`.
+    """
+    if out.resolve() == metadata.resolve():
+        raise BadInputError(f"{out}: would overwrite its own source; choose another folder.")
+    lists, files = _parquet_files(drop_lists), _parquet_files(metadata)
+    for path in lists:
+        _require_columns(path, on)
+    selects = [_select(number, path, on) for number, path in enumerate(files)]
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as spill,
+        duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
+    ):
+        _set_limits(connection, Path(spill), memory_gb, workers)
+        connection.execute(_LISTED[on], [[str(path) for path in lists]])
+        connection.execute("CREATE TABLE matched (file INTEGER, place BIGINT, value VARCHAR)")
+        for path, select in zip(files, progress.track(selects, "Match", len(selects)), strict=True):
+            _execute(connection, f"INSERT INTO matched {select}", path)
+        counts = dict(_rows(connection, "SELECT file, count(*) FROM matched GROUP BY file"))
+        query = "SELECT coalesce(sum(rows), 0) FROM listed"
+        listed = _rows(connection, query)[0][0]
+        query += " WHERE value IN (SELECT value FROM matched)"
+        found = _rows(connection, query)[0][0]
+        dropped = _Places(connection.execute(_DROPPED))
+        table = [
+            _filter(number, path, out, dropped, counts.get(number, 0))
+            for number, path in progress.track(list(enumerate(files)), "Write", len(files))
+        ]
+    total = {n: sum(row[n] for row in table) for n in ("rows", "matched", "dropped", "kept")}
+    return {"files": table, **total, "listed": int(listed), "found": int(found), "on": on}
+
+
+def _listed(value: str, kept: str) -> str:
+    """Values that the drop lists name, how often, and whether a representative has one too."""
+    return f"""
+        CREATE TABLE listed AS
+        WITH lists AS (SELECT {value} AS value, {kept} AS kept FROM read_parquet(?))
+        SELECT value, count(*) AS rows, value IN (SELECT kept FROM lists WHERE kept IS NOT NULL)
+            AS shared
+        FROM lists WHERE value IS NOT NULL GROUP BY value"""
+
+
+_LISTED = {
+    "url": _listed("url", "kept_url"),
+    "md5": _listed("md5", "kept_md5"),
+    "key": """
+        CREATE TABLE listed AS SELECT DISTINCT key || '/' || row_in_shard AS value, 1 AS rows,
+            false AS shared FROM read_parquet(?)""",
+}
+
+# The last `rows` rows of a shared value go, never its first; all rows of other values.
+_DROPPED = """
+    SELECT file, place FROM (
+        SELECT file, place, rows, shared,
+            row_number() OVER (PARTITION BY value ORDER BY file DESC, place DESC) AS from_last,
+            count(*) OVER (PARTITION BY value) AS occurrences
+        FROM matched JOIN listed USING (value))
+    WHERE NOT shared OR (from_last <= rows AND from_last < occurrences)
+    ORDER BY file, place"""
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    if not files:
+        raise BadInputError(f"{folder}: no parquet file here.")
+    return files
+
+
+def _require_columns(path: Path, on: On) -> None:
+    wanted = ("key", "row_in_shard") if on == "key" else (on, f"kept_{on}")
+    with parquet_file(path) as file:
+        if missing := [name for name in wanted if name not in file.schema_arrow.names]:
+            raise BadInputError(
+                f"{path}: no column {missing[0]}, so it is no drop list; it has "
+                f"{describe(file.schema_arrow)}."
+            )
+
+
+def _select(number: int, path: Path, on: On) -> str:
+    """SQL that gives file, place and value of the rows of a metadata file that are listed."""
+    if on == "key":
+        match = _KEY.fullmatch(path.name)
+        if match is None:
+            raise BadInputError(
+                f"{path}: to match by key, files must be named {METADATA_PATTERN}; rename it or "
+                "match by url."
+            )
+        value = f"{_quoted(match[1])} || '/' || file_row_number"
+    else:
+        with parquet_file(path) as file:
+            names = URL_NAMES if on == "url" else MD5_NAMES
+            column = find_column(file.schema_arrow, names)
+            if column is None:
+                raise BadInputError(
+                    f"{path}: no column {on} to match by; it has {describe(file.schema_arrow)}."
+                )
+        value = 'CAST("' + column.replace('"', '""') + '" AS VARCHAR)'
+    return f"""
+        SELECT {number}, place, value FROM (SELECT file_row_number AS place, {value} AS value
+            FROM read_parquet({_quoted(str(path))}, file_row_number = true))
+        WHERE value IN (SELECT value FROM listed)"""
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _set_limits(
+    connection: duckdb.DuckDBPyConnection, spill: Path, memory_gb: float, workers: int
+) -> None:
+    connection.execute(f"SET memory_limit = '{max(1, int(memory_gb * 1024))}MiB'")
+    connection.execute(f"SET temp_directory = {_quoted(str(spill))}")
+    connection.execute("SET preserve_insertion_order = false")
+    if workers:
+        connection.execute(f"SET threads = {workers}")
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    try:
+        connection.execute(query)
+    except duckdb.OutOfMemoryException as error:
+        raise BadInputError(f"{path}: the join needs more memory; raise its limit.") from error
+    except duckdb.Error as error:
+        raise BadInputError(f"{path}: cannot be read ({error}); fetch it again.") from error
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple]:
+    return connection.execute(query).fetchall()
+
+
+class _Places:
+    """Dropped places file by file, from a result sorted by file and place."""
+
+    def __init__(self, result: duckdb.DuckDBPyConnection) -> None:
+        self._blocks = self._read(result)
+        self._block = next(self._blocks, None)
+
+    @staticmethod
+    def _read(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        while rows := result.fetchmany(BATCH_ROWS):
+            table = np.array(rows, np.int64)
+            yield table[:, 0], table[:, 1]
+
+    def of(self, number: int) -> Iterator[np.ndarray]:
+        """Blocks of places in file `number`; files must be asked for in order."""
+        while self._block is not None:
+            files, places = self._block
+            low, high = np.searchsorted(files, [number, number + 1])
+            if low < high:
+                yield places[low:high]
+            if high < len(files):
+                return
+            self._block = next(self._blocks, None)
+
+
+def _filter(number: int, path: Path, out: Path, dropped: _Places, matched: int) -> dict[str, Any]:
+    with parquet_file(path) as file:
+        keep = np.ones(file.metadata.num_rows, np.bool_)
+    for places in dropped.of(number):
+        keep[places] = False
+    try:
+        filter_parquet(path, out / path.name, keep)
+    except pa.ArrowException as error:
+        raise BadInputError(f"{path}: cannot be copied ({error}).") from error
+    kept = int(np.count_nonzero(keep))
+    rows = {"rows": len(keep), "matched": int(matched), "dropped": len(keep) - kept, "kept": kept}
+    return {"file": path.name, **rows}
+
+
+def summary(result: dict[str, Any]) -> Sequence[str]:
+    """The report in words."""
+    missing = result["listed"] - result["found"]
+    lines = [
+        f"{result['matched']} of {result['rows']} rows match by {result['on']}; "
+        f"{result['dropped']} dropped, {result['kept']} kept."
+    ]
+    if missing:
+        lines.append(
+            f"{missing} of {result['listed']} rows of the drop lists are not in this copy."
+        )
+    return lines

@@ -1,0 +1,238 @@
+"""Another threshold or keep rule from the stored pairs: no new search.
+
+Pairs carry their raw distance, so any smaller `max_distance` is a filter. The outputs go to
+another folder with the same layout.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+from . import keep_rule, progress, publish
+from .errors import BadInputError
+from .files import Manifest, current, read_manifest, require, seal
+from .group_table import duplicate_groups
+from .groups import BLOCK_ROWS, extend
+from .keep import Copies, decide
+from .layout import Layout
+from .metadata import Metadata
+from .pair_files import limit, stream
+from .settings import Settings
+from .shards import Registry, load
+
+
+def curve(
+    pair_files: Sequence[Path],
+    rows: int,
+    thresholds: Sequence[float],
+    *,
+    rule: str = "neighbours",
+    metadata: Metadata | None = None,
+    copies: Copies | None = None,
+    spill: Path | None = None,
+) -> list[dict[str, Any]]:
+    """What each threshold would give.
+
+    Each threshold streams the pairs five times at the most; memory as in `keep.keep`.
+
+    Parameters
+    ----------
+    pair_files, rows, rule, metadata, copies
+        As in `keep.keep`.
+    thresholds
+        Raw distances, none above the one that the pairs were found with.
+    spill
+        Folder for temporary files; default: the system's.
+
+    Returns
+    -------
+    list of dict
+        max_distance, pairs, groups (of two rows or more), dropped; by rising threshold.
+    """
+    table = []
+    for most in sorted(thresholds):
+        pairs = sum(
+            int(np.count_nonzero(block.distance <= limit(most)))
+            for block in stream(pair_files, rows, "Pairs")
+        )
+        groups = _count_groups(extend(None, pair_files, rows, most))
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
+            decision = decide(
+                pair_files,
+                rows,
+                rule,
+                Path(folder),
+                max_distance=most,
+                metadata=metadata,
+                copies=copies,
+            )
+        dropped = decision.dropped_rows
+        table.append({"max_distance": most, "pairs": pairs, "groups": groups, "dropped": dropped})
+    return table
+
+
+def _count_groups(labels: np.ndarray) -> int:
+    joined = np.zeros(len(labels), np.bool_)
+    for start in range(0, len(labels), BLOCK_ROWS):
+        _mark_joined(start, labels[start : start + BLOCK_ROWS], joined)
+    return int(np.count_nonzero(joined))
+
+
+@numba.njit(nogil=True, cache=True)
+def _mark_joined(first, labels, joined):
+    for i in range(len(labels)):
+        if labels[i] != first + i:
+            joined[labels[i]] = True
+
+
+def recut(
+    root: Path,
+    out: Path,
+    max_distance: float,
+    *,
+    rule: str = "neighbours",
+    duplicate_count: bool = False,
+    keep_captions: bool = False,
+    copies: Copies | None = None,
+    memory_gb: float = 4.0,
+) -> dict[str, Any]:
+    """Make groups, bitmap, metadata and drop lists for a smaller threshold, in `out`.
+
+    What is already there and made from the same is not made again.
+
+    Parameters
+    ----------
+    root
+        Output folder of a finished run: its registry and pairs are read.
+    out
+        Another folder.
+    max_distance
+        At most what the pairs were found with.
+    rule
+        As in `keep_rule`.
+    duplicate_count, keep_captions
+        As in `publish.deduped_metadata`.
+    copies, memory_gb
+        As in `group_table.duplicate_groups`.
+
+    Returns
+    -------
+    dict
+        The facts of `duplicate_groups`, and `max_distance`, `rule`, `notes`.
+
+    Raises
+    ------
+    BadInputError
+        `out` is `root`, the threshold is too large, or the rule does not fit the metadata.
+    StaleOutputError
+        Pairs of a shard are missing or damaged.
+    """
+    layout, target = Layout(root), Layout(out)
+    if out.resolve() == root.resolve():
+        raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
+    registry = load(layout)
+    keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
+    inputs = _pair_versions(layout, registry, max_distance)
+    inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
+    groups = current(target.duplicate_groups, inputs)
+    if groups is None:
+        facts = duplicate_groups(
+            [layout.duplicate_pairs(key) for key in registry.keys],
+            registry.rows,
+            target.duplicate_groups,
+            max_distance=max_distance,
+            rule=rule,
+            metadata=Metadata.of(registry),
+            copies=copies,
+            memory_gb=memory_gb,
+        )
+        groups = seal(target.duplicate_groups, inputs, **facts)
+    notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
+    return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
+
+
+def rule_version(rule: str, registry: Registry) -> str:
+    """What of a keep rule an output depends on: its text, and the metadata that it reads."""
+    parsed = keep_rule.parse(rule)
+    return repr((parsed, _metadata_version(registry)))
+
+
+def _metadata_version(registry: Registry) -> list[tuple[str, int, int]]:
+    stats = [(s.key, s.metadata.stat()) for s in registry.shards]
+    return [(key, stat.st_size, stat.st_mtime_ns) for key, stat in stats]
+
+
+def _pair_versions(layout: Layout, registry: Registry, max_distance: float) -> dict[str, str]:
+    versions = {}
+    for key in registry.keys:
+        manifest = require(layout.duplicate_pairs(key), f"duplicate_pairs of shard {key}")
+        found = manifest.facts.get("max_distance")
+        if found is not None and max_distance > found:
+            raise BadInputError(
+                f"max_distance {max_distance} is larger than {found}, with which the pairs of "
+                f"shard {key} were found ({layout.duplicate_pairs(key)}); choose at most {found} "
+                "or search again with the larger one."
+            )
+        versions[f"duplicate_pairs/{key}"] = manifest.version
+    return versions
+
+
+def _outputs(
+    target: Layout,
+    registry: Registry,
+    groups: Manifest,
+    duplicate_count: bool,
+    keep_captions: bool,
+) -> list[str]:
+    folder, notes = target.duplicate_groups, []
+    bitmap_inputs = {"duplicate_groups": groups.version}
+    if current(target.dup_bitmap, bitmap_inputs) is None:
+        facts = publish.dup_bitmap(folder, target.dup_bitmap)
+        seal(target.dup_bitmap, bitmap_inputs, **facts)
+    versions = _metadata_version(registry)
+    options = {"duplicate_count": duplicate_count, "keep_captions": keep_captions}
+    captions = Metadata.of(registry) if keep_captions else None
+    for shard in progress.track(registry.shards, "Outputs", len(registry.shards)):
+        # Captions come from any shard, all else from this one and its slice of the decision.
+        source = repr(versions if keep_captions else versions[shard.ordinal])
+        digest = publish.deduped_digest(folder, shard, **options)
+        out, inputs = target.deduped_metadata(shard.key), {"source": source, "groups": digest}
+        if (manifest := current(out, inputs)) is None:
+            facts = publish.deduped_metadata(
+                shard, folder, out, duplicate_count=duplicate_count, keep_captions=captions
+            )
+            manifest = seal(out, inputs, **facts)
+        notes += manifest.facts["notes"]
+        digest = publish.drop_list_digest(folder, shard)
+        source = repr(versions[shard.ordinal])
+        out, inputs = target.drop_list(shard.key), {"source": source, "groups": digest}
+        if (manifest := current(out, inputs)) is None:
+            manifest = seal(out, inputs, **publish.drop_list(shard, folder, out))
+        notes += manifest.facts["notes"]
+    return list(dict.fromkeys(notes))
+
+
+def thresholds(root: Path) -> list[float]:
+    """A tenth, two tenths ... of the threshold that the pairs of a run were found with."""
+    layout = Layout(root)
+    manifests = [read_manifest(layout.duplicate_pairs(key)) for key in load(layout).keys]
+    found = [m.facts["max_distance"] for m in manifests if m and "max_distance" in m.facts]
+    most = min(found) if found else Settings().max_distance
+    return [round(most * tenth / 10, 10) for tenth in range(1, 11)]
+
+
+def run_curve(
+    root: Path, thresholds: Sequence[float], *, rule: str = "neighbours"
+) -> list[dict[str, Any]]:
+    """`curve` of a finished run in the folder `root`."""
+    layout = Layout(root)
+    registry = load(layout)
+    _pair_versions(layout, registry, max(thresholds))
+    files = [layout.duplicate_pairs(key) for key in registry.keys]
+    return curve(files, registry.rows, thresholds, rule=rule, metadata=Metadata.of(registry))

@@ -1,0 +1,126 @@
+"""Drop lists on another copy of the metadata: other files, other order, other columns."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets.engine import publish
+from snip_assets.engine.apply_drop_list import apply_drop_list, summary
+from snip_assets.engine.errors import BadInputError
+
+from .test_publish import run, table_of
+
+__all__ = ["run"]
+
+
+@pytest.fixture(scope="module")
+def lists(run):
+    layout, registry, _, _ = run
+    for shard in registry.shards:
+        publish.drop_list(shard, layout.duplicate_groups, layout.drop_list(shard.key))
+    return layout.drop_list("x").parent, registry, layout
+
+
+def shuffled(registry, folder, rows=2000):
+    """The metadata in another order, in three files of other names, with URL and hash."""
+    order = np.random.default_rng(0).permutation(2000)[:rows]
+    table = table_of(registry).take(order).rename_columns(
+        ["URL", "TEXT", "w", "h", "bytes", "hash", "licence"]
+    ).append_column("row", pa.array(order))  # fmt: skip
+    folder.mkdir()
+    for number, start in enumerate(range(0, rows, 700)):
+        path = folder / f"part-{number}.parquet"
+        pq.write_table(table.slice(start, 700), path, row_group_size=300, compression="gzip")
+    return order
+
+
+def test_by_url_whatever_the_order_and_the_files(lists, tmp_path):
+    drops, registry, layout = lists
+    order = shuffled(registry, tmp_path / "copy")
+    result = apply_drop_list(drops, tmp_path / "copy", tmp_path / "out", memory_gb=0.2)
+    kept_row = np.load(layout.duplicate_groups / "kept_row.npy")
+    expected = [r for r in order if kept_row[r] == r]
+    files = sorted((tmp_path / "out").iterdir())
+    assert [f.name for f in files] == ["part-0.parquet", "part-1.parquet", "part-2.parquet"]
+    tables = [pq.read_table(f) for f in files]
+    assert pa.concat_tables(tables)["row"].to_pylist() == expected
+    source = pq.ParquetFile(tmp_path / "copy" / "part-0.parquet")
+    assert tables[0].schema.equals(source.schema_arrow, check_metadata=True)
+    dropped = 2000 - len(expected)
+    assert (result["rows"], result["matched"], result["dropped"]) == (2000, dropped, dropped)
+    assert [f["kept"] for f in result["files"]] == [len(t) for t in tables]
+    assert result["listed"] == result["found"] == dropped
+
+
+def test_a_partial_copy_says_what_was_not_there(lists, tmp_path):
+    drops, registry, layout = lists
+    order = shuffled(registry, tmp_path / "copy", 900)
+    result = apply_drop_list(drops, tmp_path / "copy", tmp_path / "out")
+    kept_row = np.load(layout.duplicate_groups / "kept_row.npy")
+    there = sum(kept_row[r] != r for r in order)
+    assert result["found"] == result["dropped"] == there
+    missing = f"{result['listed'] - there} of {result['listed']} rows"
+    assert summary(result)[1].startswith(missing)
+
+
+def test_by_key_gives_the_deduped_metadata(lists, tmp_path):
+    drops, registry, layout = lists
+    result = apply_drop_list(drops, registry.source.metadata, tmp_path, on="key")
+    for shard in registry.shards:
+        out = tmp_path / "again.parquet"
+        publish.deduped_metadata(shard, layout.duplicate_groups, out)
+        assert (tmp_path / f"metadata_{shard.key}.parquet").read_bytes() == out.read_bytes()
+    assert result["found"] == result["listed"] == result["dropped"]
+
+
+def test_equal_values_of_dropped_and_kept_rows_leave_one(tmp_path):
+    columns = {"key": "a", "row_in_shard": 0, "kept_md5": None, "md5": None}
+    drops = pa.Table.from_pylist(
+        [
+            {**columns, "url": "same", "kept_url": "same"},
+            {**columns, "url": "same", "kept_url": "same"},
+            {**columns, "url": "gone", "kept_url": "other"},
+            {**columns, "url": None, "kept_url": "other"},
+        ]
+    )
+    (tmp_path / "drops").mkdir()
+    (tmp_path / "copy").mkdir()
+    pq.write_table(drops, tmp_path / "drops" / "a.parquet")
+    for name, urls in {
+        "1": ["same", "gone", None, "other"],
+        "2": ["gone", "same"],
+        "3": ["it's", "same", "same", "gone", "other"],
+    }.items():
+        pq.write_table(pa.table({"url": urls}), tmp_path / "copy" / f"{name}'s.parquet")
+    result = apply_drop_list(tmp_path / "drops", tmp_path / "copy", tmp_path / "out")
+    kept = [pq.read_table(f)["url"].to_pylist() for f in sorted((tmp_path / "out").iterdir())]
+    # Two of the four rows of "same" go, as listed: the last two.
+    assert kept == [["same", None, "other"], ["same"], ["it's", "other"]]
+    assert [f["matched"] for f in result["files"]] == [2, 2, 3]
+
+
+def test_md5_of_the_sample_leaves_one_of_each(lists, tmp_path):
+    drops, registry, _ = lists
+    apply_drop_list(drops, registry.source.metadata, tmp_path, on="md5")
+    kept = pa.concat_tables([pq.read_table(f) for f in tmp_path.glob("*.parquet")])
+    listed = pa.concat_tables([pq.read_table(f) for f in drops.glob("*.parquet")])
+    representatives = set(listed["kept_md5"].to_pylist())
+    assert representatives <= set(kept["md5"].to_pylist())
+
+
+def test_what_does_not_fit_is_named(lists, tmp_path):
+    drops, registry, _ = lists
+    shuffled(registry, tmp_path / "copy")
+    with pytest.raises(
+        BadInputError, match=r"part-0\.parquet: no column md5 to match by; it has U"
+    ):
+        apply_drop_list(drops, tmp_path / "copy", tmp_path / "out", on="md5")
+    with pytest.raises(BadInputError, match=r"part-0\.parquet: to match by key, files must be"):
+        apply_drop_list(drops, tmp_path / "copy", tmp_path / "out", on="key")
+    with pytest.raises(BadInputError, match="it is no drop list"):
+        apply_drop_list(tmp_path / "copy", tmp_path / "copy", tmp_path / "out")
+    with pytest.raises(BadInputError, match="overwrite its own source"):
+        apply_drop_list(drops, tmp_path / "copy", tmp_path / "copy")
+    with pytest.raises(BadInputError, match="no parquet file here"):
+        apply_drop_list(tmp_path / "none", tmp_path / "copy", tmp_path / "out")

@@ -1,0 +1,100 @@
+"""Other thresholds from the stored pairs, against a run made with them from the start."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets.engine import recut as module
+from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.files import manifest_path, seal
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.recut import curve, recut, run_curve, thresholds
+
+from .test_groups import reference
+from .test_publish import groups_of, run
+
+__all__ = ["run"]
+
+
+@pytest.fixture(scope="module")
+def sealed(run):
+    layout, registry, _, _ = run
+    for key in registry.keys:
+        seal(layout.duplicate_pairs(key), {}, max_distance=0.1)
+    return run
+
+
+def every_file(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("rule", ["neighbours", "largest(original_width*original_height)"])
+def test_a_recut_is_what_a_run_with_that_threshold_gives(sealed, tmp_path, rule):
+    layout, registry, _, _ = sealed
+    facts = recut(layout.root, tmp_path / "out", 0.03, rule=rule, duplicate_count=True)
+    expected = groups_of(layout, registry, tmp_path / "plain", max_distance=0.03, rule=rule)
+    assert {name: facts[name] for name in expected} == expected
+    target = Layout(tmp_path / "out")
+    assert every_file(target.duplicate_groups) == every_file(tmp_path / "plain")
+    kept = [pq.read_table(target.deduped_metadata(key)) for key in registry.keys]
+    gone = [pq.read_table(target.drop_list(key)) for key in registry.keys]
+    assert sum(map(len, kept)) == facts["kept"] and sum(map(len, gone)) == facts["dropped"]
+    assert sum(sum(t["duplicate_count"].to_pylist()) for t in kept) == facts["dropped"]
+    assert all((t["distance"].to_numpy() <= np.float32(0.03)).all() for t in gone)
+
+
+def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):
+    layout, registry, _, _ = sealed
+    out = tmp_path / "out"
+    first = recut(layout.root, out, 0.05)
+    before = every_file(out)
+    for name in ("deduped_metadata", "drop_list", "dup_bitmap"):
+        monkeypatch.setattr(module.publish, name, None)
+    monkeypatch.setattr(module, "duplicate_groups", None)
+    assert recut(layout.root, out, 0.05) == first
+    assert every_file(out) == before
+    # Only what a lost file needs is made again.
+    monkeypatch.undo()
+    lost = Layout(out).drop_list(registry.keys[1])
+    lost.unlink()
+    monkeypatch.setattr(module.publish, "deduped_metadata", None)
+    recut(layout.root, out, 0.05)
+    assert every_file(out) == before
+
+
+def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path):
+    layout, registry, facts, pairs = sealed
+    table = run_curve(layout.root, [0.1, 0.0, 0.02])
+    assert [row["max_distance"] for row in table] == [0.0, 0.02, 0.1]
+    listed = list(zip(*pairs, strict=True))
+    for row in table:
+        most = row["max_distance"]
+        labels = reference(listed, 2000, most)
+        assert row["groups"] == (np.bincount(labels) > 1).sum()
+        assert row["pairs"] == (pairs[2] <= np.float32(most)).sum()
+        made = groups_of(layout, registry, tmp_path / str(most), max_distance=most)
+        assert row["dropped"] == made["dropped"]
+    assert table[-1]["dropped"] == facts["dropped"]
+    assert curve([], 5, [0.1]) == [{"max_distance": 0.1, "pairs": 0, "groups": 0, "dropped": 0}]
+    assert thresholds(layout.root)[-1] == 0.1
+
+
+def test_what_cannot_be_recut_is_said(sealed, tmp_path):
+    layout, registry, _, _ = sealed
+    with pytest.raises(BadInputError, match=r"0\.2 is larger than 0\.1"):
+        recut(layout.root, tmp_path / "out", 0.2)
+    with pytest.raises(BadInputError, match="choose another folder"):
+        recut(layout.root, layout.root, 0.05)
+    with pytest.raises(BadInputError, match="no column 'size'"):
+        recut(layout.root, tmp_path / "out", 0.05, rule="largest(size)")
+    manifest = manifest_path(layout.duplicate_pairs(registry.keys[0]))
+    stored = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(StaleOutputError, match="duplicate_pairs of shard 0000"):
+        recut(layout.root, tmp_path / "out", 0.05)
+    manifest.write_bytes(stored)
+    assert not (tmp_path / "out").exists()
