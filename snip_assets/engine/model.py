@@ -182,7 +182,10 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], str]:
                 "harmless torch classes; nothing was executed. Ask its author for the "
                 "state_dict, saved as .safetensors."
             ) from error
-        raise BadInputError(f"{path}: no torch file of plain weights; {_CURE}.") from error
+        raise BadInputError(
+            f"{path}: no torch file of plain weights (or a whole module written before torch "
+            f"1.6); {_CURE}."
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadInputError(f"{path}: damaged, or no torch file ({reason}); {_CURE}.") from error
