@@ -7,7 +7,7 @@ from . import checks
 from .engine.errors import SnipError
 from .engine.layout import Layout
 from .engine.shards import load
-from .partitions import shards, sync
+from .partitions import announce, register
 from .resources import DataSet
 
 RANGE_START = "dagster/asset_partition_range_start"
@@ -61,12 +61,11 @@ def new_shards(
     context: dg.SensorEvaluationContext, data: DataSet
 ) -> dg.SensorResult | dg.SkipReason:
     """One tick: all shards that arrived since the last one become one run."""
-    known = set(context.instance.get_dynamic_partitions(str(shards.name)))
     try:
-        sync(context.instance, data.layout, data.source)
+        register(data.layout, data.source)
+        keys = announce(context.instance, data.layout)
     except SnipError as error:
         return dg.SkipReason(str(error))
-    keys = [key for key in load(data.layout).keys if key not in known]
     if not keys:
         return dg.SkipReason("No new shard.")
     tags = shard_range(data.layout, keys)

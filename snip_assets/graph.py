@@ -40,8 +40,10 @@ class Outcome:
 
 def sync(data: DataSet, limit: int = 0) -> list[Shard]:
     """Register new shards (the first `limit` of them, all when 0) with engine and Dagster."""
+    new = partitions.register(data.layout, data.source, limit)
     with home.instance(data.layout) as instance:
-        return partitions.sync(instance, data.layout, data.source, limit)
+        partitions.announce(instance, data.layout)
+    return new
 
 
 def materialize(data: DataSet, limit: int = 0) -> Outcome:
@@ -52,8 +54,10 @@ def materialize(data: DataSet, limit: int = 0) -> Outcome:
     SnipError
         What a user can mend, as the engine said it.
     """
+    # Before an instance is opened: what headers tell should be said at once.
+    new = partitions.register(data.layout, data.source, limit)
     with home.instance(data.layout) as instance:
-        new = partitions.sync(instance, data.layout, data.source, limit)
+        partitions.announce(instance, data.layout)
         job = build_defs({"data": data}).resolve_job_def(automation.arrival.name)
         tags = automation.shard_range(data.layout, load(data.layout).keys)
         with _engine_errors():

@@ -24,12 +24,8 @@ def backfill_policy() -> dg.BackfillPolicy:
     return dg.BackfillPolicy.multi_run(size) if size > 0 else dg.BackfillPolicy.single_run()
 
 
-def sync(
-    instance: dg.DagsterInstance, layout: Layout, source: Source, limit: int = 0
-) -> list[Shard]:
-    """Register the shards that are new in the source, and make all of them known to Dagster.
-
-    Dagster's ranges follow the order in which keys were added, so keys are added by ordinal.
+def register(layout: Layout, source: Source, limit: int = 0) -> list[Shard]:
+    """Register the shards that are new in the source with the engine.
 
     Parameters
     ----------
@@ -45,9 +41,23 @@ def sync(
     BadInputError
         A shard is malformed, changed or gone.
     StaleOutputError
-        The output folder or DAGSTER_HOME belongs to another data set.
+        The output folder belongs to another data set.
     """
-    new = registry.register(layout, source, _first(layout, source, limit) if limit else None)
+    return registry.register(layout, source, _first(layout, source, limit) if limit else None)
+
+
+def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
+    """Make the registered shards known to Dagster, by ordinal: its ranges follow that order.
+
+    Returns
+    -------
+    The keys that Dagster did not know.
+
+    Raises
+    ------
+    StaleOutputError
+        DAGSTER_HOME belongs to another data set.
+    """
     known = set(instance.get_dynamic_partitions(str(shards.name)))
     keys = registry.load(layout).keys
     if foreign := sorted(known - set(keys)):
@@ -58,7 +68,7 @@ def sync(
     missing = [key for key in keys if key not in known]
     if missing:
         instance.add_dynamic_partitions(str(shards.name), missing)
-    return new
+    return missing
 
 
 def _first(layout: Layout, source: Source, limit: int) -> list[str]:

@@ -5,6 +5,7 @@ import dagster as dg
 from snip_assets.engine import stations
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
+from snip_assets.report import plots
 from snip_assets.resources import DataSet
 
 from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
@@ -52,7 +53,8 @@ def duplicate_groups(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
         manifest = stations.duplicate_groups(run)
     more = show.missing(run, data.layout.duplicate_pairs)
     groups = data.layout.duplicate_groups / "groups.parquet"
-    return show.of_whole(manifest, **more, sample_rows=show.sample_rows(groups))
+    sizes = dg.MetadataValue.md(plots.group_sizes(groups))
+    return show.of_whole(manifest, **more, group_sizes=sizes, sample_rows=show.sample_rows(groups))
 
 
 @dg.asset(

@@ -5,6 +5,7 @@ import dagster as dg
 from snip_assets.engine import stations
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
+from snip_assets.report import page
 from snip_assets.resources import DataSet
 
 from .station import CODE_VERSION, backfill_policy, chosen, station
@@ -58,5 +59,6 @@ def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materializ
 def dedup_report(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
     """What was found and how far it can be trusted, on one page."""
     with station(context):
-        manifest = stations.dedup_report(data.run())
-    return show.of_whole(manifest)
+        manifest = page.write(data.layout)
+    address = dg.MetadataValue.path(str((data.layout.report / "index.html").resolve()))
+    return show.of_whole(manifest, page=address)

@@ -22,6 +22,8 @@ Keys = Annotated[
 ]
 _SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds")
 PANEL = "Stations"
+_MODULE = ["-m", "snip_assets.definitions"]
+_NEEDS_MODULE = ("asset", "definitions", "dev", "job", "schedule", "sensor")
 
 
 def register(app: typer.Typer) -> None:
@@ -134,7 +136,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port.")] = 3000,
 ) -> None:
     """Open Dagster's UI on an output folder (webserver and daemon)."""
-    serve = ["dev", "-m", "snip_assets.definitions", "-h", host, "-p", str(port)]
+    serve = ["dev", *_MODULE, "-h", host, "-p", str(port)]
     raise typer.Exit(_dagster(serve, out))
 
 
@@ -152,9 +154,9 @@ def _dagster(arguments: list[str], out: Path) -> int:
 
     layout = Layout(out)
     source = load(layout).source if layout.registry.exists() else None
-    # Code that is loaded here may live in no folder with a pyproject.toml.
     variables = {**os.environ, **home.environment(layout, source)}
-    if not {"-m", "-w", "-f", "-d"} & set(arguments) and not Path("pyproject.toml").exists():
-        arguments = [*arguments, "-m", "snip_assets.definitions"]
+    # Most of Dagster's commands do not look into pyproject.toml for the module.
+    if arguments and arguments[0] in _NEEDS_MODULE:
+        arguments = arguments + ([] if {"-m", "-w", "-f", "-d"} & set(arguments) else _MODULE)
     command = [sys.executable, "-m", "dagster", *arguments]
     return subprocess.run(command, env=variables, check=False).returncode

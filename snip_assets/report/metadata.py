@@ -19,23 +19,23 @@ from . import plots
 # to write metadata of its own for each of thousands of partitions.
 MOST_SHARD_RECORDS = 256
 
-Plot = Callable[[Any], str]
-PLOTS: dict[str, Plot] = {}
+# Facts that are pictures or tables of their own, or too long to read.
+_HIDDEN = {"bytes", "pair_versions", "shards_missing", "curve", "list_sizes", "distances"}
 
 
 def of_manifest(manifest: Manifest) -> dict[str, Any]:
-    """Facts of an output as metadata values; known curves and histograms become pictures."""
+    """Facts of an output as metadata values, curves and histograms as pictures."""
     values: dict[str, Any] = {"bytes": manifest.bytes, "version": manifest.version}
     for name, fact in manifest.facts.items():
         if name == "rows":
             values["dagster/row_count"] = int(fact)
-        elif name in PLOTS and fact:
-            values[name] = dg.MetadataValue.md(PLOTS[name](fact))
+        elif name in _HIDDEN or fact is None:
+            continue
         elif isinstance(fact, (bool, int, float, str)):
             values[name] = fact
-        elif fact is not None:
+        else:
             values[name] = dg.MetadataValue.json(fact)
-    return values
+    return values | {n: dg.MetadataValue.md(p) for n, p in plots.of_facts(manifest.facts).items()}
 
 
 def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,6 +17,43 @@ from matplotlib.figure import Figure
 BLUE = "#4f43dd"
 MOST_BINS = 60
 Curve = Sequence[tuple[float, float]] | Mapping[str, float]
+
+
+def of_facts(facts: Mapping[str, Any]) -> dict[str, str]:
+    """All pictures that the facts of an output hold, by name.
+
+    Loss and recall of a training, recall of a calibration over its slack, lengths of inverted
+    lists, distances of pairs.
+    """
+    shown: dict[str, str] = {}
+    points = facts.get("curve") or [{}]
+    if "loss" in points[0]:
+        for name in ("loss", "recall", "precision"):
+            line = [(p["step"], p[name]) for p in points]
+            shown[f"{name}_curve"] = curve(line, f"{name} in training", "step", name)
+    if "slack" in points[0]:
+        line = [(p["slack"], p["recall"]) for p in points]
+        shown["recall_curve"] = curve(line, "recall of true pairs", "slack", "recall")
+    if sizes := facts.get("list_sizes"):
+        shown["list_sizes"] = histogram(sizes, "inverted lists", "rows in the list", "lists")
+    if counts := facts.get("distances"):
+        most = facts.get("max_distance", 1.0)
+        edges = [f"{most * i / len(counts):.3f}" for i in range(len(counts))]
+        binned = dict(zip(edges, counts, strict=True))
+        shown["distances"] = bars(binned, "distances of pairs", "raw distance", "pairs")
+    return shown
+
+
+def group_sizes(groups: Path) -> str:
+    """Histogram of the sizes of groups, in steps of two, from `groups.parquet`."""
+    counts = np.zeros(64, np.int64)
+    with pq.ParquetFile(groups) as file:
+        for batch in file.iter_batches(columns=["size"]):
+            sizes = batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)
+            counts += np.bincount(np.log2(sizes).astype(int), minlength=64)
+    top = int(np.flatnonzero(counts).max(initial=0)) + 1
+    binned = {f"{2**i}+": int(counts[i]) for i in range(1, top)}
+    return bars(binned, "sizes of groups", "rows in the group", "groups", log_y=True)
 
 
 def curve(points: Curve, title: str, x: str, y: str, *, log_x: bool = False) -> str:
@@ -70,3 +110,8 @@ def _markdown(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return f"![{title}](data:image/png;base64,{encoded})"
+
+
+def source_of(markdown: str) -> str:
+    """The data address inside a markdown image, for an `img` element."""
+    return markdown[markdown.index("](") + 2 : -1]

@@ -1,0 +1,163 @@
+"""The command line on bad input: a clear message, the right exit code, nothing long begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets import cli
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+
+ROWS = 40
+
+
+@dataclass
+class Small:
+    """Two small shards in a folder, ready to be damaged."""
+
+    root: Path
+
+    @property
+    def features(self) -> Path:
+        return self.root / "img_emb"
+
+    def npy(self, key: str) -> Path:
+        return self.features / f"img_emb_{key}.npy"
+
+    def parquet(self, key: str) -> Path:
+        return self.root / "metadata" / f"metadata_{key}.parquet"
+
+    def edit(self, key: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
+        array = np.load(self.npy(key))
+        changed = change(array)
+        np.save(self.npy(key), array if changed is None else changed)
+
+    def cut(self, path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    made = Small(tmp_path / "data")
+    made.features.mkdir(parents=True)
+    (made.root / "metadata").mkdir()
+    for key in ("0000", "0001"):
+        np.save(made.npy(key), np.load(SAMPLE_FEATURES / f"img_emb_{key}.npy")[:ROWS])
+        table = pq.read_table(SAMPLE_METADATA / f"metadata_{key}.parquet").slice(0, ROWS)
+        pq.write_table(table, made.parquet(key))
+    return made
+
+
+@pytest.fixture
+def snip(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["snip", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def _dedup(small: Small, out: Path) -> tuple[object, ...]:
+    folders = ("--features", small.features, "--metadata", small.root / "metadata")
+    return ("dedup", *folders, "--out", out)
+
+
+def _nan(array: np.ndarray) -> None:
+    array[7, 3] = np.nan
+
+
+def _zero(array: np.ndarray) -> None:
+    array[7] = 0
+
+
+def _unreadable(small: Small) -> None:
+    path = small.npy("0001")
+    if os.geteuid() == 0:  # root reads everything: a folder in place of the file
+        path.unlink()
+        path.mkdir()
+    else:
+        path.chmod(0)
+
+
+def _empty(small: Small) -> None:
+    for key in ("0000", "0001"):
+        small.npy(key).unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
+    "missing metadata": (lambda s: s.parquet("0001").unlink(), "metadata_0001.parquet is missing"),
+    "rows differ": (lambda s: s.edit("0001", lambda a: a[:-1]), "39 rows"),
+    "NaN": (lambda s: s.edit("0001", _nan), "img_emb_0001.npy: row 7"),
+    "zero row": (lambda s: s.edit("0001", _zero), "img_emb_0001.npy: row 7"),
+    "dimension": (lambda s: s.edit("0001", lambda a: a[:, :-1]), "511 numbers a row"),
+    "truncated npy": (lambda s: s.cut(s.npy("0001")), "img_emb_0001.npy"),
+    "truncated parquet": (lambda s: s.cut(s.parquet("0001")), "metadata_0001.parquet"),
+    "empty folder": (_empty, "no file named img_emb_"),
+    "unreadable": (_unreadable, "img_emb_0001.npy"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_bad_input_is_refused_with_its_cure(
+    name: str, small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    damage, message = DAMAGE[name]
+    damage(small)
+    code, _, err = snip(*_dedup(small, tmp_path / "out"))
+    assert code == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "snip_model").exists()
+
+
+def test_an_output_folder_of_another_data_set_is_refused(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "out"
+    assert snip("shards", "sync", "--out", out)[0] == 0
+    code, _, err = snip(*_dedup(small, out))
+    assert code == 3
+    assert "belongs to another data set" in err
+
+
+def test_shards_are_listed_as_json(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    folders = _dedup(small, tmp_path / "out")[1:]
+    assert snip("shards", "sync", *folders, "--limit-shards", 1)[0] == 0
+    code, out, _ = snip("shards", "list", "--out", tmp_path / "out", "--json")
+    assert code == 0
+    assert [(s["key"], s["rows"]) for s in json.loads(out)] == [("0000", ROWS)]
+
+
+def test_one_station_by_itself_says_what_it_needs(
+    tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = snip("pairs", "--out", tmp_path / "nothing")
+    assert code == 3
+    assert "snip shards sync" in err
+
+
+def test_every_command_has_help(snip: Callable[..., tuple[int, str, str]]) -> None:
+    for name in ("dedup", "shards", "check", "train", "compress", "index", "pairs", "publish"):
+        code, out, _ = snip(name, "--help")
+        assert code == 0
+        assert "--out" in out or "sync" in out

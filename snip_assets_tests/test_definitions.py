@@ -1,0 +1,115 @@
+"""What Dagster's own commands make of the project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from snip_assets import automation, partitions
+from snip_assets.definitions import build_defs
+from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.settings import Settings
+from snip_assets.options import default_source
+from snip_assets.resources import DataSet
+
+ROOT = Path(__file__).parent.parent
+ASSETS = {
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list", "dedup_report"),
+}
+
+
+def _dagster(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DAGSTER", "SNIP"))}
+    return subprocess.run(
+        [sys.executable, "-m", "dagster", *arguments],
+        cwd=folder,
+        env=environment | {"PWD": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    return DataSet.of(default_source({}), tmp_path / "out", Settings())
+
+
+def test_every_asset_is_grouped_described_and_of_a_kind(data: DataSet) -> None:
+    specs = {
+        s.key.to_user_string(): s for s in build_defs({"data": data}).resolve_all_asset_specs()
+    }
+    assert set(specs) >= ASSETS
+    for name in ASSETS:
+        spec = specs[name]
+        assert (
+            spec.group_name != "default" and spec.description and spec.kinds and spec.code_version
+        )
+
+
+def test_dagster_finds_no_fault(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "workspace.yaml", tmp_path)
+    result = _dagster(tmp_path, "definitions", "validate", "-w", "workspace.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Warning" not in result.stdout + result.stderr
+
+
+def test_plain_dagster_works_in_the_project_after_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`snip shards sync` writes `.env`; then nothing must be exported."""
+    from snip_assets import cli
+
+    for name in ("workspace.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setattr(sys, "argv", ["snip", "shards", "sync"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    arguments = (
+        "-m",
+        "snip_assets.definitions",
+        "--select",
+        "metadata",
+        "--partition-range",
+        "0001...0002",
+    )
+    result = _dagster(tmp_path, "asset", "materialize", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    made = {p.name for p in (tmp_path / "out/demo/metadata").glob("*.manifest.json")}
+    assert {name.split(".")[0] for name in made} == {"0001", "0002"}
+
+
+def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert len(partitions.register(data.layout, data.source, limit=2)) == 2
+        assert partitions.announce(instance, data.layout) == ["0000", "0001"]
+        assert len(partitions.register(data.layout, data.source)) == 2
+        assert partitions.announce(instance, data.layout) == ["0002", "0003"]
+        assert partitions.register(data.layout, data.source) == []
+        assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002", "0003"]
+        instance.add_dynamic_partitions("shards", ["other"])
+        with pytest.raises(StaleOutputError, match="another data set"):
+            partitions.announce(instance, data.layout)
+
+
+def test_the_sensor_asks_for_one_run_for_all_new_shards(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_sensor_context(instance, resources={"data": data})
+        result = automation.new_shards(context)
+        assert isinstance(result, dg.SensorResult)
+        (request,) = result.run_requests or []
+        assert request.tags[automation.RANGE_START] == "0000"
+        assert request.tags[automation.RANGE_END] == "0003"
+        again = automation.new_shards(dg.build_sensor_context(instance, resources={"data": data}))
+        assert isinstance(again, dg.SkipReason)

@@ -1,0 +1,123 @@
+"""The whole graph on the built-in sample, against brute force."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from snip_assets import graph
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Registry, load
+from snip_assets.options import default_source
+from snip_assets.resources import DataSet
+
+MAX_DISTANCE = Settings().max_distance
+# float32 sums in the engine, float64 here.
+ROUNDING = 1e-5
+
+
+class Run:
+    """One run of the graph and the truth about its data."""
+
+    def __init__(self, out: Path) -> None:
+        self.data = DataSet.of(default_source({}), out, Settings())
+        self.outcome = graph.materialize(self.data)
+        self.layout = self.data.layout
+        self.registry: Registry = load(self.layout)
+        raw = np.concatenate([np.load(s.features) for s in self.registry.shards])
+        unit = raw.astype(np.float64)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        self.distance = 2 - 2 * unit @ unit.T
+        _, self.first, where = np.unique(raw, axis=0, return_index=True, return_inverse=True)
+        self.first = self.first[where.ravel()]
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """The pairs that were found: row, earlier_row."""
+        tables = [pq.read_table(self.layout.duplicate_pairs(k)) for k in self.registry.keys]
+        columns = [np.concatenate([t[c] for t in tables]) for c in ("row", "earlier_row")]
+        return np.stack(columns, 1).astype(np.int64)
+
+    @property
+    def drop(self) -> np.ndarray:
+        """The bitmap."""
+        return np.load(self.layout.dup_bitmap / "dup_bitmap.npy")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    before = os.environ.pop("DAGSTER_HOME", None)
+    try:
+        return Run(tmp_path_factory.mktemp("graph") / "out")
+    finally:
+        if before is not None:
+            os.environ["DAGSTER_HOME"] = before
+
+
+def test_all_checks_pass(run: Run) -> None:
+    assert len(run.outcome.checks) >= 9
+    assert {name for name, check in run.outcome.checks.items() if not check["passed"]} == set()
+
+
+def test_pairs_are_those_of_exact_search(run: Run) -> None:
+    row, earlier = np.nonzero(np.tril(run.distance <= MAX_DISTANCE, -1))
+    is_first = run.first == np.arange(len(run.first))
+    between = is_first[row] & is_first[earlier]
+    true = {(int(a), int(b)) for a, b in zip(row[between], earlier[between], strict=True)}
+    copies = {(int(a), int(run.first[a])) for a in np.flatnonzero(~is_first)}
+    found = [tuple(map(int, pair)) for pair in run.pairs]
+
+    assert len(set(found)) == len(found)
+    assert copies <= set(found)
+    assert len(true & set(found)) >= 0.99 * len(true)
+    wrong = set(found) - copies - true
+    assert all(run.distance[pair] <= MAX_DISTANCE + ROUNDING for pair in wrong)
+
+
+def test_groups_are_the_connected_components(run: Run) -> None:
+    n, pairs = run.registry.rows, run.pairs
+    matrix = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
+    _, component = connected_components(matrix, directed=False)
+    smallest = np.full(component.max() + 1, n)
+    np.minimum.at(smallest, component, np.arange(n))
+    labels = np.load(run.layout.duplicate_groups / "labels.npy")
+    np.testing.assert_array_equal(labels, smallest[component])
+
+
+def test_every_dropped_row_resembles_a_kept_one(run: Run) -> None:
+    drop = run.drop
+    assert len(drop) == run.registry.rows
+    assert 0 < drop.sum() < len(drop)
+    nearest_kept = run.distance[drop][:, ~drop].min(1)
+    assert nearest_kept.max() <= MAX_DISTANCE + ROUNDING
+
+
+def test_cleaned_metadata_is_the_kept_rows_and_nothing_else(run: Run) -> None:
+    drop = run.drop
+    for shard in run.registry.shards:
+        source = pq.read_table(shard.metadata)
+        cleaned = pq.read_table(run.layout.deduped_metadata(shard.key))
+        kept = ~drop[shard.start : shard.stop]
+        assert cleaned.schema.equals(source.schema)
+        assert cleaned.equals(source.filter(kept))
+        dropped = pq.read_table(run.layout.drop_list(shard.key))
+        assert len(dropped) + len(cleaned) == shard.rows
+
+
+def test_a_second_run_changes_nothing(run: Run) -> None:
+    def state() -> dict[Path, int]:
+        return {
+            path: path.stat().st_mtime_ns
+            for path in run.layout.root.rglob("*")
+            if path.is_file() and run.layout.dagster_home not in path.parents
+        }
+
+    before = state()
+    assert graph.materialize(run.data).new == []
+    assert state() == before
