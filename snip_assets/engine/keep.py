@@ -39,7 +39,7 @@ from . import keep_kernels as kernels
 from . import keep_rule
 from .errors import BadInputError
 from .external_sort import Sorter
-from .files import NpyWriter
+from .files import NpyWriter, open_npy
 from .groups import flatten, unite
 from .metadata import Metadata
 from .pair_files import limit, row_dtype, stream
@@ -50,6 +50,29 @@ SHIFT = np.uint64(32)
 
 # (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
 Copies = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def copies_by_hash(paths: Sequence[Path], offsets: np.ndarray) -> Copies:
+    """Exact copies are the pairs at distance 0 whose raw rows have the same hash.
+
+    Parameters
+    ----------
+    paths
+        uint64[n] a shard: a hash of each raw row; memory-mapped.
+    offsets
+        int64[S + 1]: row ids at which the shards start.
+    """
+    maps = [open_npy(path) for path in paths]
+
+    def hashes(rows: np.ndarray) -> np.ndarray:
+        shards = np.searchsorted(offsets, rows, "right") - 1
+        out = np.empty(len(rows), np.uint64)
+        for shard in np.unique(shards):
+            inside = shards == shard
+            out[inside] = maps[shard][rows[inside] - offsets[shard]]
+        return out
+
+    return lambda row, earlier_row: hashes(row) == hashes(earlier_row)
 
 
 @dataclass
