@@ -1,0 +1,238 @@
+"""What the SNIP net is trained for: the terms of its loss.
+
+Four terms, each against the raw features of a batch: who are the neighbours of a row, the same
+when the index's codes stand in for the rows, the distances of near rows, and the neighbours
+between images and texts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import torch
+from torch import nn
+
+_CODE_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the net is trained beyond the settings; `benchmarks/training.py` compares these.
+
+    Attributes
+    ----------
+    weight_decay
+        Of AdamW.
+    warm_up
+        Share of the steps in which the learning rate rises; it falls by a cosine afterwards.
+    neighbourhood
+        Rows of a neighbourhood that come into a batch together; 1 for batches at random.
+    code_weight
+        Of the term on decoded codes; 0 for none.
+    commit_weight
+        Of the squared error of the codes, which draws rows towards what stands for them.
+    code_from
+        Share of the steps after which that term starts.
+    code_refresh
+        Steps after which its centroids are trained anew.
+    code_lists
+        Inverted lists that it supposes.
+    near_weight, near_distance
+        Of the term that keeps the squared distance of pairs nearer than this.
+    text_weight
+        Of the image-text term.
+    """
+
+    weight_decay: float = 0.01
+    warm_up: float = 0.3
+    neighbourhood: int = 64
+    code_weight: float = 1.0
+    commit_weight: float = 1.0
+    code_from: float = 0.1
+    code_refresh: int = 60
+    code_lists: int = 256
+    near_weight: float = 1.0
+    near_distance: float = 0.3
+    text_weight: float = 0.5
+
+
+DEFAULT = Recipe()
+
+
+def neighbour_target(raw: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Softmax of the raw similarities of each row to the others of the batch.
+
+    Parameters
+    ----------
+    raw
+        float32[b, b], similarities.
+
+    Returns
+    -------
+    Tensor
+        float32[b, b]; rows sum to one, zero on the diagonal.
+    """
+    return _without_itself(raw / temperature).softmax(1)
+
+
+def neighbour_loss(target: torch.Tensor, short: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy between `neighbour_target` and the softmax of other similarities."""
+    return nn.functional.cross_entropy(_without_itself(short / temperature), target)
+
+
+def _without_itself(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float() - 1e4 * torch.eye(len(logits), device=logits.device)
+
+
+def near_loss(raw: torch.Tensor, short: torch.Tensor, distance: float) -> torch.Tensor:
+    """Mean squared error of the squared distances of near pairs, in units of `distance`.
+
+    Near are the pairs below `distance` on either side, so that a far pair which the net moves
+    together counts as well. Parameters are similarities of unit rows, float32[b, b].
+    """
+    least = 1 - distance / 2
+    near = ((raw > least) | (short.detach() > least)).float()
+    near = near - torch.diag(near.diagonal())
+    error = (2 * (short - raw)).square() * near
+    return error.sum() / near.sum().clamp(min=1) / distance**2
+
+
+def text_loss(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    short_images: torch.Tensor,
+    short_texts: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Cross-entropy of the image-text similarities, raw against compressed, both directions.
+
+    Parameters are unit rows: float32[b, D] twice, float32[b, dim] twice.
+    """
+    with torch.no_grad():
+        raw = (images @ texts.T).float() / temperature
+    short = (short_images @ short_texts.T).float() / temperature
+    one = nn.functional.cross_entropy(short, raw.softmax(1))
+    other = nn.functional.cross_entropy(short.T, raw.T.softmax(1))
+    return (one + other) / 2
+
+
+def code_parts(codec: str, dim: int) -> int:
+    """Sub-quantisers of a product quantiser of 8 bits each; 0 for another codec."""
+    found = re.fullmatch(r"PQ(\d+)(x8)?", codec)
+    parts = int(found.group(1)) if found else 0
+    return parts if parts and dim % parts == 0 else 0
+
+
+class Codes:
+    """The index as the net sees it in training: coarse centroids and product quantiser.
+
+    The index is trained later, on the finished net; here stands one of the same form, trained
+    anew from time to time on the net's own output, so that rows which are near come to share
+    their codes and rows which are not do not.
+
+    Parameters
+    ----------
+    parts
+        Sub-quantisers.
+    lists
+        Inverted lists.
+    """
+
+    def __init__(self, parts: int, lists: int) -> None:
+        self.parts, self.lists = parts, lists
+        self.coarse = torch.empty(0)
+        self.fine = torch.empty(0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are centroids."""
+        return len(self.coarse) > 0
+
+    def fit(self, short: torch.Tensor, seed: int) -> None:
+        """Train the centroids on compressed rows, float32[n, dim]."""
+        rows = short.cpu().numpy()
+        coarse = _kmeans(rows, min(self.lists, max(1, len(rows) // 40)), seed)
+        _, lists = faiss.knn(rows, coarse, 1)
+        residuals = (rows - coarse[lists[:, 0]]).reshape(len(rows), self.parts, -1)
+        size = min(256, len(rows))
+        fine = [_kmeans(residuals[:, part], size, seed + part) for part in range(self.parts)]
+        self.load({"coarse": torch.from_numpy(coarse), "fine": torch.from_numpy(np.stack(fine))})
+        self.coarse, self.fine = self.coarse.to(short.device), self.fine.to(short.device)
+
+    @torch.no_grad()
+    def decode(self, short: torch.Tensor) -> torch.Tensor:
+        """Encode rows and decode them again, float32[n, dim]."""
+        scores = 2 * short @ self.coarse.T - self.coarse.square().sum(1)
+        centroids = self.coarse[scores.argmax(1)]
+        residuals = (short - centroids).unflatten(1, (self.parts, -1)).transpose(0, 1)
+        lengths = self.fine.square().sum(2)[:, None]
+        distances = torch.baddbmm(lengths, residuals, self.fine.transpose(1, 2), alpha=-2)
+        nearest = distances.argmin(2)
+        decoded = torch.stack([self.fine[p][nearest[p]] for p in range(self.parts)], 1)
+        return centroids + decoded.flatten(1)
+
+    def loss(
+        self, target: torch.Tensor, short: torch.Tensor, temperature: float, commit: float
+    ) -> torch.Tensor:
+        """`neighbour_loss` on the decoded rows, and `commit` times the squared coding error.
+
+        The gradient passes the coding unchanged.
+        """
+        fixed = self.decode(short.detach())
+        decoded = short + (fixed - short).detach()
+        lengths = decoded.square().sum(1)
+        distances = lengths[:, None] + lengths[None] - 2 * decoded @ decoded.T
+        error = (short - fixed).square().sum(1).mean()
+        return neighbour_loss(target, -distances / 2, temperature) + commit * error
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For a checkpoint."""
+        return {"coarse": self.coarse, "fine": self.fine}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """From a checkpoint."""
+        self.coarse, self.fine = state["coarse"], state["fine"]
+
+
+def _kmeans(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    model = faiss.Kmeans(
+        rows.shape[1], count, niter=4, seed=seed + 1, min_points_per_centroid=1, verbose=False
+    )
+    model.train(np.ascontiguousarray(rows, np.float32))
+    return np.array(model.centroids, np.float32)
+
+
+def code_sample(rows: np.ndarray, seed: int, step: int) -> np.ndarray:
+    """The rows (of `rows`) on which the centroids of a step are trained, ascending."""
+    rng = np.random.default_rng([seed, 7, step])
+    return np.sort(rng.choice(rows, min(_CODE_ROWS, len(rows)), replace=False))
+
+
+def neighbourhoods(rows: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Cut rows into neighbourhoods of at most `size`: halves along random pairs of rows.
+
+    Parameters
+    ----------
+    rows
+        float32[n, d].
+
+    Returns
+    -------
+    list of int64 arrays
+        Positions; each comes once. Another generator gives other cuts, so that near rows which
+        are parted in one epoch meet in another.
+    """
+    waiting, done = [np.arange(len(rows))], []
+    while waiting:
+        chosen = waiting.pop()
+        if len(chosen) <= size:
+            done.append(chosen)
+            continue
+        one, other = rng.choice(chosen, 2, replace=False)
+        order = np.argpartition(rows[chosen] @ (rows[one] - rows[other]), len(chosen) // 2)
+        half = len(chosen) // 2
+        waiting += [chosen[order[:half]], chosen[order[half:]]]
+    return done

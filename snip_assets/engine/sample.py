@@ -1,0 +1,48 @@
+"""A sample of rows over all shards: seeded, read in order of place, checked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import BadInputError
+from .settings import Settings
+from .shards import Features
+
+
+def most_rows(features: Features, settings: Settings, text: Features | None = None) -> int:
+    """Rows to sample: `settings.train_rows`, and at most a quarter of `settings.memory_gb`."""
+    if len(features) == 0:
+        raise BadInputError("there are no rows to train on; register a shard with rows.")
+    first = features.shard(int(np.flatnonzero(np.diff(features.offsets))[0]))
+    size = first.shape[1] * first.dtype.itemsize * (1 if text is None else 2)
+    return max(1, min(settings.train_rows, int(settings.memory_gb * 2**30 / 4) // size))
+
+
+def sample_rows(rows: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` row ids of 0 .. rows-1, int64, ascending, drawn without replacement."""
+    if rows <= most:
+        return np.arange(rows, dtype=np.int64)
+    rng = np.random.default_rng([seed, 1])
+    return np.sort(rng.choice(rows, most, replace=False, shuffle=False)).astype(np.int64)
+
+
+def read_rows(features: Features, rows: np.ndarray) -> np.ndarray:
+    """Sampled rows, in their own dtype.
+
+    Raises
+    ------
+    BadInputError
+        One is zero, NaN or infinite: the message names file and row.
+    """
+    taken = features.take(rows)
+    for start in range(0, len(taken), 8192):
+        lengths = np.linalg.norm(taken[start : start + 8192].astype(np.float32), axis=1)
+        if (bad := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))).size:
+            row = int(rows[start + bad[0]])
+            shard = int(np.searchsorted(features.offsets, row, "right") - 1)
+            what = "is all zeros" if lengths[bad[0]] == 0 else "holds NaN or infinity"
+            raise BadInputError(
+                f"{features.paths[shard]}: row {row - int(features.offsets[shard])} {what}; "
+                "compute its feature again, or take the row out of features and metadata."
+            )
+    return taken

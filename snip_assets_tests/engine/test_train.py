@@ -1,0 +1,181 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from snip_assets.engine import train as train_module
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.files import open_npy
+from snip_assets.engine.model import load_model, read_info
+from snip_assets.engine.objective import (
+    Codes,
+    code_parts,
+    near_loss,
+    neighbour_loss,
+    neighbour_target,
+    neighbourhoods,
+)
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Features
+from snip_assets.engine.train import train
+from snip_assets.engine.validation import Validation
+
+SAMPLE = sorted((Path(train_module.__file__).parents[1] / "sample" / "img_emb").glob("*.npy"))
+TINY = Settings(
+    hidden=96, dim=32, batch=128, steps=40, pca_below=100, device="cpu", workers=1, patience=99
+)
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    rows = [len(open_npy(path)) for path in SAMPLE]
+    return Features(SAMPLE, np.cumsum([0, *rows]))
+
+
+def stored(folder: Path, data: np.ndarray) -> Features:
+    np.save(folder / "img_emb_0.npy", data)
+    return Features([folder / "img_emb_0.npy"], np.array([0, len(data)]))
+
+
+def test_few_rows_give_a_pca_that_finds_the_pairs(features: Features, tmp_path: Path) -> None:
+    info = train(features, Settings(), tmp_path / "net")
+    assert info["method"] == "pca" and "pca_below" in info["why"]
+    assert info["validation"]["pairs"] == 1475
+    assert info["validation"]["precision"] > 0.95 and info["validation"]["recall"] > 0.95
+    assert load_model(tmp_path / "net").sizes == (512, 128)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_handful_of_rows(features: Features, tmp_path: Path, count: int) -> None:
+    few = features.take(np.arange(count))
+    info = train(stored(tmp_path, few), Settings(), tmp_path / "net")
+    short = load_model(tmp_path / "net")(torch.from_numpy(few)).numpy()
+    assert info["method"] == "pca" and short.shape == (count, 128)
+    unit = few / np.linalg.norm(few.astype(np.float32), axis=1, keepdims=True)
+    np.testing.assert_allclose(short @ short.T, unit @ unit.T, atol=1e-3)
+
+
+def test_no_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="no rows"):
+        train(stored(tmp_path, np.empty((0, 8), np.float16)), Settings(), tmp_path / "net")
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_bad_row_is_named(features: Features, tmp_path: Path, value: float) -> None:
+    data = features.take(np.arange(50))
+    data[33] = value
+    with pytest.raises(BadInputError, match=r"img_emb_0.npy: row 33 "):
+        train(stored(tmp_path, data), Settings(), tmp_path / "net")
+
+
+def test_training_beats_chance_by_far_and_says_how(features: Features, tmp_path: Path) -> None:
+    info = train(features, replace(TINY, steps=120), tmp_path / "net")
+    assert info["method"] == "net"
+    assert load_model(tmp_path / "net").sizes == (512, 96, 32)
+    assert info["validation"]["recall"] > 0.5 and info["validation"]["code_precision"] > 0.5
+    assert info["curve"][-1]["loss"] < info["curve"][0]["loss"]
+    assert read_info(tmp_path / "net")["curve"] == info["curve"]
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(features: Features, tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(features, replace(TINY, seed=seed), tmp_path / name)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+    assert (tmp_path / "a/model.json").read_bytes() == (tmp_path / "b/model.json").read_bytes()
+
+
+def test_interrupted_training_ends_with_the_same_net(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(features, TINY, tmp_path / "whole")
+    step = train_module.Trainer._step
+
+    def crash(self, net, optimiser, number):  # type: ignore[no-untyped-def]
+        if number == 29:
+            raise KeyboardInterrupt
+        return step(self, net, optimiser, number)
+
+    monkeypatch.setattr(train_module.Trainer, "_step", crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(features, TINY, tmp_path / "cut")
+    assert (tmp_path / "cut.checkpoint").is_file()
+    done = []
+    monkeypatch.setattr(train_module.Trainer, "_step", lambda *a: done.append(a[-1]) or step(*a))
+    train(features, TINY, tmp_path / "cut")
+    assert done[0] == 28
+    for name in ("model.safetensors", "model.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_torn_or_foreign_checkpoint_only_costs_time(features: Features, tmp_path: Path) -> None:
+    train(features, TINY, tmp_path / "a")
+    (tmp_path / "b.checkpoint").write_bytes(b"\x80\x02torn")
+    train(features, TINY, tmp_path / "b")
+    weights = "model.safetensors"
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+
+
+def test_text_similarities_are_kept(features: Features, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = features.take(np.arange(len(features))).astype(np.float32)
+    texts = (images + 0.03 * rng.normal(size=images.shape)).astype(np.float16)
+    np.save(tmp_path / "text.npy", texts)
+    text = Features([tmp_path / "text.npy"], np.array([0, len(texts)]))
+    info = train(features, TINY, tmp_path / "net", text=text)
+    assert info["text"]
+    net = load_model(tmp_path / "net")
+    similar = net(torch.from_numpy(texts)) @ net(torch.from_numpy(images)).T
+    nearest = torch.from_numpy(texts).float() @ torch.from_numpy(images).T
+    top = nearest.argmax(1)
+    rank = (similar > similar[torch.arange(len(top)), top][:, None]).sum(1)
+    assert (rank < 20).float().mean() > 0.9
+
+
+def test_neighbour_loss_is_least_at_the_target() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(20, 6), dim=1)
+    raw = rows @ rows.T
+    target = neighbour_target(raw, 0.1)
+    assert torch.allclose(target.sum(1), torch.ones(20)) and not target.diagonal().any()
+    least = neighbour_loss(target, raw, 0.1)
+    assert least < neighbour_loss(target, raw.flip(0), 0.1)
+    assert near_loss(raw, raw, 0.3) == 0
+
+
+def test_codes_decode_what_they_were_trained_on() -> None:
+    short = torch.nn.functional.normalize(torch.randn(300, 16), dim=1)
+    codes = Codes(4, 8)
+    assert not codes.ready
+    codes.fit(short, 0)
+    error = (codes.decode(short) - short).square().sum(1).mean()
+    assert codes.ready and error < 0.2
+    assert [code_parts(c, 128) for c in ("PQ8", "PQ4x8", "SQ8", "PQ7")] == [8, 4, 0, 0]
+
+
+def test_neighbourhoods_hold_every_row_once_and_keep_copies_together() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(100, 8)).astype(np.float32), 3, axis=0)
+    cut = neighbourhoods(rows, 40, rng)
+    assert max(map(len, cut)) <= 40
+    assert sorted(np.concatenate(cut)) == list(range(300))
+    together = sum(len(np.unique(part // 3)) for part in cut)
+    assert together < 130
+
+
+def test_validation_of_a_perfect_and_of_a_useless_net() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(150, 12)).astype(np.float32)
+    rows = np.concatenate([base, base + 0.01 * rng.normal(size=base.shape)]).astype(np.float32)
+    validation = Validation(rows, 0.1, torch.device("cpu"))
+    assert validation.facts()["pairs"] == 150 and validation.facts()["distance"] == 0.1
+    # Without the copies there is no true pair: the closest stand in.
+    alone = Validation(base, 0.001, torch.device("cpu")).facts()
+    assert alone["pairs"] == 37 and alone["distance"] > 0.1
+    perfect = validation.measure(torch.nn.functional.normalize)  # type: ignore[arg-type]
+    assert perfect["precision"] == 1.0 and perfect["recall"] >= 0.99
+    noise = validation.measure(lambda x: torch.randn(len(x), 4))  # type: ignore[arg-type]
+    assert noise["precision"] < 0.1 and noise["recall"] < 0.1
