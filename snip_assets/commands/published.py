@@ -1,4 +1,4 @@
-"""`snip download`, `apply-bitmap`, `fetch`, `verify`: what the authors of SNIP published, applied."""
+"""`snip download`, `apply-bitmap`, `fetch`, `verify`: what others published, applied."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..options import Json
+from snip_assets.options import Json
 
 if TYPE_CHECKING:
-    from ..engine.apply_bitmap import Applied
-    from ..engine.catalogue import Catalogue
+    from snip_assets.engine.apply_bitmap import Applied
+    from snip_assets.engine.catalogue import Catalogue
 
 PANEL = "Published by others"
 DATA_SET = "laion2b-en-vit-h-14"
@@ -76,9 +76,9 @@ def download(
     json: Json = False,
 ) -> None:
     """Download metadata shards and write the rows that the bitmap does not mark."""
-    from ..engine import published
-    from ..engine.remote import Policy
-    from ..report import terminal
+    from snip_assets.engine import published
+    from snip_assets.engine.remote import Policy
+    from snip_assets.report import terminal
 
     known = _catalogue(catalogue).data_set(DATA_SET)
     files = _catalogue(catalogue)
@@ -111,8 +111,8 @@ def apply_bitmap(
     json: Json = False,
 ) -> None:
     """Write the rows of a folder of metadata that a bitmap does not mark."""
-    from ..engine import apply_bitmap as engine
-    from ..report import terminal
+    from snip_assets.engine import apply_bitmap as engine
+    from snip_assets.report import terminal
 
     with terminal.bars():
         done = engine.apply_bitmap(metadata, out, bitmap, offsets)
@@ -133,8 +133,8 @@ def fetch(
     json: Json = False,
 ) -> None:
     """Fetch published files by name; without a name, list them."""
-    from ..engine import fetch as engine
-    from ..report import terminal
+    from snip_assets.engine import fetch as engine
+    from snip_assets.report import terminal
 
     known = _catalogue(catalogue)
     if not names:
@@ -183,10 +183,10 @@ def verify(
     json: Json = False,
 ) -> None:
     """Sample rows that a bitmap marks, find what they duplicate, print the precision."""
-    from ..engine import verify_bitmap as engine
-    from ..engine.fetch import localise
-    from ..engine.searcher import open_searcher
-    from ..report import terminal
+    from snip_assets.engine import verify_bitmap as engine
+    from snip_assets.engine.fetch import localise
+    from snip_assets.engine.searcher import open_searcher
+    from snip_assets.report import terminal
 
     with terminal.bars():
         searcher = open_searcher(
@@ -205,7 +205,7 @@ def verify(
 
 
 def _catalogue(path: Path | None) -> Catalogue:
-    from ..engine import catalogue
+    from snip_assets.engine import catalogue
 
     return catalogue.load(path or catalogue.OWN)
 
@@ -221,7 +221,7 @@ def _truth(value: str | None, default: bool) -> bool:
 
 
 def _report(done: Applied, place: Path, json: bool) -> None:
-    from ..report import terminal
+    from snip_assets.report import terminal
 
     values: dict[str, Any] = {
         "files": done.files,

@@ -1,0 +1,133 @@
+"""`snip search`: nearest rows of a row, a url, features, a text or an image."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from snip_assets.options import Json
+
+if TYPE_CHECKING:
+    from snip_assets.engine.search import Queries
+    from snip_assets.engine.searcher import Searcher
+
+QUERY = "Query, one of"
+DATA = "Index and data"
+
+
+class RerankOption(str, Enum):
+    """Features to sort the first hits by again."""
+
+    none = "none"
+    snip = "snip"
+    raw = "raw"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("search", rich_help_panel="Look at the data")(search)
+
+
+def search(
+    row: Annotated[
+        list[int] | None, typer.Option(help="Row id; may be repeated.", rich_help_panel=QUERY)
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Url of a row.", rich_help_panel=QUERY)] = None,
+    npy: Annotated[Path | None, typer.Option(help="Features, .npy.", rich_help_panel=QUERY)] = None,
+    text: Annotated[
+        str | None, typer.Option(help="A text (extra `clip`).", rich_help_panel=QUERY)
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="An image file (extra `clip`).", rich_help_panel=QUERY)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder of `snip dedup`.", rich_help_panel=DATA)
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            help="Any FAISS index, or a folder of them by shards, instead of ours.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of img_emb_{key}.npy.", rich_help_panel=DATA)
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="Folder of metadata_{key}.parquet.", rich_help_panel=DATA)
+    ] = None,
+    offsets: Annotated[
+        Path | None, typer.Option(help="Row offsets, .npy.", rich_help_panel=DATA)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="SNIP net of the index.", rich_help_panel=DATA)
+    ] = None,
+    clip_model: Annotated[str, typer.Option(help="open_clip's name.")] = "ViT-H-14",
+    clip_weights: Annotated[
+        str, typer.Option(help="open_clip's tag of the weights, or their file.")
+    ] = "laion2b_s32b_b79k",
+    k: Annotated[int, typer.Option("-k", help="Hits.", min=1, max=10_000)] = 10,
+    probes: Annotated[int, typer.Option(help="Inverted lists searched; 0 chooses.", min=0)] = 0,
+    rerank: Annotated[
+        RerankOption, typer.Option(help="Sort the first hits again by these features.")
+    ] = RerankOption.none,
+    depth: Annotated[int, typer.Option(help="Hits that are sorted again.", min=1)] = 100,
+    write: Annotated[
+        Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the k nearest rows."""
+    from snip_assets.engine import search as engine
+    from snip_assets.engine.searcher import open_searcher
+    from snip_assets.report import terminal
+
+    if sum(q is not None for q in (row or None, url, npy, text, image)) != 1:
+        raise typer.BadParameter("give one of --row, --url, --npy, --text, --image")
+    searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
+    queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
+    found = engine.search(searcher, queries, k, rerank.value, depth)
+    if write is not None:
+        engine.write(found, write)
+    if json:
+        terminal.as_json(found.to_pylist())
+    else:
+        shown = [c for c in found.column_names if c != "row_in_shard"]
+        rows = zip(*(map(_plain, found[c].to_pylist()) for c in shown), strict=True)
+        terminal.table(f"{len(queries.names)} queries", shown, list(rows))
+
+
+def _plain(value: object) -> object:
+    """Captions come from the web: what looks like markup of the terminal must not act as such."""
+    from rich.markup import escape
+
+    return escape(value) if isinstance(value, str) else value
+
+
+def _queries(
+    searcher: Searcher,
+    row: list[int] | None,
+    url: str | None,
+    npy: Path | None,
+    text: str | None,
+    image: Path | None,
+    clip_model: str,
+    clip_weights: str,
+) -> Queries:
+    import numpy as np
+
+    from snip_assets.engine import search as engine
+    from snip_assets.engine.clip import Clip
+
+    if row:
+        return engine.of_rows(searcher, row)
+    if url is not None:
+        return engine.of_url(searcher, url)
+    if npy is not None:
+        return engine.of_npy(npy)
+    clip = Clip(clip_model, clip_weights)
+    found = clip.text(text) if text is not None else clip.image(image or Path())
+    return engine.Queries(found, [text or str(image)], np.array([-1]))

@@ -1,0 +1,160 @@
+"""`snip search`: the nearest rows of a row id, a url, a file of features, a text or an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import BadInputError
+from .files import open_npy, write_json, write_parquet
+from .holdings import Holdings
+from .metadata import CAPTION_NAMES, URL_NAMES, as_text, find_column, read_group, row_groups
+from .progress import track
+from .searcher import Rerank, Searcher
+from .shards import parquet_file
+
+MOST_QUERIES = 10_000
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is searched for.
+
+    Attributes
+    ----------
+    features
+        float[n, D].
+    names
+        How each is called in the results.
+    own
+        int64[n]: row id of the query itself, which is no hit; -1 where it is no row.
+    """
+
+    features: np.ndarray
+    names: list[str]
+    own: np.ndarray
+
+
+def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
+    """Rows of the data set, by their raw features, else by their SNIP features.
+
+    Raises
+    ------
+    BadInputError
+        A row id is none, or its features are not at hand.
+    """
+    wanted = np.array(rows, np.int64)
+    holdings = searcher.holdings
+    if len(outside := wanted[(wanted < 0) | (wanted >= holdings.rows)]):
+        raise BadInputError(f"row {outside[0]}: row ids go from 0 to {holdings.rows - 1}.")
+    have, found = holdings.raw(wanted)
+    if not have.all():
+        if searcher.snip is None:
+            shard = holdings.keys[int(holdings.locate(wanted[~have])[0][0])]
+            raise BadInputError(
+                f"row {wanted[~have][0]}: the features of shard {shard} are not at hand; give them "
+                "with --features."
+            )
+        found = searcher.snip.take(wanted)
+    return Queries(found, [f"row {row}" for row in rows], wanted)
+
+
+def of_url(searcher: Searcher, url: str) -> Queries:
+    """The first row with this url; reads the url column of shard after shard until it is found.
+
+    Raises
+    ------
+    BadInputError
+        No row has it.
+    """
+    row = find_url(searcher.holdings, url)
+    return Queries(of_rows(searcher, [row]).features, [url], np.array([row]))
+
+
+def find_url(holdings: Holdings, url: str) -> int:
+    """Row id of the first row with this url."""
+    shards = list(enumerate(holdings.metadata))
+    for ordinal, path in track(shards, "look for the url", len(shards)):
+        if path is None:
+            continue
+        with parquet_file(path) as file:
+            column = find_column(file.schema_arrow, URL_NAMES)
+            for number, start, _ in row_groups(file) if column else ():
+                values = as_text(path, read_group(path, file, number, [str(column)]).column(0))
+                place = pc.index(values, pa.scalar(url, pa.large_string())).as_py()
+                if place >= 0:
+                    return int(holdings.offsets[ordinal]) + start + place
+    raise BadInputError(f"{url}: no row of the metadata at hand has this url.")
+
+
+def of_npy(path: Path) -> Queries:
+    """Features in an .npy file: one row or several."""
+    found = open_npy(path)
+    if found.ndim == 1:
+        found = found[None]
+    if found.ndim != 2 or found.dtype.kind != "f" or not 0 < len(found) <= MOST_QUERIES:
+        raise BadInputError(
+            f"{path}: {found.dtype} {found.shape}; expected 1 to {MOST_QUERIES} rows of features."
+        )
+    if not np.isfinite(found).all() or not np.any(found, axis=1).all():
+        raise BadInputError(f"{path}: a row holds NaN or infinity, or only zeros.")
+    names = [f"{path.name}[{i}]" for i in range(len(found))]
+    return Queries(np.asarray(found), names, np.full(len(found), -1))
+
+
+def search(
+    searcher: Searcher,
+    queries: Queries,
+    k: int = 10,
+    rerank: Rerank = "none",
+    depth: int = 100,
+) -> pa.Table:
+    """The k nearest rows of each query, apart from the query itself.
+
+    Returns
+    -------
+    pyarrow.Table
+        query, rank (from 1), row, shard, row_in_shard, distance (squared L2; null where a hit's
+        features are not at hand for re-ranking), url, caption.
+    """
+    distances, ids = searcher.search(queries.features, k + 1, rerank, depth)
+    rows: dict[str, list[Any]] = {"query": [], "rank": [], "row": [], "distance": []}
+    for name, own, near, hits in zip(queries.names, queries.own, distances, ids, strict=True):
+        kept = np.flatnonzero((hits >= 0) & (hits != own))[:k]
+        rows["query"] += [name] * len(kept)
+        rows["rank"] += range(1, len(kept) + 1)
+        rows["row"] += hits[kept].tolist()
+        rows["distance"] += [None if np.isnan(d) else float(d) for d in near[kept]]
+    return _described(searcher.holdings, rows)
+
+
+def _described(holdings: Holdings, rows: dict[str, list[Any]]) -> pa.Table:
+    found = np.array(rows["row"], np.int64)
+    ordinals, inside = holdings.locate(found)
+    return pa.table(
+        {
+            "query": pa.array(rows["query"], pa.large_string()),
+            "rank": pa.array(rows["rank"], pa.int32()),
+            "row": pa.array(found, pa.int64()),
+            "shard": pa.array([holdings.keys[o] for o in ordinals], pa.large_string()),
+            "row_in_shard": pa.array(inside, pa.int64()),
+            "distance": pa.array(rows["distance"], pa.float32()),
+            "url": pa.array(holdings.text(found, URL_NAMES), pa.large_string()),
+            "caption": pa.array(holdings.text(found, CAPTION_NAMES), pa.large_string()),
+        }
+    )
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write results as JSON or Parquet, by the ending of the name."""
+    if path.suffix == ".parquet":
+        write_parquet(path, table)
+    elif path.suffix == ".json":
+        write_json(path, table.to_pylist())
+    else:
+        raise BadInputError(f"{path}: name it .parquet or .json.")

@@ -1,0 +1,182 @@
+"""Search through any index: the hits are those of exact search where the index is exact."""
+
+from __future__ import annotations
+
+import json
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets.engine import model, search
+from snip_assets.engine.errors import BadInputError, SnipError
+from snip_assets.engine.searcher import open_searcher
+from snip_assets_tests import mirror as faulty
+
+OFFSETS = np.cumsum([0, *faulty.LENGTHS])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten shards, a net, an exact index of its features, an IVF index, one by shards."""
+    folder = tmp_path_factory.mktemp("data")
+    faulty.make(folder)
+    table, features = faulty.sample_rows()
+    net = model.pca(features, 64)
+    model.save_model(net, folder / "net", {})
+    x = net(__import__("torch").from_numpy(features.astype(np.float32))).numpy()
+    flat = faiss.IndexFlatL2(64)
+    flat.add(x)
+    faiss.write_index(flat, str(folder / "flat.index"))
+    ivf = faiss.index_factory(64, "IVF16,SQ8")
+    ivf.train(x)
+    ivf.add(x)
+    faiss.write_index(ivf, str(folder / "ivf.index"))
+    (folder / "by_shards").mkdir()
+    for first, end in ((0, 4), (4, 9), (9, 10)):  # ids restart at 0 in each
+        part = faiss.IndexFlatL2(64)
+        part.add(x[OFFSETS[first] : OFFSETS[end]])
+        faiss.write_index(part, str(folder / "by_shards" / f"{first:04d}_{end - 1:04d}.index"))
+    return folder, table, features.astype(np.float32), x
+
+
+def opened(folder, index="flat.index", **changes):
+    places = {
+        "index": folder / index,
+        "metadata": folder / "metadata",
+        "features": folder / "img_emb",
+        "offsets": folder / "cum_sz.npy",
+        "model": folder / "net",
+    }
+    return open_searcher(**{**places, **changes})
+
+
+def nearest(x, row, k):
+    distance = ((x - x[row]) ** 2).sum(1)
+    distance[row] = np.inf
+    return np.argsort(distance, kind="stable")[:k]
+
+
+def test_a_row_finds_its_neighbours_and_not_itself(data):
+    folder, table, _, x = data
+    searcher = opened(folder)
+    found = search.search(searcher, search.of_rows(searcher, [700, 1999]), k=5)
+    for row in (700, 1999):
+        hits = found.filter(np.array(found["query"]) == f"row {row}")
+        want = nearest(x, row, 5)
+        assert np.allclose(hits["distance"], ((x[want] - x[row]) ** 2).sum(1), atol=1e-4)
+        assert row not in hits["row"].to_pylist() and hits["rank"].to_pylist() == [1, 2, 3, 4, 5]
+    rows = found["row"].to_numpy()
+    assert found["url"].to_pylist() == [table["url"][r].as_py() for r in rows]
+    assert found["caption"].to_pylist() == [table["caption"][r].as_py() for r in rows]
+    place = [OFFSETS[int(s)] + r for s, r in zip(*(found[c].to_pylist() for c in
+             ("shard", "row_in_shard")), strict=True)]  # fmt: skip
+    assert place == rows.tolist()
+
+
+def test_indices_by_shards_answer_as_one(data):
+    folder, *_ = data
+    whole, parts = opened(folder), opened(folder, "by_shards")
+    queries = search.of_rows(whole, [3, 900, 1640])
+    assert search.search(whole, queries, 20)["row"].equals(search.search(parts, queries, 20)["row"])
+    wrong = np.cumsum([0, *reversed(faulty.LENGTHS)])
+    np.save(folder / "wrong.npy", wrong)
+    with pytest.raises(BadInputError, match="shard 0 has 369"):
+        opened(folder, "by_shards", offsets=folder / "wrong.npy")
+
+
+def test_reranking_by_raw_features_gives_the_exact_order(data):
+    folder, _, features, _ = data
+    searcher = opened(folder, "ivf.index", probes=16)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    found = search.search(searcher, search.of_rows(searcher, [42]), 10, "raw", depth=2000)
+    want = nearest(unit, 42, 10)
+    exact = ((unit[want] - unit[42]) ** 2).sum(1)
+    assert np.allclose(found["distance"], exact, atol=1e-5)
+    with pytest.raises(BadInputError, match="no SNIP features"):
+        search.search(searcher, search.of_rows(searcher, [42]), 10, "snip")
+
+
+def test_url_npy_and_what_fits_not(data, tmp_path):
+    folder, table, features, _ = data
+    searcher = opened(folder)
+    url = table["url"][1000].as_py()
+    by_url = search.search(searcher, search.of_url(searcher, url), 3)
+    np.save(tmp_path / "query.npy", features[1000])
+    by_file = search.search(searcher, search.of_npy(tmp_path / "query.npy"), 4)
+    assert set(by_url["row"].to_pylist()) <= set(by_file["row"].to_pylist())
+    with pytest.raises(BadInputError, match="no row"):
+        search.of_url(searcher, "http://nowhere/x.png")
+    with pytest.raises(BadInputError, match="row ids go from 0 to 1999"):
+        search.of_rows(searcher, [2000])
+    np.save(tmp_path / "query.npy", np.ones(7, np.float32))
+    with pytest.raises(BadInputError, match="the query has 7 numbers, but 64 or 512"):
+        search.search(searcher, search.of_npy(tmp_path / "query.npy"))
+    np.save(tmp_path / "query.npy", np.zeros((1, 512), np.float32))
+    with pytest.raises(BadInputError, match="only zeros"):
+        search.of_npy(tmp_path / "query.npy")
+
+
+def test_missing_shards_are_missing_not_wrong(data, tmp_path):
+    folder, table, _, _ = data
+    for kind in ("metadata", "img_emb"):
+        (tmp_path / kind).mkdir()
+    for n in (0, 7):
+        for name in (f"metadata/metadata_{n:04d}.parquet", f"img_emb/img_emb_{n:04d}.npy"):
+            (tmp_path / name).write_bytes((folder / name).read_bytes())
+    searcher = opened(folder, metadata=tmp_path / "metadata", features=tmp_path / "img_emb")
+    found = search.search(searcher, search.of_rows(searcher, [1200]), 200)
+    for row, url in zip(found["row"].to_pylist(), found["url"].to_pylist(), strict=True):
+        here = OFFSETS[0] <= row < OFFSETS[1] or OFFSETS[7] <= row < OFFSETS[8]
+        assert url == (table["url"][row].as_py() if here else None)
+    with pytest.raises(BadInputError, match="shard 0001 are not at hand"):
+        search.of_rows(searcher, [OFFSETS[1]])
+    with pytest.raises(BadInputError, match="shard 1 is missing"):
+        opened(folder, metadata=tmp_path / "metadata", features=None, offsets=None)
+
+
+def test_results_as_files(data, tmp_path):
+    folder, *_ = data
+    searcher = opened(folder)
+    found = search.search(searcher, search.of_rows(searcher, [5]), 3)
+    search.write(found, tmp_path / "hits.parquet")
+    search.write(found, tmp_path / "hits.json")
+    assert pq.read_table(tmp_path / "hits.parquet").equals(found)
+    assert json.loads((tmp_path / "hits.json").read_text()) == found.to_pylist()
+
+
+def test_an_index_that_is_none(tmp_path, data):
+    (tmp_path / "page.index").write_bytes(faulty.PAGE)
+    with pytest.raises(BadInputError, match="not a readable FAISS index"):
+        opened(data[0], index=tmp_path / "page.index")
+
+
+def test_texts_and_images_with_an_untrained_model(data, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    from PIL import Image
+
+    from snip_assets.engine.clip import Clip
+
+    clip = Clip("ViT-B-32", "")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    for row in (clip.text("a red square"), clip.image(tmp_path / "red.png")):
+        assert row.shape == (1, 512) and np.isclose(np.linalg.norm(row), 1, atol=1e-5)
+        searcher = opened(data[0])
+        queries = search.Queries(row, ["query"], np.array([-1]))
+        assert len(search.search(searcher, queries, 7, "raw")) == 7
+    with pytest.raises(BadInputError, match="not a readable image"):
+        clip.image(data[0] / "cum_sz.npy")
+    with pytest.raises(SnipError, match=r"--clip-weights"):
+        Clip("ViT-B-32", str(tmp_path / "absent.pt"))
+    assert "ViT-B-32" in open_clip.list_models()
+
+
+def test_without_open_clip_it_says_what_to_install(monkeypatch):
+    import sys
+
+    from snip_assets.engine.clip import Clip
+
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(SnipError, match=r"pip install 'snip_assets\[clip\]'"):
+        Clip("ViT-B-32", "")
