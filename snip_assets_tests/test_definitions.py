@@ -59,7 +59,9 @@ def test_dagster_finds_no_fault(tmp_path: Path) -> None:
     shutil.copy(ROOT / "workspace.yaml", tmp_path)
     result = _dagster(tmp_path, "definitions", "validate", "-w", "workspace.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Warning" not in result.stdout + result.stderr
+    said = (result.stdout + result.stderr).splitlines()
+    # Dagster says of its own command that another one is newer.
+    assert [s for s in said if "Warning" in s and "Supersession" not in s] == []
 
 
 def test_plain_dagster_works_in_the_project_after_sync(
