@@ -1,8 +1,30 @@
-"""How good the result is: shares estimated from samples, with their confidence intervals."""
+"""The audit: precision, recall and orphans, from fresh random samples and the raw features.
+
+Nothing that the net or the index says is believed: distances are computed from the raw features,
+and neighbours found by exact search over all rows.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from . import shards
+from .errors import StaleOutputError
+from .files import open_npy, read_manifest
+from .progress import task
+from .run import Run
+from .shards import Features, Shard
+from .threads import ordered_map
+from .verify import distances
+
+BLOCK = 4096
+ENDS = ["row", "earlier_row"]
+# Rounding of a float32 product: pairs this near the threshold are computed again in float64.
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -29,3 +51,136 @@ def wilson(successes: int, trials: int) -> Interval:
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * (share * (1 - share) / trials + spread / (4 * trials)) ** 0.5
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), successes, trials)
+
+
+def _with_pairs(run: Run) -> list[Shard]:
+    found = [s for s in run.registry.shards if read_manifest(run.layout.duplicate_pairs(s.key))]
+    if not found:
+        raise StaleOutputError(f"{run.layout.root}: no pairs; materialise duplicate_pairs first.")
+    return found
+
+
+def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs of all shards: `row` and `earlier_row`, uint64."""
+    found = _with_pairs(run)
+    counts = [pq.read_metadata(run.layout.duplicate_pairs(s.key)).num_rows for s in found]
+    ends = np.cumsum(counts)
+    total = int(ends[-1])
+    chosen = np.random.default_rng(seed).choice(total, min(sample, total), replace=False)
+    chosen.sort()
+    rows, earlier = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    for shard, end, count in zip(found, ends, counts, strict=True):
+        local = chosen[(chosen >= end - count) & (chosen < end)] - (end - count)
+        if len(local):
+            table = pq.read_table(run.layout.duplicate_pairs(shard.key), columns=ENDS).take(local)
+            rows.append(table["row"].to_numpy())
+            earlier.append(table["earlier_row"].to_numpy())
+    return np.concatenate(rows), np.concatenate(earlier)
+
+
+def pair_precision(run: Run, sample: int, seed: int) -> Interval:
+    """Share of sampled pairs that are within `max_distance` in the raw features."""
+    rows, earlier = sample_pairs(run, sample, seed)
+    distance = distances(shards.raw_features(run.registry), rows, earlier)
+    return wilson(int((distance <= np.float32(run.settings.max_distance)).sum()), len(rows))
+
+
+def exact_neighbours(
+    features: Features, queries: np.ndarray, limit: float, workers: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows within a raw distance of some rows, by exact search over everything.
+
+    Memory: a block of 4,096 rows a thread.
+
+    Parameters
+    ----------
+    queries
+        int64[q], row ids.
+
+    Returns
+    -------
+    query, row : int64[m]
+        Row ids, the query itself left out.
+    """
+    if not len(queries):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    columns = torch.from_numpy(_unit(features.take(queries))).T
+    floor = 1 - (limit + ROUNDING) / 2
+
+    def work(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        ordinal, start = place
+        block = _unit(features.shard(ordinal)[start : start + BLOCK])
+        row, query = np.nonzero((torch.from_numpy(block) @ columns).numpy() >= floor)
+        return queries[query], row + start + features.offsets[ordinal]
+
+    sizes = np.diff(features.offsets)
+    places = [(o, s) for o, size in enumerate(sizes) for s in range(0, int(size), BLOCK)]
+    found = []
+    with task("exact search", len(places), "blocks") as progress:
+        for part in ordered_map(work, places, workers):
+            found.append(part)
+            progress.advance()
+    query = np.concatenate([p[0] for p in found]).astype(np.int64)
+    row = np.concatenate([p[1] for p in found]).astype(np.int64)
+    query, row = query[query != row], row[query != row]
+    near = distances(features, query, row) <= np.float32(limit)
+    return query[near], row[near]
+
+
+def _unit(block: np.ndarray) -> np.ndarray:
+    wide = np.asarray(block, np.float32)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def query_recall(run: Run, sample: int, seed: int) -> Interval:
+    """Share of the true pairs of sampled rows that were found.
+
+    Rows are drawn at random from the shards with pairs; their true partners among the same
+    shards come from exact search. Exact copies count as their first copy. A row with
+    `max_partners` partners or more keeps the nearest only: its others count as found.
+    """
+    ready = _with_pairs(run)
+    ids = np.concatenate([np.arange(s.start, s.stop) for s in ready])
+    drawn = np.random.default_rng(seed).choice(ids, min(sample, len(ids)), replace=False)
+    later, first = run.exact_copies(ready[-1].ordinal)
+    first_of = np.arange(run.registry.rows)
+    first_of[later] = first
+    raw = shards.raw_features(run.registry)
+    limit = run.settings.max_distance
+    query, row = exact_neighbours(raw, np.unique(first_of[drawn]), limit, run.settings.workers)
+    query, row = query[np.isin(row, ids)], row[np.isin(row, ids)]
+    ends = np.stack([first_of[query], first_of[row]])
+    ends = np.unique(np.sort(ends[:, ends[0] != ends[1]], axis=0), axis=1)
+    true = set(zip(ends[1].tolist(), ends[0].tolist(), strict=True))
+    return wilson(len(_found(run, ready, true)), len(true))
+
+
+def _found(run: Run, ready: list[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    rows = np.array(sorted({a for a, _ in wanted}), np.uint64)
+    found = set()
+    for shard in ready:
+        low, high = np.searchsorted(rows, [shard.start, shard.stop])
+        if low == high:
+            continue
+        table = pq.read_table(run.layout.duplicate_pairs(shard.key), columns=ENDS)
+        row, earlier = table["row"].to_numpy(), table["earlier_row"].to_numpy()
+        here = np.isin(row, rows[low:high])
+        found |= wanted.intersection(zip(row[here].tolist(), earlier[here].tolist(), strict=True))
+        names, count = np.unique(row[here], return_counts=True)
+        heavy = set(names[count >= run.settings.max_partners].tolist())
+        found |= {pair for pair in wanted if pair[0] in heavy}
+    return found
+
+
+def orphans(run: Run, sample: int, seed: int) -> Interval:
+    """Share of sampled dropped rows without a kept row within `max_distance`: must be none."""
+    folder = run.layout.duplicate_groups
+    kept = open_npy(folder / "kept_row.npy")
+    dropped = np.asarray(open_npy(folder / "dropped_rows.npy")).astype(np.int64)
+    draw = np.random.default_rng(seed)
+    rows = np.sort(draw.choice(dropped, min(sample, len(dropped)), replace=False))
+    target = np.asarray(kept[rows]).astype(np.int64)
+    stays = np.asarray(kept[target]).astype(np.int64) == target
+    distance = distances(shards.raw_features(run.registry), rows, target)
+    bad = ~stays | (distance > np.float32(run.settings.max_distance))
+    return wilson(int(bad.sum()), len(rows))

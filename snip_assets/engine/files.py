@@ -216,6 +216,22 @@ def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
     return manifest
 
 
+def seal_parts(
+    output: Path, inputs: Mapping[str, str], parts: list[Path], **facts: Any
+) -> Manifest:
+    """Write the manifest of a folder from those of its sealed parts, without reading them again."""
+    files: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        manifest = read_manifest(part)
+        if manifest is None:
+            raise StaleOutputError(f"{part}: unfinished; delete it and run again.")
+        for name, entry in manifest.files.items():
+            files[str((part.parent / name).relative_to(output.parent))] = entry
+    whole = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
+    write_json(manifest_path(output), whole.__dict__)
+    return whole
+
+
 def read_manifest(output: Path) -> Manifest | None:
     """The manifest of an output, None if there is none (or it is unreadable)."""
     try:

@@ -34,6 +34,9 @@ class Settings:
         Rows read to train the net and the index, at the most.
     pca_below
         With fewer rows than this the net is a PCA: too little data to train on.
+    tier
+        The finest features that decide about pairs: `raw`, `snip` (compressed features) or
+        `codes` (the index alone); the coarser ones need no raw features, and are less exact.
     keep
         Which copy stays: `neighbours`, `first`, or an expression such as
         `largest(original_width*original_height)` over metadata columns.
@@ -63,6 +66,7 @@ class Settings:
     patience: int = 5
     train_rows: int = 262_144
     pca_below: int = 10_000
+    tier: str = "raw"
     keep: str = "neighbours"
     device: str = "auto"
     workers: int = 0

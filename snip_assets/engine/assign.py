@@ -1,0 +1,145 @@
+"""Which inverted lists a row belongs to and probes.
+
+A row's home is the list of its nearest centroid. It also probes a neighbouring list when it lies
+near the border: with home a and another list b, the distance of a row to the plane between the
+two centroids is (d_b^2 - d_a^2) / (2 |c_a - c_b|), and no row of b is nearer to it than that. So
+list b is probed when this *margin* is at most a radius that calibration reads from true pairs.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import torch
+from numba import njit
+
+FLAT_LISTS = 16_384
+SHORTLIST = 16
+BLOCK = 2048
+LOWEST = np.float32(-3e38)
+
+
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
+def _best(score, count, best):
+    """Positions of the `count` largest values of each row, largest first."""
+    rows, columns = score.shape
+    value = np.empty(count, np.float32)
+    for i in range(rows):
+        for p in range(count):
+            value[p] = LOWEST
+            best[i, p] = 0
+        floor = value[count - 1]
+        for base in range(0, columns, 32):
+            stop = min(base + 32, columns)
+            high = score[i, base]
+            for j in range(base, stop):
+                high = max(high, score[i, j])
+            if high <= floor:
+                continue
+            for j in range(base, stop):
+                s = score[i, j]
+                if s <= floor:
+                    continue
+                p = count - 1
+                while p > 0 and value[p - 1] < s:
+                    value[p] = value[p - 1]
+                    best[i, p] = best[i, p - 1]
+                    p -= 1
+                value[p] = s
+                best[i, p] = j
+                floor = value[count - 1]
+
+
+@njit(nogil=True, cache=True)
+def _exact(x, centroids, lists, distance):
+    """Squared distances in one fixed order of summation; sorts each row by (distance, list)."""
+    dim = x.shape[1]
+    for i in range(x.shape[0]):
+        for p in range(lists.shape[1]):
+            total = 0.0
+            for d in range(dim):
+                difference = x[i, d] - centroids[lists[i, p], d]
+                total += difference * difference
+            distance[i, p] = total
+        for p in range(1, lists.shape[1]):
+            value, number = distance[i, p], lists[i, p]
+            q = p
+            while q > 0 and (
+                distance[i, q - 1] > value
+                or (distance[i, q - 1] == value and lists[i, q - 1] > number)
+            ):
+                distance[i, q], lists[i, q] = distance[i, q - 1], lists[i, q - 1]
+                q -= 1
+            distance[i, q], lists[i, q] = value, number
+
+
+@njit(nogil=True, cache=True)
+def _margins(centroids, lists, distance, margin):
+    """Distance of each row to the plane between its home and each other list of its shortlist."""
+    dim = centroids.shape[1]
+    for i in range(lists.shape[0]):
+        margin[i, 0] = 0.0
+        for p in range(1, lists.shape[1]):
+            apart = 0.0
+            for d in range(dim):
+                difference = centroids[lists[i, 0], d] - centroids[lists[i, p], d]
+                apart += difference * difference
+            gap = distance[i, p] - distance[i, 0]
+            margin[i, p] = gap / (2.0 * np.sqrt(apart)) if apart > 0.0 else 0.0
+
+
+class Assigner:
+    """Nearest centroids of rows.
+
+    Up to 16,384 lists by a blocked matrix product, above by HNSW (Malkov and Yashunin 2018)
+    over the centroids.
+
+    Parameters
+    ----------
+    centroids
+        float32[lists, dim].
+    """
+
+    def __init__(self, centroids: np.ndarray) -> None:
+        self.centroids = np.ascontiguousarray(centroids, np.float32)
+        self._graph: faiss.IndexHNSWFlat | None = None
+        if len(centroids) > FLAT_LISTS:
+            self._graph = faiss.IndexHNSWFlat(centroids.shape[1], 32)
+            self._graph.hnsw.efConstruction = 80
+            self._graph.hnsw.efSearch = 64
+            self._graph.add(self.centroids)
+        self._columns = torch.from_numpy(self.centroids).T
+        self._bias = -0.5 * (self._columns.double() ** 2).sum(0).float()
+
+    def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest lists of each row, nearest first, and squared distances to them.
+
+        Parameters
+        ----------
+        x
+            float32[n, dim]; blocks of at most a few thousand rows.
+
+        Returns
+        -------
+        lists : int32[n, count]
+        distances : float64[n, count]
+        """
+        count = min(count, len(self.centroids))
+        shortlist = min(max(count + 4, SHORTLIST), len(self.centroids))
+        if self._graph is not None:
+            lists = self._graph.search(x, shortlist)[1].astype(np.int32)
+        else:
+            score = torch.addmm(self._bias, torch.from_numpy(x), self._columns).numpy()
+            lists = np.empty((len(x), shortlist), np.int32)
+            _best(score, shortlist, lists)
+        distance = np.empty(lists.shape, np.float64)
+        _exact(x, self.centroids, lists, distance)
+        return lists[:, :count], distance[:, :count]
+
+    def margins(self, lists: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        """float64[n, count]: margin of each row to each list of its shortlist (0 for its home)."""
+        margin = np.empty(lists.shape, np.float64)
+        _margins(
+            self.centroids, np.ascontiguousarray(lists), np.ascontiguousarray(distance), margin
+        )
+        return margin

@@ -1,0 +1,371 @@
+"""Calibration: the slack and the probe radius that reach a target recall at the least cost.
+
+Rows are sampled, their true pairs found by exact search in the raw features, and for each pair it
+is noted what it would take to find it: the margin within which the later row must probe (see
+`assign`), and the excess ADC(i, j) - ADC(i, i) that must be allowed (see `join`). Both losses are
+kept apart. The same sample gives the thresholds and the accuracy of the coarser tiers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import SnipError
+from .join import leading_axes
+from .settings import Settings
+from .threads import ordered_map
+from .trained import TrainedIndex
+
+QUERIES = 2048
+FEWEST_PAIRS = 50
+WIDTHS = (16, 24, 32, 48, 64, 96, 128)
+# Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
+NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.15, 0.0225, 20.0, 1000.0
+
+
+@dataclass
+class Calibration:
+    """What calibration chose, and the curves it was read from.
+
+    Attributes
+    ----------
+    slack, radius, probes
+        See `join.Rule` and `assign`; `probes` is the most lists a row probes.
+    width
+        Axes of the lower bound.
+    snip_limit
+        Candidates beyond this SNIP distance are dropped before raw rows are read.
+    snip_max_distance, code_max_distance
+        Thresholds of the tiers without raw features (largest F1).
+    recall, lost_by_probe, lost_by_code, lost_by_snip_limit
+        On the sampled pairs, with `pairs` of them.
+    candidates_per_row, probes_per_row
+        Expected at the size of the data set.
+    planted
+        Whether noise was added to rows to have pairs at all.
+    curve
+        Recall and candidates over slack.
+    tiers
+        Precision and recall of the tiers at their thresholds, with their curves.
+    """
+
+    slack: float
+    radius: float
+    probes: int
+    width: int
+    snip_limit: float
+    snip_max_distance: float
+    code_max_distance: float
+    recall: float
+    lost_by_probe: float
+    lost_by_code: float
+    lost_by_snip_limit: float
+    pairs: int
+    candidates_per_row: float
+    probes_per_row: float
+    planted: bool
+    curve: list[dict[str, float]] = field(default_factory=list)
+    tiers: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain value."""
+        return asdict(self)
+
+
+@dataclass
+class Sample:
+    """Sampled rows, ascending, first copies only.
+
+    Attributes
+    ----------
+    raw
+        float32[n, D], L2-normalised.
+    snip
+        float32[n, dim].
+    rows
+        Rows of the whole data set.
+    """
+
+    raw: np.ndarray
+    snip: np.ndarray
+    rows: int
+
+
+def budget(rows: int, dim: int) -> int:
+    """Rows to sample: as many as exact search of the queries can afford.
+
+    About a tenth of the work of compressing the data set, between 0.4 and 4 TFLOP.
+    """
+    compress = 2.0 * rows * 1024 * (dim + 128)
+    work = min(max(0.1 * compress, 4e11), 4e12)
+    return int(min(rows, work / (2.0 * min(QUERIES, rows) * (dim + 128))))
+
+
+def exact_pairs(
+    x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (a query, another row) within a squared distance, by exact search.
+
+    Parameters
+    ----------
+    x
+        float32[n, dim], unit length.
+    queries
+        int64[q], positions.
+
+    Returns
+    -------
+    later, earlier : int64[m]
+        Positions, each pair once.
+    distance : float32[m]
+    """
+    columns = torch.from_numpy(x).T
+    floor = 1 - limit / 2
+
+    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        score = (torch.from_numpy(x[part]) @ columns).numpy()
+        query, row = np.nonzero(score >= floor)
+        return part[query], row, 2 - 2 * score[query, row]
+
+    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
+    found = list(ordered_map(work, blocks, workers))
+    query, row, distance = (np.concatenate(p) for p in zip(*found, strict=True))
+    later, earlier = np.maximum(query, row), np.minimum(query, row)
+    key = later.astype(np.int64) * len(x) + earlier
+    once = np.unique(key, return_index=True)[1]
+    once = once[later[once] != earlier[once]]
+    return later[once], earlier[once], distance[once].astype(np.float32)
+
+
+@dataclass
+class _Placed:
+    """A sample as the index sees it."""
+
+    lists: np.ndarray
+    margin: np.ndarray
+    decoded: np.ndarray  # float32[n, dim]: centroid + decoded residual
+    error: np.ndarray
+
+    @classmethod
+    def of(cls, trained: TrainedIndex, x: np.ndarray, probes: int, workers: int) -> _Placed:
+        def work(block: np.ndarray) -> tuple[np.ndarray, ...]:
+            lists, distance = trained.assigner.nearest(block, probes)
+            margin = trained.assigner.margins(lists, distance)
+            residual = block - trained.centroids[lists[:, 0]]
+            decoded = trained.codec.decode(trained.codec.encode(residual))
+            error = ((residual - decoded) ** 2).sum(1)
+            return lists, margin, decoded + trained.centroids[lists[:, 0]], error
+
+        blocks = (x[i : i + 2048] for i in range(0, len(x), 2048))
+        parts = list(ordered_map(work, blocks, workers))
+        return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+
+def calibrate(
+    trained: TrainedIndex, sample: Sample, settings: Settings
+) -> tuple[Calibration, np.ndarray]:
+    """Choose slack, probe radius and the rest.
+
+    Returns
+    -------
+    calibration
+    axes : float32[dim, width]
+        Leading axes of the residuals.
+
+    Raises
+    ------
+    SnipError
+        The target recall cannot be reached; the message says by what.
+    """
+    random = np.random.default_rng(settings.seed)
+    n = len(sample.raw)
+    queries = np.sort(random.choice(n, min(n, max(QUERIES, _affordable(sample))), replace=False))
+    later, earlier, _ = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
+    planted = len(later) < FEWEST_PAIRS
+    placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
+    if planted:
+        # Too few true pairs: a row and the decoded code of itself stand in for one.
+        later = earlier = queries
+    home = placed.lists[:, 0]
+    at = placed.lists[later] == home[earlier][:, None]
+    margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
+    excess = _sum_squares(sample.snip[later], placed.decoded[earlier]) - placed.error[later]
+    snip = _sum_squares(sample.snip[later], sample.snip[earlier])
+    if planted:
+        excess, snip = excess + settings.max_distance, snip + settings.max_distance
+    histogram = _candidate_curve(placed, sample, queries[:512])
+    choice = _choose(margin, excess, snip, placed, histogram, sample.rows, settings)
+    slack, radius, snip_limit = choice
+    found = (margin <= radius) & (excess <= slack)
+    probes_per_row = float((placed.margin <= radius).sum(1).mean())
+    axes = leading_axes(sample.snip - trained.centroids[home], trained.dim)
+    width = _choose_width(placed, sample, queries[:512], trained, axes, slack, radius)
+    tiers = _tiers(sample, placed, queries, later, earlier, settings)
+    calibration = Calibration(
+        slack=slack,
+        radius=radius,
+        probes=settings.max_probes,
+        width=width,
+        snip_limit=snip_limit,
+        snip_max_distance=tiers["snip"]["max_distance"],
+        code_max_distance=tiers["codes"]["max_distance"],
+        recall=float((found & (snip <= snip_limit)).mean()),
+        lost_by_probe=float((margin > radius).mean()),
+        lost_by_code=float((excess > slack).mean()),
+        lost_by_snip_limit=float((snip > snip_limit).mean()),
+        pairs=len(later),
+        candidates_per_row=_candidates(histogram, slack, sample.rows, n),
+        probes_per_row=probes_per_row,
+        planted=planted,
+        curve=_curve(excess, margin, radius, histogram, sample.rows, n),
+        tiers=tiers,
+    )
+    return calibration, np.ascontiguousarray(axes[:, :width])
+
+
+def _affordable(sample: Sample) -> int:
+    n, dim = sample.raw.shape
+    return int(4e11 / (2.0 * n * (dim + 128)))
+
+
+def _sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    out = np.empty(len(a), np.float32)
+    for start in range(0, len(a), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        out[part] = ((a[part] - b[part]) ** 2).sum(1)
+    return out
+
+
+GRID = np.linspace(-0.2, 1.0, 481)
+
+
+def _candidate_curve(placed: _Placed, sample: Sample, queries: np.ndarray) -> np.ndarray:
+    """Candidates a query over the grid of slacks, among the sampled rows of all probed lists."""
+    home = placed.lists[:, 0]
+    counts = np.zeros(len(GRID))
+    norms = (placed.decoded**2).sum(1)
+    for start in range(0, len(queries), 64):
+        part = queries[start : start + 64]
+        x = sample.snip[part]
+        adc = (x**2).sum(1)[:, None] + norms - 2 * x @ placed.decoded.T
+        excess = adc - placed.error[part][:, None]
+        probed = (placed.lists[part][:, :2, None] == home[None, None, :]).any(1)
+        probed[np.arange(len(part)), part] = False
+        counts += np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
+    return np.cumsum(counts) / max(len(queries), 1)
+
+
+def _candidates(histogram: np.ndarray, slack: float, rows: int, sampled: int) -> float:
+    """Earlier candidates a row at the size of the data set."""
+    return float(np.interp(slack, GRID, histogram) * rows / sampled / 2)
+
+
+def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[float, float, float]:
+    """The cheapest (slack, radius) whose recall on the sampled pairs reaches the aim."""
+    target = settings.target_recall
+    # Half of the allowed loss is kept for the error of the sample.
+    aim = 1 - (1 - target) / 2
+    lost_snip = (1 - aim) / 10
+    snip_limit = float(np.quantile(snip, 1 - lost_snip)) * 1.1 + 1e-4
+    reached = np.isfinite(margin)
+    if reached.mean() < target:
+        raise SnipError(
+            f"recall {target} cannot be reached: {1 - reached.mean():.4f} of the sampled pairs lie "
+            f"further apart than {settings.max_probes} probes; raise max_probes, use fewer lists, "
+            "or lower target_recall."
+        )
+    aim = min(aim, float(reached.mean()))
+    list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
+    best: tuple[float, float, float] | None = None
+    for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
+        radius = float(np.quantile(margin, 1 - (1 - aim) * share, method="higher")) + 1e-6
+        inside = np.sort(excess[margin <= radius])
+        needed = int(np.ceil(aim * len(margin)))
+        if needed > len(inside):
+            continue
+        slack = float(inside[needed - 1]) + 1e-5
+        probes = float((placed.margin <= radius).sum(1).mean())
+        cost = probes * list_length / 2 * (NS_PER_PAIR + 32 * NS_PER_AXIS)
+        cost += _candidates(histogram, slack, rows, len(placed.error)) * NS_PER_CANDIDATE
+        if best is None or cost < best[0]:
+            best = (cost, slack, radius)
+    if best is None:
+        radius, slack = float(margin[reached].max()) + 1e-6, float(excess.max()) + 1e-5
+        return slack, radius, snip_limit
+    return best[1], best[2], snip_limit
+
+
+def _choose_width(placed, sample, queries, trained, axes, slack, radius) -> int:
+    """The number of leading axes that makes product, scan and exact ADC cheapest together."""
+    home = placed.lists[:, 0]
+    passed = np.zeros(len(WIDTHS))
+    pairs = 0
+    for query in queries[:128]:
+        probed = placed.lists[query][placed.margin[query] <= radius]
+        rows = np.flatnonzero(np.isin(home, probed))
+        difference = (placed.decoded[rows] - sample.snip[query]) @ axes
+        partial = np.cumsum(difference**2, axis=1)
+        pairs += len(rows)
+        for k, width in enumerate(WIDTHS):
+            if width <= trained.dim:
+                passed[k] += (partial[:, width - 1] <= placed.error[query] + slack).sum()
+    cost = [
+        NS_PER_PAIR + NS_PER_AXIS * w + NS_PER_EXCESS * p / max(pairs, 1)
+        for w, p in zip(WIDTHS, passed, strict=True)
+        if w <= trained.dim
+    ]
+    return min(WIDTHS[int(np.argmin(cost))], trained.dim) if cost else trained.dim
+
+
+def _curve(excess, margin, radius, histogram, rows, sampled) -> list[dict[str, float]]:
+    found = np.sort(excess[margin <= radius])
+    result = []
+    for slack in np.linspace(0, max(0.05, float(np.quantile(excess, 0.9999)) * 1.2), 40):
+        recall = float(np.searchsorted(found, slack, "right")) / len(margin)
+        per_row = _candidates(histogram, float(slack), rows, sampled)
+        result.append({"slack": float(slack), "recall": recall, "candidates_per_row": per_row})
+    return result
+
+
+def _tiers(sample, placed, queries, later, earlier, settings) -> dict[str, Any]:
+    """Thresholds and accuracy of the tiers without raw features."""
+    true = np.unique(later.astype(np.int64) * len(sample.raw) + earlier)
+    return {
+        "snip": _tier(sample.snip, queries, true, settings),
+        "codes": _tier(placed.decoded, queries, true, settings),
+    }
+
+
+def _tier(x: np.ndarray, queries: np.ndarray, true: np.ndarray, settings: Settings) -> dict:
+    norms = np.sqrt((x**2).sum(1, keepdims=True))
+    unit = np.ascontiguousarray(x / np.maximum(norms, 1e-12))
+    limit = 3 * settings.max_distance
+    later, earlier, distance = exact_pairs(unit, queries, limit, settings.workers)
+    key = later.astype(np.int64) * len(x) + earlier
+    right = np.isin(key, true)
+    order = np.argsort(distance, kind="stable")
+    hits = np.cumsum(right[order])
+    precision = hits / np.arange(1, len(order) + 1)
+    recall = hits / max(len(true), 1)
+    if not len(order):
+        return {"max_distance": settings.max_distance, "precision": 1.0, "recall": 0.0, "curve": []}
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(np.argmax(f1))
+    steps = np.unique(np.linspace(0, len(order) - 1, 60).astype(int))
+    return {
+        "max_distance": float(distance[order][best]),
+        "precision": float(precision[best]),
+        "recall": float(recall[best]),
+        "curve": [
+            {
+                "max_distance": float(distance[order][s]),
+                "precision": float(precision[s]),
+                "recall": float(recall[s]),
+            }
+            for s in steps
+        ],
+    }

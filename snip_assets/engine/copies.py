@@ -1,0 +1,140 @@
+"""Exact copies: rows whose raw features are equal byte for byte, found by hashing.
+
+A 64-bit xxh3 of each row is kept a shard; equal hashes are confirmed on the bytes themselves, so a
+collision never makes a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from .errors import BadInputError
+from .files import NpyWriter, open_npy
+from .progress import task
+from .shards import Features
+from .threads import ordered_map
+
+BLOCK = 8192
+BUCKET_BYTES = 1 << 30
+
+
+def check_rows(block: np.ndarray, path: Path, start: int) -> None:
+    """Raise BadInputError for the first row that is not finite, or zero.
+
+    Parameters
+    ----------
+    block
+        n x dim, any float.
+    start
+        Row in shard of the first.
+    """
+    wide = block.astype(np.float64)
+    norms = np.einsum("ij,ij->i", wide, wide)
+    if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
+        return
+    row = int(np.flatnonzero(bad)[0])
+    what = "all zeros" if norms[row] == 0 else "not finite (NaN or infinite)"
+    raise BadInputError(
+        f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); drop "
+        "these rows from features and metadata, or compute their features again."
+    )
+
+
+def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
+    """Check every row of a feature shard and write the hash of each.
+
+    Parameters
+    ----------
+    source
+        .npy, n x dim, float16, float32 or float64.
+    out
+        .npy, uint64[n].
+
+    Returns
+    -------
+    Facts: rows, dim, dtype, unit (all rows of length 1 within 1e-2).
+    """
+    features = open_npy(source)
+
+    def work(start: int) -> tuple[np.ndarray, float]:
+        block = np.ascontiguousarray(features[start : start + BLOCK])
+        wide = block.astype(np.float32 if block.itemsize < 8 else np.float64)
+        check_rows(wide, source, start)
+        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        raw = block.view(np.uint8).reshape(len(block), -1)
+        hashes = np.fromiter(
+            (xxhash.xxh3_64_intdigest(memoryview(r)) for r in raw), np.uint64, len(block)
+        )
+        return hashes, float(np.abs(norms - 1).max())
+
+    worst = 0.0
+    rows = len(features)
+    with NpyWriter(out, (rows,), np.uint64) as writer, task(f"hash {source.stem}", rows) as bar:
+        for hashes, off in ordered_map(work, range(0, rows, BLOCK), workers):
+            writer.append(hashes)
+            worst = max(worst, off)
+            bar.advance(len(hashes))
+    return {
+        "rows": rows,
+        "dim": int(features.shape[1]),
+        "dtype": str(features.dtype),
+        "unit_length": worst < 1e-2,
+        "bytes": int(features.nbytes),
+    }
+
+
+def copies(hash_files: list[Path], starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows with the hash of an earlier row, and the first row that has it.
+
+    Works through ranges of hashes, so memory stays near 1 GiB at any size.
+
+    Parameters
+    ----------
+    hash_files
+        uint64[n] a shard, by ordinal.
+    starts
+        int64[S]: row id of the first row of each.
+
+    Yields
+    ------
+    rows : int64[m]
+        Later rows.
+    first : int64[m]
+        The smallest row id with the same hash.
+    """
+    maps = [open_npy(f) for f in hash_files]
+    total = sum(len(own) for own in maps)
+    buckets = max(1, -(-total * 40 // BUCKET_BYTES))
+    edges = [(b << 64) // buckets for b in range(buckets + 1)]
+    for low, high in pairwise(edges):
+        values, ids = [], []
+        for own, start in zip(maps, starts, strict=True):
+            if buckets == 1:
+                chosen = np.arange(len(own), dtype=np.int64)
+            else:
+                chosen = np.flatnonzero((own >= np.uint64(low)) & (own <= np.uint64(high - 1)))
+            values.append(np.asarray(own)[chosen])
+            ids.append(chosen + int(start))
+        value, row = np.concatenate(values), np.concatenate(ids)
+        order = np.argsort(value, kind="stable")
+        value, row = value[order], row[order]
+        new = np.ones(len(value), bool)
+        new[1:] = value[1:] != value[:-1]
+        first = row[np.flatnonzero(new)][np.cumsum(new) - 1]
+        yield row[~new], first[~new]
+
+
+def confirmed(features: Features, rows: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """bool[m]: whether each row equals its first row byte for byte."""
+    equal = np.empty(len(rows), bool)
+    order = np.argsort(rows, kind="stable")
+    for start in range(0, len(rows), BLOCK):
+        part = order[start : start + BLOCK]
+        one, other = features.take(rows[part]), features.take(first[part])
+        equal[part] = (one.view(np.uint8) == other.view(np.uint8)).all(axis=1)
+    return equal

@@ -1,0 +1,308 @@
+"""The index: every row's code, list by list, memory-mapped.
+
+Immutable segments, each a few shards merged list by list, so that an arrival never rewrites the
+whole. A segment is a folder with `list_offsets.npy` int64[lists + 1], `codes.npy` uint8[n, size]
+and `rows.npy` (row ids: uint32 while they fit, else uint64): 12 bytes a row with `PQ8`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numba import njit
+
+from .errors import BadInputError, StaleOutputError
+from .files import (
+    NpyWriter,
+    atomic_path,
+    digest_of,
+    manifest_path,
+    open_npy,
+    read_manifest,
+    seal,
+    write_json,
+)
+from .layout import Layout
+from .progress import track
+from .shards import load
+from .trained import TrainedIndex
+
+MERGE_BYTES = 1 << 28
+
+
+@njit(nogil=True, cache=True)
+def _place(rows, codes, offsets, low, high, start, cursor, out_rows, out_codes):
+    """Copy the lists low … high of one part behind what lies there already."""
+    base = offsets[low]
+    for number in range(low, high):
+        position = cursor[number - low]
+        for i in range(offsets[number] - base, offsets[number + 1] - base):
+            out_rows[position] = rows[i] + start
+            for b in range(codes.shape[1]):
+                out_codes[position, b] = codes[i, b]
+            position += 1
+        cursor[number - low] = position
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """An index shard that goes into the index: its first row id, rows, folder and version."""
+
+    key: str
+    start: int
+    rows: int
+    folder: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder with lists, and what to add to its row numbers to make row ids."""
+
+    folder: Path
+    start: int
+
+    def open(self, name: str) -> np.ndarray:
+        """Memory map of one of its arrays."""
+        return open_npy(self.folder / f"{name}.npy")
+
+
+def row_dtype(rows: int) -> np.dtype:
+    """4 bytes a row id while they fit, else 8."""
+    return np.dtype(np.uint32 if rows <= 1 << 32 else np.uint64)
+
+
+def merge(parts: list[Part], out: Path, rows: int, memory: int = MERGE_BYTES) -> dict[str, Any]:
+    """Merge parts list by list into a segment.
+
+    Reads each part in slices of consecutive lists, so memory stays near `memory` bytes and
+    there is no Python loop over lists.
+
+    Parameters
+    ----------
+    parts
+        In order of their row ids.
+    rows
+        Rows of the whole data set, for the width of row ids.
+
+    Returns
+    -------
+    Facts: rows, bytes.
+    """
+    offsets = [np.asarray(p.open("list_offsets")) for p in parts]
+    total = np.sum(offsets, axis=0)
+    first = parts[0].open("codes")
+    dtype, size = row_dtype(rows), first.shape[1]
+    entry = size + dtype.itemsize
+    lists = len(total) - 1
+    with atomic_path(out) as folder:
+        folder.mkdir(parents=True)
+        np.save(folder / "list_offsets.npy", total)
+        n = int(total[-1])
+        with (
+            NpyWriter(folder / "codes.npy", (n, size), np.uint8) as codes_file,
+            NpyWriter(folder / "rows.npy", (n,), dtype) as rows_file,
+        ):
+            low = 0
+            while low < lists:
+                bound = total[low] + memory // entry
+                high = max(low + 1, int(np.searchsorted(total, bound, "right")) - 1)
+                high = min(high, lists)
+                out_rows, out_codes = _merge_slice(parts, offsets, total, low, high, dtype, size)
+                codes_file.append(out_codes)
+                rows_file.append(out_rows)
+                low = high
+    return {"rows": n, "bytes": n * entry}
+
+
+def _merge_slice(parts, offsets, total, low, high, dtype, size):
+    n = int(total[high] - total[low])
+    out_rows, out_codes = np.empty(n, dtype), np.empty((n, size), np.uint8)
+    cursor = (total[low:high] - total[low]).copy()
+    for part, own in zip(parts, offsets, strict=True):
+        a, b = int(own[low]), int(own[high])
+        if a == b:
+            continue
+        rows, codes = part.open("rows")[a:b], part.open("codes")[a:b]
+        start = np.asarray(part.start, dtype)
+        _place(
+            np.asarray(rows), np.asarray(codes), own, low, high, start, cursor, out_rows, out_codes
+        )
+    return out_rows, out_codes
+
+
+class SnipIndex:
+    """All rows list by list, over segments.
+
+    Parameters
+    ----------
+    trained
+        The trained index that every segment was encoded with.
+    parts
+        Segments (or index shards) that together hold every row once.
+    """
+
+    def __init__(self, trained: TrainedIndex, parts: list[Part]) -> None:
+        self.trained = trained
+        self.parts = parts
+        self._offsets = [np.asarray(p.open("list_offsets")) for p in parts]
+        self._rows = [p.open("rows") for p in parts]
+        self._codes = [p.open("codes") for p in parts]
+
+    @classmethod
+    def open(cls, layout: Layout) -> SnipIndex:
+        """Open the index of an output folder."""
+        folder = layout.snip_index
+        trained = TrainedIndex.load(layout.trained_index / "trained.index")
+        return cls(trained, [Part(folder / s["name"], 0) for s in read_segments(folder)])
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(sum(o[-1] for o in self._offsets))
+
+    @property
+    def list_sizes(self) -> np.ndarray:
+        """int64[lists]."""
+        return np.diff(np.sum(self._offsets, axis=0))
+
+    def read_list(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row ids (uint64, ascending) and codes of one inverted list."""
+        rows, codes = [], []
+        for part, offsets, own, code in zip(
+            self.parts, self._offsets, self._rows, self._codes, strict=True
+        ):
+            low, high = offsets[number], offsets[number + 1]
+            rows.append(own[low:high].astype(np.uint64) + np.uint64(part.start))
+            codes.append(code[low:high])
+        ids = np.concatenate(rows)
+        joined = np.concatenate(codes)
+        if len(ids) > 1 and np.any(ids[1:] < ids[:-1]):
+            order = np.argsort(ids, kind="stable")
+            ids, joined = ids[order], joined[order]
+        return ids, np.ascontiguousarray(joined)
+
+    def to_faiss(self) -> faiss.IndexIVF:
+        """A plain FAISS index in memory: 16 bytes a row with `PQ8` (FAISS ids take 8)."""
+        index: Any = faiss.clone_index(self.trained.index)
+        for number in range(self.trained.lists):
+            ids, codes = self.read_list(number)
+            if len(ids):
+                wide = np.ascontiguousarray(ids.astype(np.int64))
+                index.invlists.add_entries(
+                    number, len(wide), faiss.swig_ptr(wide), faiss.swig_ptr(codes)
+                )
+        index.ntotal = self.rows
+        return index
+
+
+def export(layout: Layout, path: Path, keys: list[str] | None = None) -> None:
+    """Write a plain FAISS index that `faiss.read_index` opens and searches.
+
+    Row ids stay those of the whole data set. Memory: the index in FAISS's form, 16 bytes a row
+    with `PQ8`; export shard by shard what does not fit.
+
+    Parameters
+    ----------
+    keys
+        Shards to export; default: all that are in the index.
+    """
+    if keys is None:
+        index = SnipIndex.open(layout)
+    else:
+        trained = TrainedIndex.load(layout.trained_index / "trained.index")
+        shards = load(layout).only(keys)
+        index = SnipIndex(trained, [Part(layout.index_shard(s.key), s.start) for s in shards])
+    with atomic_path(path) as temporary:
+        faiss.write_index(index.to_faiss(), str(temporary))
+
+
+def read_segments(folder: Path) -> list[dict[str, Any]]:
+    """The segments of a `snip_index` folder: name, keys, rows."""
+    try:
+        return json.loads((folder / "segments.json").read_text())
+    except FileNotFoundError as error:
+        raise StaleOutputError(f"{folder}: no index here; materialise snip_index first.") from error
+    except ValueError as error:
+        raise BadInputError(f"{folder / 'segments.json'}: damaged; rebuild the index.") from error
+
+
+def plan_segments(present: list[dict[str, Any]], arrived: list[tuple[str, int]]) -> list[dict]:
+    """Which segments to have after shards arrived: those kept, and one to merge.
+
+    The arrivals form a new segment, which takes in the youngest segments while these are not at
+    least twice its size: so there are at most log2 of the shards many, and a row is rewritten at
+    most that often.
+
+    Parameters
+    ----------
+    present
+        Segments: {"name", "keys", "rows"}.
+    arrived
+        (key, rows) of shards not yet in the index.
+    """
+    if not arrived:
+        return present
+    kept = list(present)
+    keys, rows = [k for k, _ in arrived], sum(n for _, n in arrived)
+    while kept and kept[-1]["rows"] < 2 * rows:
+        last = kept.pop()
+        keys, rows = last["keys"] + keys, rows + last["rows"]
+    return [*kept, {"name": None, "keys": keys, "rows": rows}]
+
+
+def update(folder: Path, shards: list[IndexedShard], rows: int) -> list[dict[str, Any]]:
+    """Bring a `snip_index` folder up to these shards, by ordinal.
+
+    Segments are named after what is in them; those whose shards changed are merged again.
+
+    Parameters
+    ----------
+    rows
+        Rows of the whole data set.
+
+    Returns
+    -------
+    The segments now there: name, keys, rows, versions.
+    """
+    try:
+        present = read_segments(folder)
+    except StaleOutputError:
+        present = []
+    by_key = {s.key: s for s in shards}
+
+    def whole(segment: dict[str, Any]) -> bool:
+        versions = {k: by_key[k].version for k in segment["keys"] if k in by_key}
+        return (
+            versions == segment["versions"] and read_manifest(folder / segment["name"]) is not None
+        )
+
+    kept = [s for s in present if whole(s)]
+    held = {k for s in kept for k in s["keys"]}
+    arrived = [(s.key, s.rows) for s in shards if s.key not in held]
+    segments = plan_segments(kept, arrived)
+    for segment in track(segments, "merge", len(segments), "segments"):
+        if segment["name"] is None:
+            members = sorted((by_key[k] for k in segment["keys"]), key=lambda s: s.start)
+            segment["keys"] = [s.key for s in members]
+            segment["versions"] = {s.key: s.version for s in members}
+            segment["name"] = f"segment-{digest_of(segment['versions'])[:12]}"
+            out = folder / str(segment["name"])
+            merge([Part(s.folder, s.start) for s in members], out, rows)
+            seal(out, segment["versions"])
+    write_json(folder / "segments.json", segments)
+    _sweep(folder, {s["name"] for s in segments})
+    return segments
+
+
+def _sweep(folder: Path, wanted: set[str]) -> None:
+    for path in folder.glob("segment-*"):
+        if path.is_dir() and path.name not in wanted:
+            manifest_path(path).unlink(missing_ok=True)
+            shutil.rmtree(path)

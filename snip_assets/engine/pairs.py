@@ -1,0 +1,175 @@
+"""All pairs of some shards: the join of their rows with all earlier rows, verified and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import atomic_path, open_npy
+from .index import SnipIndex
+from .join import ListJoin, Rule
+from .progress import task
+from .threads import ordered_map
+from .verify import Pairs, Verifier, thin
+
+ROW_GROUP = 1 << 20
+VERIFY_BLOCK = 1 << 16
+SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
+
+
+@dataclass(frozen=True)
+class QueryShard:
+    """What the join reads of a shard whose rows are queries.
+
+    Attributes
+    ----------
+    start
+        Row id of its first row.
+    folder
+        Its index shard: who probes which list, and the quantisation errors.
+    """
+
+    start: int
+    folder: Path
+
+
+@dataclass
+class Counts:
+    """What a join did."""
+
+    products: int = 0
+    candidates: int = 0
+    lists: int = 0
+    per_shard: list[int] = field(default_factory=list)
+
+
+class Queries(Protocol):
+    """Vectors by row id."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """n x dim."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """Everything that a list's work needs.
+
+    Attributes
+    ----------
+    index, rule, verifier
+        See their classes.
+    queries
+        Where the vectors of queries come from, by row id: SNIP features or decoded codes.
+    exact_queries
+        Whether they are exact, so that their quantisation error widens the threshold.
+    is_copy
+        bool[N]: later exact copies, left out of queries and lists.
+    max_partners
+        See `verify.thin`.
+    """
+
+    index: SnipIndex
+    rule: Rule
+    verifier: Verifier
+    queries: Queries
+    exact_queries: bool
+    is_copy: np.ndarray | None
+    max_partners: int
+
+
+def _queries(shard: QueryShard, number: int) -> tuple[np.ndarray, np.ndarray]:
+    offsets = open_npy(shard.folder / "probe_offsets.npy")
+    local = open_npy(shard.folder / "probe_rows.npy")[offsets[number] : offsets[number + 1]]
+    error = open_npy(shard.folder / "errors.npy")[local]
+    return local.astype(np.uint64) + np.uint64(shard.start), error
+
+
+def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[Pairs], Counts]:
+    """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
+    counts = Counts(lists=1)
+    listed = ListJoin(join.index, join.rule, number, join.is_copy)
+    result = []
+    for shard in shards:
+        ids, error = _queries(shard, number)
+        if join.is_copy is not None and len(ids):
+            first = ~join.is_copy[ids.astype(np.int64)]
+            ids, error = ids[first], error[first]
+        if not len(ids) or not len(listed.rows):
+            result.append(Pairs.empty())
+            continue
+        counts.products += int(np.searchsorted(listed.rows, ids).sum())
+        x = join.queries.take(ids).astype(np.float32)
+        if not join.exact_queries:
+            error = np.zeros_like(error)
+        found = []
+        for candidates in _gathered(listed, ids, x, error):
+            counts.candidates += len(candidates)
+            found.append(join.verifier(candidates))
+        result.append(thin(Pairs.concatenate(found), join.max_partners))
+    return result, counts
+
+
+def _gathered(listed: ListJoin, ids, x, error) -> Iterator[Pairs]:
+    """Candidates in blocks worth verifying, sorted by (row, earlier_row)."""
+    waiting: list[Pairs] = []
+    size = 0
+    for hits in listed.hits(ids, x, error):
+        waiting.append(Pairs(ids[hits.query], listed.rows[hits.row], hits.excess))
+        size += len(hits.query)
+        if size >= VERIFY_BLOCK:
+            yield Pairs.concatenate(waiting).ordered()
+            waiting, size = [], 0
+    if size:
+        yield Pairs.concatenate(waiting).ordered()
+
+
+def find_pairs(
+    join: Join, shards: list[QueryShard], workers: int = 0
+) -> tuple[list[Pairs], Counts]:
+    """Near pairs of the rows of these shards with all earlier rows, each list read once.
+
+    Returns
+    -------
+    One `Pairs` a shard, sorted, and the counts.
+    """
+    lists = join.index.trained.lists
+    parts: list[list[Pairs]] = [[] for _ in shards]
+    total = Counts()
+    order = np.argsort(-join.index.list_sizes, kind="stable")
+    with task("join", lists, "lists") as progress:
+        for found, counts in ordered_map(
+            lambda number: join_list(join, shards, int(number)), order, workers
+        ):
+            for own, pairs in zip(parts, found, strict=True):
+                if len(pairs):
+                    own.append(pairs)
+            total.products += counts.products
+            total.candidates += counts.candidates
+            progress.advance()
+    merged = [thin(Pairs.concatenate(own).ordered(), join.max_partners) for own in parts]
+    total.per_shard = [len(p) for p in merged]
+    total.lists = lists
+    return merged, total
+
+
+def write_pairs(path: Path, pairs: Pairs) -> None:
+    """Write one shard's pairs, in row groups of about a million."""
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
+        for start in range(0, max(len(pairs), 1), ROW_GROUP):
+            part = pairs[slice(start, start + ROW_GROUP)]
+            writer.write_table(pa.table([part.row, part.earlier_row, part.distance], schema=SCHEMA))
+
+
+def read_pairs(path: Path) -> Pairs:
+    """All pairs of a shard."""
+    table = pq.read_table(path, schema=SCHEMA)
+    return Pairs(*(table[name].to_numpy() for name in SCHEMA.names))

@@ -1,0 +1,203 @@
+"""A run: an output folder and the settings, with what the stations share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import copies, shards
+from .calibrate import Calibration
+from .codec import Projector
+from .errors import BadInputError, StaleOutputError
+from .files import Manifest, digest_of, open_npy, read_manifest, require
+from .index import IndexedShard, SnipIndex
+from .join import Rule
+from .layout import Layout
+from .pairs import Join, QueryShard
+from .settings import Settings
+from .shards import Features, Registry, Shard
+from .trained import TrainedIndex
+from .verify import Verifier
+
+TRAINING = ("dim", "hidden", "depth", "temperature", "batch", "steps", "learning_rate", "patience")
+MODEL_SETTINGS = (*TRAINING, "train_rows", "pca_below", "max_distance", "seed")
+INDEX_SETTINGS = ("codec", "lists", "max_probes", "target_recall", "max_distance", "seed")
+PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
+TIERS = ("raw", "snip", "codes")
+
+
+@dataclass
+class Run:
+    """What every station takes.
+
+    Attributes
+    ----------
+    layout
+        The output folder.
+    settings
+        See `Settings`.
+    """
+
+    layout: Layout
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(Path(self.layout.root))
+        if self.settings.tier not in TIERS:
+            raise BadInputError(
+                f"tier {self.settings.tier!r} is unknown; one of {', '.join(TIERS)}."
+            )
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registered shards."""
+        registry = shards.load(self.layout)
+        if not registry.shards:
+            raise StaleOutputError(f"{self.layout.root}: no shards; run `snip shards sync`.")
+        return registry
+
+    def digest(self, names: tuple[str, ...]) -> str:
+        """Digest of some settings."""
+        values = asdict(self.settings)
+        return digest_of({name: values[name] for name in names})
+
+    def version(self, output: Path, station: str) -> str:
+        """Version of an upstream output that must be there."""
+        return require(output, station).version
+
+    def hashed(self) -> list[Shard]:
+        """Shards whose rows are checked and hashed."""
+        return [s for s in self.registry.shards if read_manifest(self.layout.clip_features(s.key))]
+
+    def hashes(self, rows: np.ndarray) -> np.ndarray:
+        """uint64[n]: hashes of rows by row id."""
+        paths = [self.layout.clip_features(key) for key in self.registry.keys]
+        return Hashes(paths, self.registry.offsets).take(rows)
+
+    def exact_copies(self, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Later copies and their first copies, confirmed, among shards up to ordinal `last`.
+
+        Returns
+        -------
+        rows, first : int64[m]
+        """
+        some = [s for s in self.hashed() if s.ordinal <= last]
+        if not some:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        starts = np.array([s.start for s in some], np.int64)
+        files = [self.layout.clip_features(s.key) for s in some]
+        raw = shards.raw_features(self.registry) if self.settings.tier == "raw" else None
+        rows, first = [], []
+        for later, earlier in copies.copies(files, starts):
+            if raw is not None:
+                equal = copies.confirmed(raw, later, earlier)
+                later, earlier = later[equal], earlier[equal]
+            rows.append(later)
+            first.append(earlier)
+        return np.concatenate(rows), np.concatenate(first)
+
+    def calibration(self) -> Calibration:
+        """What calibration chose."""
+        path = self.layout.trained_index / "calibration.json"
+        try:
+            return Calibration(**json.loads(path.read_text()))
+        except (FileNotFoundError, ValueError, TypeError) as error:
+            raise StaleOutputError(f"{path}: missing or damaged; train the index again.") from error
+
+    def trained(self) -> TrainedIndex:
+        """The trained index."""
+        return TrainedIndex.load(self.layout.trained_index / "trained.index")
+
+    def indexed(self) -> list[IndexedShard]:
+        """Index shards that are materialised, by ordinal."""
+        found = []
+        for shard in self.registry.shards:
+            folder = self.layout.index_shard(shard.key)
+            if (manifest := read_manifest(folder)) is not None:
+                version = manifest.version
+                found.append(IndexedShard(shard.key, shard.start, shard.rows, folder, version))
+        return found
+
+    def join(self, last: int) -> Join:
+        """The join of rows of shards up to ordinal `last`, by the tier of the settings."""
+        layout, registry, tier = self.layout, self.registry, self.settings.tier
+        calibration = self.calibration()
+        index = SnipIndex.open(layout)
+        axes = np.asarray(open_npy(layout.trained_index / "axes.npy"))
+        is_copy = np.zeros(registry.rows, bool)
+        is_copy[self.exact_copies(last)[0]] = True
+        slack = calibration.slack if tier != "codes" else calibration.code_max_distance
+        raw = shards.raw_features(registry) if tier == "raw" else None
+        snip = shards.snip_features(layout, registry)
+        queries = Decoded(self, index.trained) if tier == "codes" else snip
+        limit = calibration.snip_limit if tier == "raw" else calibration.snip_max_distance
+        return Join(
+            index=index,
+            rule=Rule(slack, Projector(index.trained.codec, axes)),
+            verifier=Verifier(
+                raw, None if tier == "codes" else snip, self.settings.max_distance, limit
+            ),
+            queries=queries,
+            exact_queries=tier != "codes",
+            is_copy=is_copy,
+            max_partners=self.settings.max_partners,
+        )
+
+    def query_shard(self, shard: Shard) -> QueryShard:
+        """A shard as the join reads it."""
+        return QueryShard(shard.start, self.layout.index_shard(shard.key))
+
+    def manifest(self, output: Path) -> Manifest | None:
+        """The manifest of an output, if it is made."""
+        return read_manifest(output)
+
+
+class Hashes(Features):
+    """Row hashes of all shards as one array."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """uint64[n] by row id."""
+        rows = np.asarray(rows).astype(np.int64)
+        out = np.empty(len(rows), np.uint64)
+        ordinal = np.searchsorted(self.offsets, rows, "right") - 1
+        for number in np.unique(ordinal):
+            here = ordinal == number
+            out[here] = self.shard(int(number))[rows[here] - self.offsets[number]]
+        return out
+
+
+class Decoded:
+    """Rows as the index alone knows them: centroid plus decoded residual."""
+
+    def __init__(self, run: Run, trained: TrainedIndex) -> None:
+        self.run, self.trained = run, trained
+        self.offsets = run.registry.offsets
+        self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """float32[n, dim] by row id."""
+        rows = np.asarray(rows).astype(np.int64)
+        out = np.empty((len(rows), self.trained.dim), np.float32)
+        ordinal = np.searchsorted(self.offsets, rows, "right") - 1
+        for number in np.unique(ordinal):
+            here = ordinal == number
+            out[here] = self._decode(int(number), rows[here] - self.offsets[number])
+        return out
+
+    def _decode(self, ordinal: int, local: np.ndarray) -> np.ndarray:
+        folder = self.run.layout.index_shard(self.run.registry.shards[ordinal].key)
+        if ordinal not in self._places:
+            rows = np.asarray(open_npy(folder / "rows.npy"))
+            offsets = open_npy(folder / "list_offsets.npy")
+            place = np.empty(len(rows), np.int64)
+            place[rows] = np.arange(len(rows))
+            self._places[ordinal] = place, np.asarray(offsets)
+        place, offsets = self._places[ordinal]
+        at = place[local]
+        home = np.searchsorted(offsets, at, "right") - 1
+        codes = open_npy(folder / "codes.npy")[at]
+        return self.trained.centroids[home] + self.trained.codec.decode(codes)

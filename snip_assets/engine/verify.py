@@ -1,0 +1,198 @@
+"""From candidates to pairs: the finest distance at hand decides.
+
+Tiers, from fine to coarse: `raw` (features as given), `snip` (compressed features), `codes` (the
+index alone). Candidates are thinned by SNIP distance before raw rows are read, in order of their
+place in the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numba import njit
+
+from .shards import Features
+
+Tier = Literal["raw", "snip", "codes"]
+BLOCK = 1 << 16
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _distances(x, left, right, out):
+    """2 - 2 cosine of rows of x, summed in float64."""
+    dim = x.shape[1]
+    norms = np.empty(x.shape[0], np.float64)
+    for i in range(x.shape[0]):
+        total = 0.0
+        for d in range(dim):
+            total += np.float64(x[i, d]) * np.float64(x[i, d])
+        norms[i] = np.sqrt(total)
+    for k in range(left.shape[0]):
+        i, j = left[k], right[k]
+        dot = 0.0
+        for d in range(dim):
+            dot += np.float64(x[i, d]) * np.float64(x[j, d])
+        out[k] = max(0.0, 2.0 - 2.0 * dot / (norms[i] * norms[j]))
+
+
+def distances(features: Features, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Squared L2 distance of L2-normalised rows.
+
+    Parameters
+    ----------
+    left, right
+        uint64[m], row ids.
+
+    Returns
+    -------
+    float32[m]
+    """
+    out = np.empty(len(left), np.float32)
+    for start in range(0, len(left), BLOCK):
+        part = slice(start, start + BLOCK)
+        ids, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
+        x = features.take(ids)
+        x = x.astype(np.float32 if x.itemsize < 8 else np.float64)
+        half = len(place) // 2
+        value = np.empty(half, np.float64)
+        _distances(x, place[:half], place[half:], value)
+        out[part] = value
+    return out
+
+
+@dataclass
+class Pairs:
+    """Pairs of rows: `row` and `earlier_row` uint64, `distance` float32."""
+
+    row: np.ndarray
+    earlier_row: np.ndarray
+    distance: np.ndarray
+
+    @classmethod
+    def empty(cls) -> Pairs:
+        """No pairs."""
+        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.float32))
+
+    @classmethod
+    def concatenate(cls, parts: list[Pairs]) -> Pairs:
+        """One after the other."""
+        if not parts:
+            return cls.empty()
+        return cls(*(np.concatenate([getattr(p, n) for p in parts]) for n in FIELDS))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> Pairs:
+        return Pairs(self.row[chosen], self.earlier_row[chosen], self.distance[chosen])
+
+    def ordered(self) -> Pairs:
+        """Sorted by (row, earlier_row), each pair once."""
+        result = self[np.lexsort((self.earlier_row, self.row))]
+        if not len(result):
+            return result
+        new = np.ones(len(result), bool)
+        new[1:] = (result.row[1:] != result.row[:-1]) | (
+            result.earlier_row[1:] != result.earlier_row[:-1]
+        )
+        return result[new]
+
+
+FIELDS = ("row", "earlier_row", "distance")
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Decides which candidates are pairs.
+
+    Attributes
+    ----------
+    raw, snip
+        The features at hand; the finest decides.
+    max_distance
+        On the deciding distance.
+    snip_limit
+        Candidates beyond this SNIP distance are not read from the raw features.
+    """
+
+    raw: Features | None
+    snip: Features | None
+    max_distance: float
+    snip_limit: float
+
+    def __call__(self, candidates: Pairs) -> Pairs:
+        """The pairs among candidates (whose distance is that of the codes)."""
+        pairs = candidates
+        if self.snip is not None:
+            pairs = _within(pairs, self.snip, self.snip_limit)
+        if self.raw is not None:
+            pairs = _within(pairs, self.raw, self.max_distance)
+        return pairs
+
+
+def _within(pairs: Pairs, features: Features, limit: float) -> Pairs:
+    distance = distances(features, pairs.row, pairs.earlier_row)
+    near = distance <= np.float32(limit)
+    return Pairs(pairs.row[near], pairs.earlier_row[near], distance[near])
+
+
+@njit(nogil=True, cache=True)
+def _root(parent, i):
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@njit(nogil=True, cache=True)
+def _thin(starts, node, partner, distance, limit, nodes):
+    """Which pairs to keep so that no row has many and no component is split.
+
+    `partner` ascends inside each row; a pair is given up only when its ends are connected by
+    pairs that are kept.
+    """
+    keep = np.zeros(partner.shape[0], np.bool_)
+    parent = np.arange(nodes)
+    for r in range(starts.shape[0] - 1):
+        low, high = starts[r], starts[r + 1]
+        if high - low <= limit:
+            keep[low:high] = True
+        else:
+            nearest = np.argsort(distance[low:high], kind="mergesort")[:limit]
+            for p in nearest:
+                keep[low + p] = True
+            keep[low] = True
+        for pass_kept in (True, False):
+            for k in range(low, high):
+                if keep[k] != pass_kept:
+                    continue
+                a, b = _root(parent, node[k]), _root(parent, partner[k])
+                if a != b:
+                    parent[max(a, b)] = min(a, b)
+                    keep[k] = True
+    return keep
+
+
+def thin(pairs: Pairs, limit: int) -> Pairs:
+    """Keep at most about `limit` earlier partners a row without splitting a component.
+
+    A row with more partners keeps its nearest `limit`, its lowest one (the *star* that the rows
+    of a large group have in common), and one pair into every component that would be cut off.
+
+    Parameters
+    ----------
+    pairs
+        Sorted by (row, earlier_row).
+    """
+    if not len(pairs):
+        return pairs
+    new = np.flatnonzero(np.diff(pairs.row, prepend=pairs.row[0] ^ np.uint64(1)))
+    starts = np.append(new, len(pairs))
+    if np.diff(starts).max() <= limit:
+        return pairs
+    names, place = np.unique(np.concatenate([pairs.row, pairs.earlier_row]), return_inverse=True)
+    half = len(place) // 2
+    keep = _thin(starts, place[:half], place[half:], pairs.distance, limit, len(names))
+    return pairs[keep]
