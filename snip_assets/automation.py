@@ -41,7 +41,12 @@ verify = dg.define_asset_job(
     Select.checks(*checks.ALL),
     description="All checks again, on what is there; nothing is made.",
 )
-JOBS = [ingest, train, dedup, publish, arrival, verify]
+published_dedup = dg.define_asset_job(
+    "published_dedup",
+    Select.assets("published_bitmap", "published_row_offsets", "published_deduped_metadata"),
+    description="Download metadata shards without the rows that a published bitmap marks.",
+)
+JOBS = [ingest, train, dedup, publish, arrival, verify, published_dedup]
 
 
 def shard_range(layout: Layout, keys: list[str]) -> dict[str, str]:

@@ -174,7 +174,7 @@ def verify(
     ] = None,
     sample: Annotated[int, typer.Option(help="Marked rows to look at.", min=1)] = 1000,
     k: Annotated[int, typer.Option("-k", help="Hits that are looked at for each.", min=1)] = 16,
-    probes: Annotated[int, typer.Option(help="Inverted lists searched; 0: a tenth.")] = 0,
+    probes: Annotated[int, typer.Option(help="Inverted lists searched; 0 chooses.", min=0)] = 0,
     max_distance: Annotated[float, typer.Option(help="Duplicates within this distance.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
@@ -184,16 +184,14 @@ def verify(
 ) -> None:
     """Sample rows that a bitmap marks, find what they duplicate, print the precision."""
     from snip_assets.engine import verify_bitmap as engine
+    from snip_assets.engine.contents import format_of
     from snip_assets.engine.fetch import localise
     from snip_assets.engine.searcher import open_searcher
     from snip_assets.report import terminal
 
     with terminal.bars():
-        searcher = open_searcher(
-            out=out, index=index, features=features, metadata=metadata, offsets=offsets, model=model
-        )
-        searcher.set_probes(probes)
-        marks = localise(bitmap, to, "is_dup.npy")
+        searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
+        marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
         found = engine.verify_bitmap(
             marks, searcher, to, sample=sample, k=k, max_distance=max_distance, seed=seed
         )

@@ -22,7 +22,7 @@ from .fetch import Wanted, fetch_all, localise
 from .files import Manifest, checksum, current, digest_of, manifest_path, read_manifest
 from .locations import drive_id, local_path, shown
 from .progress import track
-from .remote import Policy, Session
+from .remote import NotThereError, Policy, Session
 from .shards import METADATA_PATTERN, parquet_rows
 
 DEFAULT_BITMAP_NAME = "is_dup.npy"
@@ -135,6 +135,10 @@ def find_offsets(request: Request, policy: Policy) -> tuple[np.ndarray | None, b
         if needed or whole:
             stop = request.end if request.end is not None else request.shards
             return row_offsets.from_footers(request.metadata, stop, policy), whole
+    except NotThereError as error:
+        raise BadInputError(
+            f"Shards {request.start} to {request.end} (excluded) were asked for, but {error}"
+        ) from error
     except SnipError as error:
         if needed:
             raise BadInputError(
