@@ -36,18 +36,18 @@ NEIGHBOURS = replace(BASELINE, neighbourhood=64)
 NEAR = replace(NEIGHBOURS, near_weight=1.0)
 VARIANTS: list[tuple[str, dict[str, Any], Recipe | None, str]] = [
     ("PCA", {}, None, "none"),
-    ("PCA, rotated by OPQ", {}, None, "opq"),
     ("baseline of the design", {}, BASELINE, "none"),
-    ("baseline, rotated: balanced", {}, BASELINE, "balanced"),
-    ("baseline, rotated by OPQ", {}, BASELINE, "opq"),
-    ("baseline, temperature 0.1", {"temperature": 0.1}, BASELINE, "none"),
-    ("baseline, temperature 0.025", {"temperature": 0.025}, BASELINE, "none"),
     ("+ neighbourhood batches", {}, NEIGHBOURS, "none"),
     ("+ near distances", {}, NEAR, "none"),
-    ("+ codes, no commitment", {}, replace(NEAR, code_weight=1.0, commit_weight=0), "none"),
-    ("default", {}, Recipe(), "none"),
-    ("default, rotated by OPQ", {}, Recipe(), "opq"),
+    ("+ codes, no commitment", {}, replace(NEAR, commit_weight=0, code_weight=1.0), "none"),
+    ("default (+ commitment)", {}, Recipe(), "none"),
     ("default, twice the steps", {"steps": 2}, Recipe(), "none"),
+    ("default, rotated by OPQ", {}, Recipe(), "opq"),
+    ("baseline, rotated: balanced", {}, BASELINE, "balanced"),
+    ("baseline, rotated by OPQ", {}, BASELINE, "opq"),
+    ("PCA, rotated by OPQ", {}, None, "opq"),
+    ("baseline, temperature 0.1", {"temperature": 0.1}, BASELINE, "none"),
+    ("baseline, temperature 0.025", {"temperature": 0.025}, BASELINE, "none"),
 ]
 
 

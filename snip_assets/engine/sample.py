@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import BadInputError
+from .files import open_npy
 from .settings import Settings
-from .shards import Features
+from .shards import TEXT_PATTERN, Features, Registry
 
 
 def most_rows(features: Features, settings: Settings, text: Features | None = None) -> int:
@@ -46,3 +47,29 @@ def read_rows(features: Features, rows: np.ndarray) -> np.ndarray:
                 "compute its feature again, or take the row out of features and metadata."
             )
     return taken
+
+
+def text_features(registry: Registry) -> Features | None:
+    """Text features of a registry, None unless every shard has them.
+
+    `text_emb_{key}.npy` lies beside the image features, or in a folder `text_emb` beside theirs.
+
+    Raises
+    ------
+    BadInputError
+        One has other rows or another dimension than the image features of its shard.
+    """
+    folder, paths = registry.source.features, []
+    for shard in registry.shards:
+        name = TEXT_PATTERN.format(key=shard.key)
+        found = [p for p in (folder / name, folder.parent / "text_emb" / name) if p.is_file()]
+        if not found:
+            return None
+        if (shape := open_npy(found[0]).shape) != (shard.rows, shard.dim):
+            raise BadInputError(
+                f"{found[0]}: shape {shape}, but {shard.features} is {(shard.rows, shard.dim)}; "
+                "row i of one must be row i of the other, from one model; write them again or "
+                "move the text features away."
+            )
+        paths.append(found[0])
+    return Features(paths, registry.offsets) if paths else None

@@ -44,6 +44,8 @@ VALIDATION_ROWS = 4096
 EVALUATIONS = 20
 # Before this share of the steps the learning rate is still high and a halt says little.
 EARLIEST_STOP = 0.6
+# Scores that differ by less are equal: the later net is kept, and patience is not tried.
+TOLERANCE = 0.01
 _VIEW_DIM = 64
 _SETTINGS = (
     *("max_distance", "codec", "dim", "hidden", "depth", "temperature", "batch", "steps"),
@@ -62,9 +64,9 @@ def train(
     """Train a net on a sample of the features and save it.
 
     Interrupted, it goes on from `{out}.checkpoint` and ends with the same net. The net depends
-    on data, settings and seed (and, in the last bits, on the processor). Memory: the sample
-    (`settings.train_rows` rows in their own dtype, at most a quarter of `settings.memory_gb`)
-    and about 200 MB.
+    on data, settings and seed (in the last bits also on the processor and its threads). Memory:
+    the sample (`settings.train_rows` rows in their own dtype, at most a quarter of
+    `settings.memory_gb`) and about 200 MB.
 
     Parameters
     ----------
@@ -168,7 +170,7 @@ class Trainer:
             "steps": int(self.curve[-1]["step"]),
             "batch": self.batch,
             "curve": self.curve,
-            "validation": {**self.validation.facts(), **self._best_point()},
+            "validation": {**self.validation.facts(), **self.curve[self._kept()]},
         }
 
     def run(self) -> SnipNet:
@@ -292,19 +294,19 @@ class Trainer:
     def _evaluate(self, net: SnipNet, step: int, loss: float) -> None:
         decode = self.codes.decode if self.codes is not None and self.codes.ready else None
         point = {"step": step, "loss": loss, **self.validation.measure(net, decode)}
-        if not self.curve or _score(point) > max(map(_score, self.curve)):
-            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
         self.curve.append(point)
+        if self._kept() == len(self.curve) - 1:
+            self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
-    def _best_point(self) -> dict[str, float]:
-        return self.curve[int(np.argmax([_score(point) for point in self.curve]))]
+    def _kept(self) -> int:
+        """The evaluation whose net is kept: the latest of the best."""
+        scores = np.array([point["score"] for point in self.curve])
+        return int(np.flatnonzero(scores >= scores.max() - TOLERANCE)[-1])
 
     def _over(self) -> bool:
-        """Whether `patience` evaluations in a row brought nothing better."""
-        scores = [_score(point) for point in self.curve]
-        waited = len(scores) - 1 - int(np.argmax(scores))
+        """Whether `patience` evaluations in a row brought nothing as good."""
         late = self.curve[-1]["step"] >= EARLIEST_STOP * self.steps
-        return late and waited >= self.settings.patience
+        return late and len(self.curve) - 1 - self._kept() >= self.settings.patience
 
     def _save(self, net: SnipNet, optimiser: torch.optim.Optimizer, step: int) -> None:
         state = {
@@ -336,10 +338,6 @@ class Trainer:
         self.best = {k: v.cpu() for k, v in state["best"].items()}
         self.curve = state["curve"]
         return self.steps if self._over() else int(state["step"])
-
-
-def _score(point: dict[str, float]) -> float:
-    return point["precision"] + point["recall"] + point["code_precision"]
 
 
 def _digest(rows: np.ndarray) -> str:
