@@ -9,6 +9,8 @@ Source: Jegou et al., "Product quantization for nearest neighbor search", TPAMI 
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import numpy as np
 from numba import njit
@@ -78,7 +80,7 @@ class Codec:
         A trained FAISS `IndexIVFPQ` (8 bits) or `IndexIVFScalarQuantizer`.
     """
 
-    def __init__(self, index: faiss.IndexIVF) -> None:
+    def __init__(self, index: Any) -> None:
         self.index = index
         self.size = int(index.code_size)
         self.dim = int(index.d)
@@ -160,6 +162,7 @@ def empty_index(codec: str, quantizer: faiss.Index, lists: int) -> faiss.IndexIV
             raise BadInputError(f"{codec} does not divide {dim} numbers; choose another codec.")
         index = faiss.IndexIVFPQ(quantizer, dim, lists, parts, 8)
         index.pq.cp.seed = 1234
+        index.pq.cp.min_points_per_centroid = 1
         return index
     kind = {
         "SQ8": faiss.ScalarQuantizer.QT_8bit,

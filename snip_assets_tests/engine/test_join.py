@@ -1,0 +1,218 @@
+"""The join against brute force: every codec, any blocks, threads and grouping of shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from snip_assets.engine import encode, index, join, pairs, verify
+from snip_assets.engine.codec import CODECS
+from snip_assets.engine.shards import Features
+from snip_assets.engine.trained import TrainedIndex
+
+DIM, LISTS, SLACK, RADIUS, PROBES = 64, 12, 0.08, 0.1, 4
+SIZES = (700, 1, 0, 499)
+
+
+class Shifted(Features):
+    """Rows whose ids begin far up."""
+
+    def __init__(self, paths: list[Path], offsets: np.ndarray, start: int) -> None:
+        super().__init__(paths, offsets)
+        self.start = start
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return super().take(np.asarray(rows).astype(np.int64) - self.start)
+
+
+def make_rows(seed: int) -> np.ndarray:
+    """Clusters on the sphere; a third of the rows are near-duplicates of others."""
+    random = np.random.default_rng(seed)
+    total = sum(SIZES)
+    x = random.normal(size=(20, DIM))[random.integers(0, 20, total)]
+    x = x + random.normal(size=(total, DIM)) * 0.8
+    near = random.integers(0, total, total // 3)
+    x[random.permutation(total)[: len(near)]] = (
+        x[near] + random.normal(size=(len(near), DIM)) * 0.15
+    )
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+
+
+class World:
+    """Rows in shards, encoded with one trained index."""
+
+    def __init__(self, folder: Path, codec: str, start: int = 0) -> None:
+        self.x = make_rows(1)
+        self.trained = TrainedIndex.train(self.x.astype(np.float32), LISTS, codec)
+        self.offsets = np.concatenate([[0], np.cumsum(SIZES)])
+        self.start = start
+        self.paths, self.parts, self.shards = [], [], []
+        for number, (low, high) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
+            path, out = folder / f"{number}.npy", folder / f"index-{number}"
+            np.save(path, self.x[low:high])
+            encode.encode_shard(self.trained, path, out, RADIUS, PROBES)
+            self.paths.append(path)
+            self.parts.append(index.Part(out, start + int(low)))
+            self.shards.append(pairs.QueryShard(start + int(low), out))
+
+    def join(self, slack: float = SLACK, parts: list[index.Part] | None = None) -> pairs.Join:
+        snip = Shifted(self.paths, self.offsets, self.start)
+        axes = join.leading_axes(self.x.astype(np.float32), 16)
+        return pairs.Join(
+            index=index.SnipIndex(self.trained, parts or self.parts),
+            rule=join.Rule(slack, self.trained.codec.projector(axes)),
+            verifier=verify.Verifier(snip, None, 4.0, 4.0),
+            queries=snip,
+            exact_queries=True,
+            is_copy=None,
+            max_partners=10**9,
+        )
+
+    def expected(self) -> tuple[set, set]:
+        """Pairs that must be found, and pairs that may be (rounding at the threshold)."""
+        x = self.x.astype(np.float32)
+        lists, distance = self.trained.assigner.nearest(x, PROBES)
+        margin = self.trained.assigner.margins(lists, distance)
+        home = lists[:, 0]
+        residual = x - self.trained.centroids[home]
+        decoded = self.trained.codec.decode(self.trained.codec.encode(residual))
+        vectors = (decoded + self.trained.centroids[home]).astype(np.float64)
+        error = ((x - vectors) ** 2).sum(1)
+        must, may = set(), set()
+        for i in range(len(x)):
+            probed = np.isin(home[:i], lists[i][margin[i] <= RADIUS])
+            excess = ((x[i] - vectors[:i]) ** 2).sum(1) - error[i]
+            for j in np.flatnonzero(probed & (excess <= SLACK + 1e-5)):
+                may.add((i + self.start, int(j) + self.start))
+                if excess[j] <= SLACK - 1e-5:
+                    must.add((i + self.start, int(j) + self.start))
+        return must, may
+
+
+def as_set(found: list[verify.Pairs]) -> set:
+    every = verify.Pairs.concatenate(found)
+    return set(zip(every.row.tolist(), every.earlier_row.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_join_equals_brute_force(tmp_path: Path, codec: str) -> None:
+    world = World(tmp_path, codec)
+    found, _ = pairs.find_pairs(world.join(), world.shards)
+    must, may = world.expected()
+    assert len(must) > 200
+    assert must <= as_set(found) <= may
+
+
+def test_row_ids_beyond_32_bits(tmp_path: Path) -> None:
+    start = (1 << 32) + 12_345
+    world = World(tmp_path, "PQ8", start)
+    index.merge(world.parts, tmp_path / "segment", start + sum(SIZES))
+    assert np.load(tmp_path / "segment" / "rows.npy").dtype == np.uint64
+    merged = [index.Part(tmp_path / "segment", 0)]
+    found, _ = pairs.find_pairs(world.join(parts=merged), world.shards)
+    must, may = world.expected()
+    assert must <= as_set(found) <= may
+    assert min(row for _, row in as_set(found)) >= start
+
+
+def test_blocks_threads_grouping_and_segments_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, "PQ8")
+    reference, _ = pairs.find_pairs(world.join(), world.shards, workers=1)
+    index.merge(world.parts[:2], tmp_path / "one", 2000)
+    parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
+    for query_block, tile, workers in ((7, 33, 2), (1000, 5000, 3)):
+        monkeypatch.setattr(join, "QUERY_BLOCK", query_block)
+        monkeypatch.setattr(join, "LIST_TILE", tile)
+        monkeypatch.setattr(pairs, "VERIFY_BLOCK", tile)
+        alone = [
+            pairs.find_pairs(world.join(parts=parts), [shard], workers)[0][0]
+            for shard in world.shards
+        ]
+        for one, other in zip(reference, alone, strict=True):
+            for name in verify.FIELDS:
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_index_holds_every_row_once_and_exports(tmp_path: Path) -> None:
+    world = World(tmp_path, "PQ16")
+    whole = index.SnipIndex(world.trained, world.parts)
+    rows = np.concatenate([whole.read_list(n)[0] for n in range(LISTS)])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(sum(SIZES)))
+    ours = whole.to_faiss()
+    theirs = TrainedIndex.train(world.x.astype(np.float32), LISTS, "PQ16").index
+    theirs.add(world.x.astype(np.float32))
+    ours.nprobe = theirs.nprobe = 3
+    distance, hits = ours.search(world.x[:200].astype(np.float32), 5)
+    expected, expected_hits = theirs.search(world.x[:200].astype(np.float32), 5)
+    np.testing.assert_array_equal(hits, expected_hits)
+    np.testing.assert_allclose(distance, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_thin_keeps_components_and_the_nearest(data: st.DataObject) -> None:
+    nodes = data.draw(st.integers(2, 30))
+    edges = data.draw(
+        st.sets(
+            st.tuples(st.integers(0, nodes - 1), st.integers(0, nodes - 1)).filter(
+                lambda edge: edge[0] > edge[1]
+            ),
+            min_size=1,
+            max_size=200,
+        )
+    )
+    limit = data.draw(st.integers(1, 5))
+    row, earlier = (np.array(side, np.uint64) for side in zip(*sorted(edges), strict=True))
+    distance = np.random.default_rng(0).permutation(len(row)).astype(np.float32)
+    every = verify.Pairs(row, earlier, distance)
+    kept = verify.thin(every, limit)
+
+    def labels(of: verify.Pairs) -> np.ndarray:
+        graph = coo_matrix((np.ones(len(of)), (of.row.astype(int), of.earlier_row.astype(int))))
+        graph.resize((nodes, nodes))
+        return connected_components(graph, directed=False)[1]
+
+    before, after = labels(every), labels(kept)
+    assert len(set(zip(before, after, strict=True))) == len(set(before))
+    held = set(zip(kept.row.tolist(), kept.earlier_row.tolist(), strict=True))
+    for node in range(nodes):
+        own = np.flatnonzero(row == node)
+        for k in own[np.argsort(distance[own])][:limit]:
+            assert (int(row[k]), int(earlier[k])) in held
+
+
+def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    rows, limit = 5000, 40
+    x = random.normal(size=(1, DIM)) + random.normal(size=(rows, DIM)) * 0.02
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    trained = TrainedIndex.train(np.concatenate([make_rows(2), x]).astype(np.float32), 4, "PQ8")
+    shards, parts = [], []
+    for number, (low, high) in enumerate(((0, 3000), (3000, rows))):
+        np.save(tmp_path / f"{number}.npy", x[low:high])
+        out = tmp_path / f"index-{number}"
+        encode.encode_shard(trained, tmp_path / f"{number}.npy", out, 0.2, 4)
+        parts.append(index.Part(out, low))
+        shards.append(pairs.QueryShard(low, out))
+    snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
+    axes = join.leading_axes(x.astype(np.float32), 16)
+    work = pairs.Join(
+        index=index.SnipIndex(trained, parts),
+        rule=join.Rule(1.0, trained.codec.projector(axes)),
+        verifier=verify.Verifier(snip, None, 0.1, 0.1),
+        queries=snip,
+        exact_queries=True,
+        is_copy=None,
+        max_partners=limit,
+    )
+    found = verify.Pairs.concatenate(pairs.find_pairs(work, shards)[0])
+    assert len(found) < rows * (limit + 3)
+    graph = coo_matrix((np.ones(len(found)), (found.row, found.earlier_row)), shape=(rows, rows))
+    assert connected_components(graph, directed=False)[0] == 1
