@@ -7,7 +7,6 @@ between images and texts.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import faiss
@@ -38,8 +37,9 @@ class Recipe:
         Share of the steps after which that term starts.
     code_refresh
         Steps after which its centroids are trained anew.
-    code_lists
-        Inverted lists that it supposes.
+    code_parts, code_lists
+        Sub-quantisers and inverted lists that it supposes, whatever codec the index takes later:
+        the net, and all that is made with it, stays when the codec changes.
     near_weight, near_distance
         Of the term that keeps the squared distance of pairs nearer than this.
     text_weight
@@ -53,6 +53,7 @@ class Recipe:
     commit_weight: float = 1.0
     code_from: float = 0.1
     code_refresh: int = 60
+    code_parts: int = 8
     code_lists: int = 256
     near_weight: float = 1.0
     near_distance: float = 0.3
@@ -117,13 +118,6 @@ def text_loss(
     one = nn.functional.cross_entropy(short, raw.softmax(1))
     other = nn.functional.cross_entropy(short.T, raw.T.softmax(1))
     return (one + other) / 2
-
-
-def code_parts(codec: str, dim: int) -> int:
-    """Sub-quantisers of a product quantiser of 8 bits each; 0 for another codec."""
-    found = re.fullmatch(r"PQ(\d+)(x8)?", codec)
-    parts = int(found.group(1)) if found else 0
-    return parts if parts and dim % parts == 0 else 0
 
 
 class Codes:

@@ -11,7 +11,6 @@ from snip_assets.engine.files import open_npy
 from snip_assets.engine.model import load_model, read_info
 from snip_assets.engine.objective import (
     Codes,
-    code_parts,
     near_loss,
     neighbour_loss,
     neighbour_target,
@@ -153,7 +152,6 @@ def test_codes_decode_what_they_were_trained_on() -> None:
     codes.fit(short, 0)
     error = (codes.decode(short) - short).square().sum(1).mean()
     assert codes.ready and error < 0.2
-    assert [code_parts(c, 128) for c in ("PQ8", "PQ4x8", "SQ8", "PQ7")] == [8, 4, 0, 0]
 
 
 def test_neighbourhoods_hold_every_row_once_and_keep_copies_together() -> None:
