@@ -197,12 +197,29 @@ def make(folder: Path, bitmap: np.ndarray | None = None) -> np.ndarray:
     return bitmap
 
 
+def add_index(folder: Path) -> None:
+    """Write net.safetensors and snip.index: a SNIP net and a FAISS index of its features."""
+    import faiss
+    import torch
+
+    from snip_assets.engine import model
+
+    _, features = sample_rows()
+    net = model.pca(features, 64)
+    model.save_model(net, folder / "net", {})
+    (folder / "net" / "model.safetensors").replace(folder / "net.safetensors")
+    index = faiss.IndexFlatL2(64)
+    index.add(net(torch.from_numpy(features.astype(np.float32))).numpy())
+    faiss.write_index(index, str(folder / "snip.index"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=8123)
     chosen = parser.parse_args()
     bitmap = make(chosen.folder)
+    add_index(chosen.folder)
     with serving(chosen.folder, chosen.port) as mirror:
         print(f"{len(bitmap)} rows, {bitmap.sum()} marked, in {len(LENGTHS)} shards: {mirror.url}")
         threading.Event().wait()

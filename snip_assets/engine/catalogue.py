@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .contents import format_of
 from .download import Wanted
 from .errors import BadInputError
+from .locations import drive_id, shown
 
 OWN = Path(__file__).with_name("catalogue.json")
 KINDS = ("bitmap", "model", "index", "offsets", "labels")
@@ -45,10 +47,19 @@ class Publication:
     note: str = ""
 
     def wanted(self, folder: Path, location: str | None = None) -> Wanted:
-        """What to fetch, into `folder`, from its own place or from `location`."""
-        form = None if self.format == "any" else self.format
-        target = folder / self.file
-        return Wanted(location or self.location, target, form, self.bytes, self.checksum)
+        """What to fetch into `folder`, from its own place or from `location`.
+
+        Another location may hold another format: then its name and format count, and the size
+        and checksum of the catalogue do not.
+        """
+        if location is None:
+            form = None if self.format == "any" else self.format
+            target = folder / self.file
+            return Wanted(self.location, target, form, self.bytes, self.checksum)
+        name = "" if drive_id(location) else Path(shown(location)).name
+        if (form := format_of(name)) is None:
+            name, form = self.file, self.format
+        return Wanted(location, folder / name, form)
 
 
 @dataclass(frozen=True)
