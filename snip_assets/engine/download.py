@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -168,6 +169,12 @@ class Download:
                 f"{redacted(self.url)}: {total} bytes on the server, not {self.wanted.size}; "
                 "not the file meant."
             )
+        free = shutil.disk_usage(self.part.parent).free
+        if total is not None and total > free:
+            raise DownloadError(
+                f"{self.wanted.target}: needs {total:,} bytes, {free:,} are free on the disk; make "
+                "room or choose another folder."
+            )
         self.state = {
             "location": digest_of(self.wanted.location),
             "validator": _validator(reply),
@@ -183,6 +190,7 @@ class Download:
             with progress.task(self.label, total or 0, "bytes") as bar:
                 bar.advance(have)
                 for block in reply.iter_raw():
+                    self.session.check()
                     if head is not None:
                         head += block[: HEAD - len(head)]
                         if len(head) == HEAD:

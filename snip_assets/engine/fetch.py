@@ -53,21 +53,31 @@ def fetch(
     """
     known = {"location": digest_of(wanted.location), "checksum": wanted.checksum or ""}
     target = wanted.target
-    if not again and (found := current(target, known)):
-        return Fetched(target, found.bytes, 0)
-    manifest_path(target).unlink(missing_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if path := local_path(wanted.location):
-        transferred = _copy(path, wanted)
-    elif identity := drive_id(wanted.location):
-        transferred = _drive(identity, wanted, label)
-    elif session is None:
-        with Session() as own:
-            transferred = Download(own, wanted, label).run()
-    else:
-        transferred = Download(session, wanted, label).run()
-    manifest = seal(target, known, source=shown(wanted.location))
+    try:
+        if not again and (found := current(target, known)):
+            return Fetched(target, found.bytes, 0)
+        transferred = _bring(wanted, session, label)
+        manifest = seal(target, known, source=shown(wanted.location))
+    except OSError as error:
+        raise DownloadError(
+            f"{target}: cannot be written ({error.strerror or error}); make room, or choose "
+            "another folder."
+        ) from error
     return Fetched(target, manifest.bytes, transferred)
+
+
+def _bring(wanted: Wanted, session: Session | None, label: str) -> int:
+    """Put the file into its place; bytes that came over the network for it."""
+    manifest_path(wanted.target).unlink(missing_ok=True)
+    wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    if path := local_path(wanted.location):
+        return _copy(path, wanted)
+    if identity := drive_id(wanted.location):
+        return _drive(identity, wanted, label)
+    if session is not None:
+        return Download(session, wanted, label).run()
+    with Session() as own:
+        return Download(own, wanted, label).run()
 
 
 def fetch_all(
@@ -91,6 +101,8 @@ def fetch_all(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            # Whoever stops early (an error, Ctrl-C) must not wait for gigabytes under way.
+            session.stopping.set()
             for future in waiting:
                 future.cancel()
 

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,10 +92,17 @@ def redacted(url: str) -> str:
 
 
 class Session:
-    """A pool of connections; share one over threads, close it by `with`."""
+    """A pool of connections; share one over threads, close it by `with`.
+
+    Attributes
+    ----------
+    stopping
+        Once set, downloads under way in other threads end at their next block.
+    """
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.policy = policy or Policy()
+        self.stopping = threading.Event()
         # httpx logs whole addresses at INFO, and the query of a signed one is a secret.
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -133,7 +141,13 @@ class Session:
                     f"{redacted(url)}: {reason}; gave up after {failures} attempts. What has "
                     "arrived is kept: run the same command again to go on from there."
                 )
-            time.sleep(self._wait(failures, asked, url))
+            self.stopping.wait(self._wait(failures, asked, url))
+            self.check()
+
+    def check(self) -> None:
+        """Raise DownloadError when somebody has asked to stop."""
+        if self.stopping.is_set():
+            raise DownloadError("stopped; the same command again goes on from here.")
 
     def _wait(self, failures: int, asked: float | None, url: str) -> float:
         longest = self.policy.longest_wait

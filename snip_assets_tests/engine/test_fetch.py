@@ -173,6 +173,43 @@ def test_many_at_once_in_order_with_a_limit(mirror, tmp_path):
     assert [f.path.name for f in fetched] == names and all(same(mirror, f) for f in fetched)
 
 
+def test_stopping_early_does_not_wait_for_what_is_under_way(mirror, tmp_path):
+    def drip(handler, body, first):
+        handler.head(body, first)
+        for at in range(0, 200):
+            try:
+                handler.wfile.write(body[at : at + 1])
+            except OSError:
+                break
+            time.sleep(0.05)
+        handler.close_connection = True
+
+    mirror.faults["/big.npy"] = [drip] * 9
+    names = ["small.npy", "big.npy"]
+    wanted = [Wanted(f"{mirror.url}/{name}", tmp_path / "got" / name, "npy") for name in names]
+    fetched = fetch_all(wanted, QUICK)
+    began = time.monotonic()
+    next(fetched)
+    fetched.close()
+    assert time.monotonic() - began < 5
+    assert not (tmp_path / "got" / "big.npy").exists()
+
+
+def test_a_folder_that_cannot_be_written(mirror, tmp_path):
+    (tmp_path / "got").write_text("a file where the folder should be")
+    with pytest.raises(DownloadError, match="cannot be written"):
+        get(mirror, tmp_path, "small.npy")
+
+
+def test_a_disk_too_small_is_said_before_the_download(mirror, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10, 9, 1))
+    with pytest.raises(DownloadError, match="3,000,128 bytes, 1 are free"):
+        get(mirror, tmp_path)
+
+
 def test_the_token_goes_to_its_server_only_and_is_never_shown(
     mirror, tmp_path, monkeypatch, caplog
 ):

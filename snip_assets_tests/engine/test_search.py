@@ -11,6 +11,7 @@ import pytest
 
 from snip_assets.engine import model, search
 from snip_assets.engine.errors import BadInputError, SnipError
+from snip_assets.engine.files import write_json
 from snip_assets.engine.searcher import open_searcher
 from snip_assets_tests import mirror as faulty
 
@@ -134,6 +135,35 @@ def test_missing_shards_are_missing_not_wrong(data, tmp_path):
         search.of_rows(searcher, [OFFSETS[1]])
     with pytest.raises(BadInputError, match="shard 1 is missing"):
         opened(folder, metadata=tmp_path / "metadata", features=None, offsets=None)
+
+
+def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
+    from snip_assets.engine import encode, index
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.searcher import FaissIndex, OwnIndex
+    from snip_assets.engine.trained import TrainedIndex
+
+    x, layout = data[3], Layout(tmp_path)
+    trained = TrainedIndex.train(x, 12, "SQ8")
+    layout.trained_index.mkdir()
+    trained.save(layout.trained_index / "trained.index")
+    parts = []
+    for key, start, stop in (("a", 0, 900), ("b", 900, 2000)):
+        np.save(tmp_path / f"{key}.npy", x[start:stop].astype(np.float16))
+        encode.encode_shard(trained, tmp_path / f"{key}.npy", layout.index_shard(key), 0.1, 2)
+        parts.append(index.Part(layout.index_shard(key), start))
+    index.merge(parts, layout.snip_index / "one", 2000)
+    write_json(layout.snip_index / "segments.json", [{"name": "one"}])
+    own = OwnIndex(layout)
+    faiss.write_index(own.index.to_faiss(), str(tmp_path / "plain.index"))
+    plain = FaissIndex(tmp_path / "plain.index")
+    for probes in (1, 5, 12):
+        own.set_probes(probes)
+        plain.set_probes(probes)
+        (near, ids), (want, want_ids) = own.search(x[::97], 10), plain.search(x[::97], 10)
+        assert np.allclose(near, want, atol=1e-4)
+        assert (ids == want_ids).mean() > 0.98  # ties, and rounding between near equals
+    assert own.rows == 2000
 
 
 def test_results_as_files(data, tmp_path):
