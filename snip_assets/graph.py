@@ -46,8 +46,15 @@ def sync(data: DataSet, limit: int = 0) -> list[Shard]:
     return new
 
 
-def materialize(data: DataSet, limit: int = 0) -> Outcome:
+def materialize(data: DataSet, limit: int = 0, *, only_new: bool = False) -> Outcome:
     """Register what is new and materialise everything that is missing or stale.
+
+    Parameters
+    ----------
+    limit
+        Use this many shards at the most; 0 means all.
+    only_new
+        Work on the shards that are new only, and on what lies between shards and all of them.
 
     Raises
     ------
@@ -59,7 +66,8 @@ def materialize(data: DataSet, limit: int = 0) -> Outcome:
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
         job = build_defs({"data": data}).resolve_job_def(automation.arrival.name)
-        tags = automation.shard_range(data.layout, load(data.layout).keys)
+        keys = [s.key for s in new] if only_new else load(data.layout).keys
+        tags = automation.shard_range(data.layout, keys)
         with _engine_errors():
             result = job.execute_in_process(
                 run_config=_QUIET, instance=instance, tags={**tags, PROGRESS_TAG: "bars"}

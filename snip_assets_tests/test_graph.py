@@ -1,20 +1,23 @@
-"""The whole graph on the built-in sample, against brute force."""
+"""The whole graph on the built-in sample, against brute force; and a shard that arrives."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets import graph
+from snip_assets import graph, home
+from snip_assets.definitions import build_defs
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Registry, load
-from snip_assets.options import default_source
+from snip_assets.engine.shards import Registry, Source, load
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 
 MAX_DISTANCE = Settings().max_distance
@@ -26,16 +29,16 @@ class Run:
     """One run of the graph and the truth about its data."""
 
     def __init__(self, out: Path) -> None:
-        self.data = DataSet.of(default_source({}), out, Settings())
-        self.outcome = graph.materialize(self.data)
+        self.data = DataSet.of(Source(SAMPLE_FEATURES, SAMPLE_METADATA), out, Settings())
         self.layout = self.data.layout
+        self.outcome = graph.materialize(self.data)
         self.registry: Registry = load(self.layout)
         raw = np.concatenate([np.load(s.features) for s in self.registry.shards])
         unit = raw.astype(np.float64)
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
         self.distance = 2 - 2 * unit @ unit.T
-        _, self.first, where = np.unique(raw, axis=0, return_index=True, return_inverse=True)
-        self.first = self.first[where.ravel()]
+        _, index, where = np.unique(raw, axis=0, return_index=True, return_inverse=True)
+        self.first_copy = index[where.ravel()]
 
     @property
     def pairs(self) -> np.ndarray:
@@ -50,14 +53,16 @@ class Run:
         return np.load(self.layout.dup_bitmap / "dup_bitmap.npy")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_dagster_home() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DAGSTER_HOME", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    before = os.environ.pop("DAGSTER_HOME", None)
-    try:
-        return Run(tmp_path_factory.mktemp("graph") / "out")
-    finally:
-        if before is not None:
-            os.environ["DAGSTER_HOME"] = before
+    return Run(tmp_path_factory.mktemp("graph") / "out")
 
 
 def test_all_checks_pass(run: Run) -> None:
@@ -67,10 +72,10 @@ def test_all_checks_pass(run: Run) -> None:
 
 def test_pairs_are_those_of_exact_search(run: Run) -> None:
     row, earlier = np.nonzero(np.tril(run.distance <= MAX_DISTANCE, -1))
-    is_first = run.first == np.arange(len(run.first))
+    is_first = run.first_copy == np.arange(len(run.first_copy))
     between = is_first[row] & is_first[earlier]
     true = {(int(a), int(b)) for a, b in zip(row[between], earlier[between], strict=True)}
-    copies = {(int(a), int(run.first[a])) for a in np.flatnonzero(~is_first)}
+    copies = {(int(a), int(run.first_copy[a])) for a in np.flatnonzero(~is_first)}
     found = [tuple(map(int, pair)) for pair in run.pairs]
 
     assert len(set(found)) == len(found)
@@ -121,3 +126,29 @@ def test_a_second_run_changes_nothing(run: Run) -> None:
     before = state()
     assert graph.materialize(run.data).new == []
     assert state() == before
+
+
+def test_an_arrival_leaves_other_shards_alone(tmp_path: Path) -> None:
+    data = DataSet.of(Source(SAMPLE_FEATURES, SAMPLE_METADATA), tmp_path / "out", Settings())
+    graph.materialize(data, limit=1)
+    pairs = data.layout.duplicate_pairs("0000")
+    before = pairs.stat().st_mtime_ns
+    arrival = graph.materialize(data, limit=2, only_new=True)
+    assert [s.key for s in arrival.new] == ["0001"]
+    assert pairs.stat().st_mtime_ns == before
+    # The bitmap is another one now, so the cleaned shards are looked at again; nothing else is.
+    assert {asset for asset, _ in _stale(data)} <= {"deduped_metadata", "drop_list"}
+
+
+def _stale(data: DataSet) -> set[tuple[str, str]]:
+    """Partitions that Dagster calls stale or missing: asset, shard."""
+    assets = build_defs({"data": data}).resolve_asset_graph()
+    with home.instance(data.layout) as instance:
+        resolver = CachingStaleStatusResolver(instance, assets, LoadingContextForTest(instance))
+        return {
+            (key.to_user_string(), shard)
+            for key in assets.materializable_asset_keys
+            if assets.get(key).is_partitioned and assets.get(key).group_name != "published"
+            for shard in instance.get_dynamic_partitions("shards")
+            if resolver.get_status(key, shard) != StaleStatus.FRESH
+        }
