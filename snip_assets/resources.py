@@ -19,6 +19,13 @@ from .engine.settings import Settings
 from .engine.shards import Source
 from .options import default_of, default_out, default_source, settings_options
 
+def _bound(name: str, default: float, description: str) -> Any:
+    """A bound of the audit, from its environment variable where that is set."""
+    variable = f"SNIP_{name.upper()}"
+    value = float(os.environ.get(variable, default))
+    return Field(default=value, description=f"{description} ({variable})")
+
+
 _SettingsFields: Any = create_model(
     "_SettingsFields",
     __base__=dg.ConfigurableResource,
@@ -70,3 +77,36 @@ class DataSet(_SettingsFields):
     def run(self) -> stations.Run:
         """What every station of the engine takes."""
         return stations.Run(self.layout, self.settings)
+
+
+class Watch(dg.ConfigurableResource):
+    """How the source folders are watched for new shards."""
+
+    marker: str = Field(
+        default=os.environ.get("SNIP_MARKER", ""),
+        description="Name of a file that says that a shard ({key} in the name) or the folder is "
+        "complete; empty: a shard is, when two looks see the same sizes and times (SNIP_MARKER).",
+    )
+    most: int = Field(default=500, description="Shards to register in one look.")
+    patience: int = Field(
+        default=10,
+        description="Looks for which complete shards wait for others that are still growing, so "
+        "that a burst becomes one run.",
+    )
+
+
+class Audit(dg.ConfigurableResource):
+    """How the result is verified: sizes of samples, and bounds."""
+
+    seed: int = Field(default=0, description="Of the samples; the nightly check takes the date.")
+    pairs: int = Field(default=2_000, description="Pairs to measure again.")
+    dropped: int = Field(default=2_000, description="Dropped rows to look at.")
+    queries: int = Field(default=400, description="Rows to search for exactly, among all rows.")
+    precision_warn: float = _bound("precision_warn", 1.0, "Warn when precision is surely below.")
+    precision_fail: float = _bound("precision_fail", 1.0, "Fail when precision is surely below.")
+    recall_warn: float = _bound(
+        "recall_warn", 0.0, "Warn when recall is surely below; 0: target_recall."
+    )
+    recall_fail: float = _bound("recall_fail", 0.9, "Fail when recall is surely below.")
+    orphans_warn: float = _bound("orphans_warn", 0.0, "Warn when more are surely orphans.")
+    orphans_fail: float = _bound("orphans_fail", 0.0, "Fail when more are surely orphans.")

@@ -20,3 +20,9 @@ class StaleOutputError(SnipError):
     """A stored output does not match its manifest, or belongs to other inputs."""
 
     exit_code = 3
+
+
+class DiskFullError(SnipError):
+    """No room for an output: the disk, a quota or a limit on the size of files."""
+
+    exit_code = 4

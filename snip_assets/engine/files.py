@@ -7,8 +7,11 @@ and a few facts, so that a second run skips what is valid and damage is noticed 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,11 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .errors import BadInputError, StaleOutputError
+from .errors import BadInputError, DiskFullError, StaleOutputError
 
 BLOCK = 1 << 22
 CODE_VERSION = "1"
 CheckLevel = Literal["size", "full"]
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What libraries say that do not pass the number of the error on.
+_FULL_TEXT = ("No space left on device", "File too large", "quota exceeded")
+# Outputs whose checksums held in this process, with the state of their files then.
+_held: dict[Path, tuple[str, list[tuple[int, int]]]] = {}
 
 
 @contextmanager
@@ -34,10 +42,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, else remove it.
 
     Works for a file and for a folder (a folder replaces the former one).
+
+    Raises
+    ------
+    DiskFullError
+        There is no room; what was at `path` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex[:12]}"
+    temporary = _temporary(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir():
             _replace_folder(temporary, path)
@@ -45,6 +58,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())
             temporary.replace(path)
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in _FULL or any(t in str(error) for t in _FULL_TEXT):
+            raise DiskFullError(
+                f"{path}: no space left to write it ({error}). Free space (or raise the quota or "
+                "file size limit) and run again; what was there before is untouched."
+            ) from error
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -53,8 +75,48 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def _temporary(path: Path) -> Path:
+    return path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:12]}"
+
+
+@contextmanager
+def lock(output: Path) -> Iterator[None]:
+    """Let one process (or thread) at a time make an output; the others wait.
+
+    Temporaries that a killed process left of this output are removed. The lock goes with the
+    process that holds it, so a killed one leaves an unlocked file at the most.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    path = output.parent / f".{output.name}.lock"
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # The one before us may have removed the file that we opened.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                break
+        os.close(handle)
+    try:
+        _remove_temporaries(output)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _remove_temporaries(output: Path) -> None:
+    name = re.compile(rf"\.tmp-{re.escape(output.name)}-[0-9a-f]{{12}}")
+    with os.scandir(output.parent) as entries:
+        left = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _replace_folder(temporary: Path, path: Path) -> None:
-    former = path.parent / f".tmp-{uuid.uuid4().hex[:12]}"
+    former = _temporary(path)
     if path.exists():
         path.replace(former)
     temporary.replace(path)
@@ -140,7 +202,12 @@ class NpyWriter:
         self.rows += len(block)
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        self._handle.close()
+        try:
+            self._handle.close()
+        except OSError as error:
+            # The last buffer did not fit on the disk.
+            if not self._context.__exit__(type(error), error, error.__traceback__):
+                raise
         if kind is None and self.rows != self.shape[0]:
             value = RuntimeError(f"{self.path}: wrote {self.rows} rows of {self.shape[0]}")
             self._context.__exit__(type(value), value, None)
@@ -213,6 +280,7 @@ def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
     }
     manifest = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
     write_json(manifest_path(output), manifest.__dict__)
+    _held[output] = manifest.version, _state(output, manifest)
     return manifest
 
 
@@ -263,8 +331,23 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
     return found
 
 
+def _state(output: Path, manifest: Manifest) -> list[tuple[int, int]]:
+    """Sizes and times of the files of an output."""
+    found = [(output.parent / name).stat() for name in manifest.files]
+    return [(status.st_size, status.st_mtime_ns) for status in found]
+
+
+def _holds(output: Path, manifest: Manifest) -> bool:
+    """Whether this process has checked these very files before."""
+    with suppress(OSError):
+        return _held.get(output) == (manifest.version, _state(output, manifest))
+    return False
+
+
 def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     """The manifest of an output that must be there and whole.
+
+    Level "full" reads every byte, once in a process.
 
     Raises
     ------
@@ -274,9 +357,13 @@ def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     manifest = read_manifest(output)
     if manifest is None:
         raise StaleOutputError(f"{output}: not made yet (or unfinished); materialise {what} first.")
+    if level == "full" and _holds(output, manifest):
+        return manifest
     if found := damage(output, manifest, level):
         raise StaleOutputError(
             f"{what} is damaged: {'; '.join(found)}. Delete {manifest_path(output)} and "
             f"materialise {what} again."
         )
+    if level == "full":
+        _held[output] = manifest.version, _state(output, manifest)
     return manifest

@@ -19,12 +19,14 @@ from numba import njit
 
 from .errors import BadInputError, StaleOutputError
 from .files import (
+    CheckLevel,
     NpyWriter,
     atomic_path,
     digest_of,
     manifest_path,
     open_npy,
     read_manifest,
+    require,
     seal,
     write_json,
 )
@@ -257,7 +259,9 @@ def plan_segments(present: list[dict[str, Any]], arrived: list[tuple[str, int]])
     return [*kept, {"name": None, "keys": keys, "rows": rows}]
 
 
-def update(folder: Path, shards: list[IndexedShard], rows: int) -> list[dict[str, Any]]:
+def update(
+    folder: Path, shards: list[IndexedShard], rows: int, check: CheckLevel = "size"
+) -> list[dict[str, Any]]:
     """Bring a `snip_index` folder up to these shards, by ordinal.
 
     Segments are named after what is in them; those whose shards changed are merged again.
@@ -266,6 +270,8 @@ def update(folder: Path, shards: list[IndexedShard], rows: int) -> list[dict[str
     ----------
     rows
         Rows of the whole data set.
+    check
+        How shards are checked before they are merged.
 
     Returns
     -------
@@ -290,6 +296,8 @@ def update(folder: Path, shards: list[IndexedShard], rows: int) -> list[dict[str
     for segment in track(segments, "merge", len(segments), "segments"):
         if segment["name"] is None:
             members = sorted((by_key[k] for k in segment["keys"]), key=lambda s: s.start)
+            for member in members:
+                require(member.folder, f"index_shards {member.key}", check)
             segment["keys"] = [s.key for s in members]
             segment["versions"] = {s.key: s.version for s in members}
             segment["name"] = f"segment-{digest_of(segment['versions'])[:12]}"
@@ -306,3 +314,5 @@ def _sweep(folder: Path, wanted: set[str]) -> None:
         if path.is_dir() and path.name not in wanted:
             manifest_path(path).unlink(missing_ok=True)
             shutil.rmtree(path)
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)

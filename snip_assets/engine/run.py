@@ -13,7 +13,7 @@ from . import copies, shards
 from .calibrate import Calibration
 from .codec import Projector
 from .errors import BadInputError, StaleOutputError
-from .files import Manifest, digest_of, open_npy, read_manifest, require
+from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .join import Rule
 from .layout import Layout
@@ -28,6 +28,7 @@ MODEL_SETTINGS = (*TRAINING, "train_rows", "pca_below", "max_distance", "seed")
 INDEX_SETTINGS = ("codec", "lists", "max_probes", "target_recall", "max_distance", "seed")
 PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
 TIERS = ("raw", "snip", "codes")
+CHECKS = ("size", "full")
 
 
 @dataclass
@@ -51,6 +52,10 @@ class Run:
             raise BadInputError(
                 f"tier {self.settings.tier!r} is unknown; one of {', '.join(TIERS)}."
             )
+        if self.settings.check not in CHECKS:
+            raise BadInputError(
+                f"check {self.settings.check!r} is unknown; one of {', '.join(CHECKS)}."
+            )
 
     @cached_property
     def registry(self) -> Registry:
@@ -65,9 +70,25 @@ class Run:
         values = asdict(self.settings)
         return digest_of({name: values[name] for name in names})
 
+    @property
+    def check(self) -> CheckLevel:
+        """How thoroughly outputs are checked before use."""
+        return "full" if self.settings.check == "full" else "size"
+
     def version(self, output: Path, station: str) -> str:
-        """Version of an upstream output that must be there."""
-        return require(output, station).version
+        """Version of an upstream output that must be there, and whole."""
+        return require(output, station, self.check).version
+
+    def require_shards(self, station: str, shards: list[Shard]) -> None:
+        """Raise unless a station's outputs for these shards are there and whole."""
+        place = {
+            "clip_features": self.layout.clip_features,
+            "snip_features": self.layout.snip_features,
+            "index_shards": self.layout.index_shard,
+            "duplicate_pairs": self.layout.duplicate_pairs,
+        }[station]
+        for shard in shards:
+            self.version(place(shard.key), f"{station} {shard.key}")
 
     def hashed(self) -> list[Shard]:
         """Shards whose rows are checked and hashed."""

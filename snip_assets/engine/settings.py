@@ -46,6 +46,10 @@ class Settings:
         Threads; 0 takes every core.
     memory_gb
         Memory that a station may plan with, in GiB.
+    check
+        How outputs are checked before a later station reads them: `full` compares checksums
+        (each file once in a process; about a second for 10 GB that is in memory), `size` looks
+        at sizes only, for data that takes long to read.
     seed
         Of everything random.
     """
@@ -71,4 +75,5 @@ class Settings:
     device: str = "auto"
     workers: int = 0
     memory_gb: float = 4.0
+    check: str = "full"
     seed: int = 0

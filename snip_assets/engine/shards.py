@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError, StaleOutputError
-from .files import open_npy, write_json, write_npy
+from .files import digest_of, lock, open_npy, write_json, write_npy
 from .layout import Layout
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
@@ -144,12 +144,17 @@ def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
         raise BadInputError(f"{folder}: permission denied; make it readable.") from error
     keys = {m.group(1) for n in names if (m := pattern.fullmatch(n))}
     for key in keys:
-        if not _KEY.fullmatch(key):
+        if not is_plain(key):
             raise BadInputError(
                 f"{folder}: the shard key {key[:120]!r} is not a plain name (letters, digits, "
                 "'.', '_', '-', at most 100); rename the file."
             )
     return keys
+
+
+def is_plain(key: str) -> bool:
+    """Whether a shard key can be part of any path or page without harm."""
+    return _KEY.fullmatch(key) is not None
 
 
 def inspect(source: Source, key: str) -> Shard:
@@ -217,6 +222,11 @@ def load(layout: Layout) -> Registry:
         raise StaleOutputError(
             f"{layout.root}: no shards registered here; run `snip shards sync`."
         ) from error
+    except ValueError as error:
+        raise _damaged(layout.registry) from error
+    # Row ids of everything hang on it. (Those of older versions hold no digest.)
+    if not isinstance(value, dict) or value.pop("digest", None) not in (None, digest_of(value)):
+        raise _damaged(layout.registry)
     source = Source(Path(value["source"]["features"]), Path(value["source"]["metadata"]))
     shards, start = [], 0
     for ordinal, entry in enumerate(value["shards"]):
@@ -235,6 +245,13 @@ def load(layout: Layout) -> Registry:
         )
         start += entry["rows"]
     return Registry(source, tuple(shards))
+
+
+def _damaged(path: Path) -> StaleOutputError:
+    return StaleOutputError(
+        f"{path}: damaged (its digest differs). Put it back from a backup; or restore the same "
+        "order of shards by registering them again in a new output folder."
+    )
 
 
 def register(layout: Layout, source: Source, keys: list[str] | None = None) -> list[Shard]:
@@ -257,6 +274,11 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
         The output folder belongs to another data set.
     """
     source = Source(source.features.resolve(), source.metadata.resolve())
+    with lock(layout.registry):
+        return _register(layout, source, keys)
+
+
+def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Shard]:
     known: list[Shard] = []
     if layout.registry.exists():
         registry = load(layout)
@@ -307,19 +329,16 @@ def changed(shard: Shard) -> None:
 
 def _save(layout: Layout, registry: Registry) -> None:
     write_npy(layout.row_offsets, registry.offsets)
-    write_json(
-        layout.registry,
-        {
-            "source": {
-                "features": str(registry.source.features),
-                "metadata": str(registry.source.metadata),
-            },
-            "shards": [
-                {"key": s.key, "rows": s.rows, "dim": s.dim, "dtype": s.dtype}
-                for s in registry.shards
-            ],
+    value = {
+        "source": {
+            "features": str(registry.source.features),
+            "metadata": str(registry.source.metadata),
         },
-    )
+        "shards": [
+            {"key": s.key, "rows": s.rows, "dim": s.dim, "dtype": s.dtype} for s in registry.shards
+        ],
+    }
+    write_json(layout.registry, {**value, "digest": digest_of(value)})
 
 
 class Features:

@@ -15,12 +15,14 @@ import numpy as np
 
 from . import calibrate, copies, encode, index, shards
 from .compress import compress_shard
-from .errors import StaleOutputError
+from .errors import BadInputError, StaleOutputError
 from .files import (
     Manifest,
     atomic_path,
     current,
+    damage,
     digest_of,
+    lock,
     read_manifest,
     seal,
     seal_parts,
@@ -65,9 +67,14 @@ def _finish(output: Path, inputs: dict[str, str], work: Callable[[], dict[str, A
     """The manifest of an output; made now unless it is current."""
     if (manifest := current(output, inputs)) is not None:
         return manifest
-    started = time.perf_counter()
-    facts = work()
-    return seal(output, inputs, **{"seconds": round(time.perf_counter() - started, 3), **facts})
+    with lock(output):
+        # Another run may have made it while we waited.
+        if (manifest := current(output, inputs)) is not None:
+            return manifest
+        started = time.perf_counter()
+        facts = work()
+        seconds = round(time.perf_counter() - started, 3)
+        return seal(output, inputs, **{"seconds": seconds, **facts})
 
 
 def _each(
@@ -77,16 +84,29 @@ def _each(
     inputs: Callable[[Shard], dict[str, str]],
     work: Work,
 ) -> dict[str, Manifest]:
-    result = {}
+    """Work shard by shard; a bad shard is refused at the end, after the good ones are done."""
+    result: dict[str, Manifest] = {}
+    refused: list[BadInputError] = []
     for shard in run.registry.only(keys):
         output = place(shard.key)
-        result[shard.key] = _finish(output, inputs(shard), partial(work, shard, output))
+        try:
+            result[shard.key] = _finish(output, inputs(shard), partial(work, shard, output))
+        except BadInputError as error:
+            refused.append(error)
+    if len(refused) > 1:
+        first = " ".join(str(error) for error in refused[:5])
+        raise BadInputError(f"{len(refused)} shards refused, {len(result)} done. {first}")
+    if refused:
+        raise refused[0]
     return result
 
 
 def _source_state(path: Path) -> str:
     """Changes when a source file does, without reading it."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); put it back.") from error
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
@@ -100,22 +120,25 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         write_json(output, facts)
         return {**facts, "bytes": shard.metadata.stat().st_size}
 
-    for shard in run.registry.only(keys):
+    def inputs(shard: Shard) -> dict[str, str]:
         shards.changed(shard)
-    return _each(
-        run, keys, run.layout.metadata, lambda s: {"source": _source_state(s.metadata)}, work
-    )
+        return {"source": _source_state(shard.metadata)}
+
+    return _each(run, keys, run.layout.metadata, inputs, work)
 
 
 def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check every row of the feature shards and hash it."""
-    for shard in run.registry.only(keys):
+
+    def inputs(shard: Shard) -> dict[str, str]:
         shards.changed(shard)
+        return {"source": _source_state(shard.features)}
+
     return _each(
         run,
         keys,
         run.layout.clip_features,
-        lambda s: {"source": _source_state(s.features)},
+        inputs,
         lambda shard, output: copies.hash_shard(shard.features, output, run.settings.workers),
     )
 
@@ -125,7 +148,9 @@ def snip_model(run: Run) -> Manifest:
     inputs = {"settings": run.digest(MODEL_SETTINGS)}
 
     def work() -> dict[str, Any]:
-        features = shards.raw_features(run.registry)
+        # Rows that were never checked are not trained on.
+        ready = tuple(run.hashed()) or run.registry.shards
+        features = shards.raw_features(shards.Registry(run.registry.source, ready))
         return train(features, run.settings, run.layout.snip_model)
 
     return _finish(run.layout.snip_model, inputs, work)
@@ -159,6 +184,9 @@ def trained_index(run: Run) -> Manifest:
 def _train_index(run: Run) -> dict[str, Any]:
     registry, settings = run.registry, run.settings
     lists = settings.lists or choose_lists(registry.rows)
+    ready = run.hashed()
+    run.require_shards("clip_features", ready)
+    run.require_shards("snip_features", ready)
     rows = _first_copies(run, max(65_536, lists * 128))
     snip = shards.snip_features(run.layout, registry)
     trained = TrainedIndex.train(
@@ -185,11 +213,17 @@ def _train_index(run: Run) -> dict[str, Any]:
 
 def _first_copies(run: Run, most: int) -> np.ndarray:
     """Row ids of a random sample, ascending, without exact copies."""
-    total = run.registry.rows
-    random = np.random.default_rng(run.settings.seed)
-    rows = np.arange(total)
+    ready = run.hashed()
+    ends = np.cumsum([s.rows for s in ready])
+    total = int(ends[-1]) if ready else 0
     if total > most:
-        rows = np.sort(random.choice(total, most, replace=False))
+        drawn = np.random.default_rng(run.settings.seed).choice(total, most, replace=False)
+        rows = np.sort(drawn)
+    else:
+        rows = np.arange(total)
+    # Place among the checked rows -> row id.
+    ahead = np.array([s.stop for s in ready], np.int64) - ends
+    rows = rows + ahead[np.searchsorted(ends, rows, "right")]
     first = np.unique(run.hashes(rows), return_index=True)[1]
     return rows[np.sort(first)]
 
@@ -221,10 +255,15 @@ def snip_index(run: Run) -> Manifest:
         "trained_index": run.version(layout.trained_index, "trained_index"),
         "index_shards": digest_of({s.key: s.version for s in present}),
     }
-    if (manifest := current(layout.snip_index, inputs)) is not None:
-        return manifest
-    started = time.perf_counter()
-    segments = index.update(layout.snip_index, present, run.registry.rows)
+    with lock(layout.snip_index):
+        if (manifest := current(layout.snip_index, inputs)) is not None:
+            return manifest
+        return _merge_index(run, present, inputs)
+
+
+def _merge_index(run: Run, present: list[index.IndexedShard], inputs: dict[str, str]) -> Manifest:
+    layout, started = run.layout, time.perf_counter()
+    segments = index.update(layout.snip_index, present, run.registry.rows, run.check)
     seal(layout.snip_index / "segments.json", inputs)
     sizes = index.SnipIndex.open(layout).list_sizes
     rows = int(sizes.sum())
@@ -279,18 +318,47 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
 def _pair_inputs(run: Run) -> dict[str, dict[str, str]]:
     """What the pairs of each shard are made from: the shards up to itself, never later ones."""
     trained = run.version(run.layout.trained_index, "trained_index")
-    versions = {s.key: s.version for s in run.indexed()}
     settings = run.digest(PAIR_SETTINGS)
+    return {
+        key: {"trained_index": trained, "rows": chain, "settings": settings}
+        for key, chain in _chains(run).items()
+    }
+
+
+def _chains(run: Run) -> dict[str, str]:
+    """Key -> digest of the codes of its shard and of all earlier ones."""
+    versions = {s.key: s.version for s in run.indexed()}
     chain, result = "", {}
     for key in run.registry.keys:
         chain = digest_of([chain, key, versions.get(key)])
-        result[key] = {"trained_index": trained, "rows": chain, "settings": settings}
+        result[key] = chain
     return result
+
+
+def unpaired(run: Run) -> list[str]:
+    """Shards without pairs, or whose pairs lack rows of an earlier shard that came since."""
+
+    def paired(key: str, chain: str) -> bool:
+        manifest = read_manifest(run.layout.duplicate_pairs(key))
+        return manifest is not None and manifest.inputs.get("rows") == chain
+
+    return [key for key, chain in _chains(run).items() if not paired(key, chain)]
+
+
+def _require_earlier(run: Run, last: int) -> None:
+    """Check what the join of shards up to ordinal `last` reads, before it reads it."""
+    earlier = [s for s in run.hashed() if s.ordinal <= last]
+    run.version(run.layout.snip_index, "snip_index")
+    run.require_shards("clip_features", earlier)
+    run.require_shards("index_shards", earlier)
+    if run.settings.tier != "codes":
+        run.require_shards("snip_features", earlier)
 
 
 def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
     started = time.perf_counter()
     last = group[-1].ordinal
+    _require_earlier(run, last)
     later, first = run.exact_copies(last)
     work = run.join(last)
     found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
@@ -305,29 +373,30 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         )
         pairs = Pairs.concatenate([near, same]).ordered()
         output = run.layout.duplicate_pairs(shard.key)
-        write_pairs(output, pairs)
-        seal(
-            output,
-            inputs[shard.key],
-            rows=shard.rows,
-            pairs=len(pairs),
-            exact_copies=len(same),
-            tier=run.settings.tier,
-            max_distance=run.settings.max_distance,
-            candidates_per_row=counts.candidates / max(rows, 1),
-            compared_per_row=counts.products / max(rows, 1),
-            distances=np.histogram(pairs.distance, 50, (0, run.settings.max_distance))[0].tolist(),
-            seconds=round(seconds * shard.rows / max(rows, 1), 3),
-        )
+        distances = np.histogram(pairs.distance, 50, (0, run.settings.max_distance))[0]
+        facts = {
+            "rows": shard.rows,
+            "pairs": len(pairs),
+            "exact_copies": len(same),
+            "tier": run.settings.tier,
+            "max_distance": run.settings.max_distance,
+            "candidates_per_row": counts.candidates / max(rows, 1),
+            "compared_per_row": counts.products / max(rows, 1),
+            "distances": distances.tolist(),
+            "seconds": round(seconds * shard.rows / max(rows, 1), 3),
+        }
+        with lock(output):
+            write_pairs(output, pairs)
+            seal(output, inputs[shard.key], **facts)
 
 
 def duplicate_groups(run: Run) -> Manifest:
     """Connected components of all pairs, and who stays."""
     layout, registry, settings = run.layout, run.registry, run.settings
     found = {
-        key: manifest.version
+        key: run.version(layout.duplicate_pairs(key), f"duplicate_pairs {key}")
         for key in registry.keys
-        if (manifest := read_manifest(layout.duplicate_pairs(key)))
+        if read_manifest(layout.duplicate_pairs(key))
     }
     if not found:
         raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
@@ -343,6 +412,7 @@ def duplicate_groups(run: Run) -> Manifest:
         return run.hashes(rows) == run.hashes(earlier)
 
     def work() -> dict[str, Any]:
+        run.require_shards("clip_features", run.hashed())
         facts = group_rows(
             [layout.duplicate_pairs(key) for key in found],
             registry.rows,
@@ -370,6 +440,8 @@ def _former(run: Run, found: dict[str, str]) -> tuple[Path, set[Path]] | None:
     before: dict[str, str] = manifest.facts.get("pair_versions", {})
     if any(found.get(key) != version for key, version in before.items()):
         return None
+    if damage(folder, manifest, run.check):
+        return None
     return folder / "labels.npy", {run.layout.duplicate_pairs(key) for key in before}
 
 
@@ -387,6 +459,7 @@ def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the kept rows of metadata shards; only those whose decision changed."""
     decided = run.layout.duplicate_groups
     run.version(decided, "duplicate_groups")
+    run.version(run.layout.dup_bitmap, "dup_bitmap")
     return _each(
         run,
         keys,
@@ -400,6 +473,7 @@ def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the dropped rows of shards; only those whose decision changed."""
     decided = run.layout.duplicate_groups
     run.version(decided, "duplicate_groups")
+    run.version(run.layout.dup_bitmap, "dup_bitmap")
     return _each(
         run,
         keys,

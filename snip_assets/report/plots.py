@@ -94,6 +94,17 @@ def bars(counts: Mapping[str, int], title: str, x: str, y: str, *, log_y: bool =
     return _markdown(figure, title)
 
 
+def trend(points: Sequence[tuple[float, float, float, float]], title: str) -> str:
+    """An estimate with its interval over time: (Unix time, estimate, low, high), oldest first."""
+    figure, axes = _figure(title.replace("_", " "), "", "estimate and 95% interval")
+    values = np.array(points, float).reshape(-1, 4)
+    times = values[:, 0].astype("datetime64[s]")
+    error = np.abs(values[:, 1:2] - values[:, 2:]).T
+    axes.errorbar(times, values[:, 1], error, color=BLUE, marker=".", capsize=2, linewidth=1)
+    axes.tick_params(axis="x", labelrotation=30, labelsize="small")
+    return _markdown(figure, title)
+
+
 def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 2.8), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,0 +1,319 @@
+"""What has arrived in the source folders: complete, still growing, or in disorder.
+
+Pure functions over two listings, so that they can be tested without a clock or a daemon. A shard
+is complete when both its files have been the same for two looks, or when its marker says so.
+Nothing here writes; `admit` registers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import shards
+from .errors import BadInputError, SnipError
+from .files import read_manifest
+from .layout import Layout
+from .shards import Registry, Shard, Source
+
+State = tuple[int, int, int, int]
+_TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".crdownload")
+# Looks after which a file without its partner, or an empty one, is reported.
+PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in the source folders at one moment.
+
+    Attributes
+    ----------
+    features, metadata
+        Key -> (bytes, time of the last change in nanoseconds).
+    names
+        Names of all other files, among them markers.
+    """
+
+    features: dict[str, tuple[int, int]]
+    metadata: dict[str, tuple[int, int]]
+    names: frozenset[str] = frozenset()
+
+    def state(self, key: str) -> State | None:
+        """Sizes and times of both files; None while one is missing."""
+        if key not in self.features or key not in self.metadata:
+            return None
+        return (*self.features[key], *self.metadata[key])
+
+
+@dataclass
+class Memory:
+    """What a look must know of the looks before it (a sensor's cursor).
+
+    Attributes
+    ----------
+    waiting
+        Key -> sizes and times (-1 for a missing file), and for how many looks they were so.
+    refused
+        Key -> the state that was refused, and why.
+    reported
+        Digest of the problems that were reported last.
+    held
+        For how many looks new shards were held back, because others were still growing.
+    """
+
+    waiting: dict[str, list[int]] = field(default_factory=dict)
+    refused: dict[str, list[Any]] = field(default_factory=dict)
+    reported: str = ""
+    held: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> Memory:
+        """From a cursor; an unreadable one is a blank one: it costs a look, and loses nothing."""
+        try:
+            return cls(**json.loads(text)) if text else cls()
+        except (ValueError, TypeError):
+            return cls()
+
+    def to_json(self) -> str:
+        """As a cursor."""
+        return json.dumps(self.__dict__, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The result of one look.
+
+    Attributes
+    ----------
+    complete
+        Keys of new shards that may be registered, sorted.
+    growing
+        Keys that are not complete yet.
+    problems
+        Key -> what is wrong, in words.
+    memory
+        For the next look.
+    """
+
+    complete: list[str]
+    growing: list[str]
+    problems: dict[str, str]
+    memory: Memory
+
+
+def listing(source: Source, registered: int = 0) -> Listing:
+    """List both folders.
+
+    Raises
+    ------
+    BadInputError
+        A folder cannot be read; or it is empty though shards of it are registered: a folder that
+        is not mounted must not look like one whose shards have disappeared.
+    """
+    features, others = _scan(source.features, "img_emb_", ".npy")
+    metadata, more = _scan(source.metadata, "metadata_", ".parquet")
+    for folder, found in ((source.features, features), (source.metadata, metadata)):
+        if registered and not found:
+            raise BadInputError(
+                f"{folder}: empty, though {registered} shards of it are registered. Is the disk "
+                "mounted? Nothing was changed."
+            )
+    return Listing(features, metadata, frozenset(others | more))
+
+
+def _scan(folder: Path, prefix: str, suffix: str) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    found: dict[str, tuple[int, int]] = {}
+    others: set[str] = set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                key = name[len(prefix) : -len(suffix)]
+                if not (name.startswith(prefix) and name.endswith(suffix) and key):
+                    others.add(name)
+                elif not (key.startswith(".") or key.endswith(_TEMPORARY)):
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        continue
+                    found[key] = status.st_size, status.st_mtime_ns
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be listed ({error.strerror}).") from error
+    return found, others
+
+
+def look(
+    now: Listing, registered: Mapping[str, State | None], before: Memory, marker: str = ""
+) -> Look:
+    """Judge a listing against what is registered and the look before.
+
+    Parameters
+    ----------
+    registered
+        Key -> state of its files when they were read; None: not known.
+    marker
+        Name of a file that says a shard (`{key}` in the name) or the whole folder is complete;
+        empty: a shard is complete when two looks see the same sizes and times.
+    """
+    problems = _disorder(now, registered)
+    memory, complete, growing = Memory(reported=before.reported, held=before.held), [], []
+    for key in sorted((now.features.keys() | now.metadata.keys()) - registered.keys()):
+        if not shards.is_plain(key):
+            problems[key[:120]] = (
+                f"the shard key {key[:120]!r} is not a plain name (letters, digits, '.', '_', "
+                "'-', at most 100); rename its files."
+            )
+            continue
+        state = [*now.features.get(key, (-1, -1)), *now.metadata.get(key, (-1, -1))]
+        old = before.refused.get(key)
+        if old is not None and old[0] == state:
+            memory.refused[key] = old
+            problems[key] = old[1]
+            continue
+        former = before.waiting.get(key, [])
+        steady = former[4] + 1 if former[:4] == state else 0
+        there = state[0] > 0 and state[2] > 0
+        if there and (marker.replace("{key}", key) in now.names if marker else steady > 0):
+            complete.append(key)
+            continue
+        memory.waiting[key] = [*state, steady]
+        if not there and steady >= PATIENCE:
+            problems[key] = _incomplete(key, state)
+        elif there or steady < PATIENCE:
+            growing.append(key)
+    return Look(complete, growing, problems, memory)
+
+
+def _incomplete(key: str, state: list[int]) -> str:
+    features = shards.FEATURES_PATTERN.format(key=key)
+    metadata = shards.METADATA_PATTERN.format(key=key)
+    for size, name, other in ((state[0], features, metadata), (state[2], metadata, features)):
+        if size < 0:
+            return f"{name} is missing, though {other} is there; add it or move the other away."
+        if size == 0:
+            return f"{name} is empty; write it again."
+    return f"{features}, {metadata}: unsteady."
+
+
+def _disorder(now: Listing, registered: Mapping[str, State | None]) -> dict[str, str]:
+    """Registered shards that have changed or disappeared."""
+    problems = {}
+    for key, state in registered.items():
+        seen = now.state(key)
+        if seen is None:
+            pattern = shards.METADATA_PATTERN if key in now.features else shards.FEATURES_PATTERN
+            problems[key] = (
+                f"{pattern.format(key=key)} has disappeared, though its shard is registered; put "
+                "it back. Its outputs stay as they are."
+            )
+        elif state is not None and seen != state:
+            which = shards.FEATURES_PATTERN if seen[:2] != state[:2] else shards.METADATA_PATTERN
+            problems[key] = (
+                f"{which.format(key=key)} has changed since its shard was read; nothing is made "
+                "again. Put the former file back (with its time), or give the new data a new key."
+            )
+    return problems
+
+
+def admit(
+    layout: Layout, source: Source, keys: list[str], now: Listing
+) -> tuple[list[Shard], dict[str, list[Any]]]:
+    """Register complete shards; each malformed one is refused by itself.
+
+    Returns
+    -------
+    The new shards, and key -> (state, reason) of the refused ones.
+    """
+    dim = _dim(layout)
+    good: list[str] = []
+    refused: dict[str, list[Any]] = {}
+    for key in keys:
+        try:
+            shard = shards.inspect(source, key)
+            if dim is not None and shard.dim != dim:
+                raise BadInputError(
+                    f"shard {key}: {shard.features} has {shard.dim} numbers a row, the registered "
+                    f"shards {dim}; features of one model only."
+                )
+            dim = shard.dim
+            good.append(key)
+        except SnipError as error:
+            refused[key] = [list(now.state(key) or ()), str(error)]
+    return (shards.register(layout, source, good) if good else []), refused
+
+
+def registered(layout: Layout) -> dict[str, State | None]:
+    """Key -> the sizes and times that the files of a registered shard had when they were read.
+
+    None while a shard has not been read yet: until then its files may be replaced.
+    """
+    if not layout.registry.exists():
+        return {}
+    return {s.key: _read_state(layout, s.key) for s in shards.load(layout).shards}
+
+
+def _read_state(layout: Layout, key: str) -> State | None:
+    numbers: list[int] = []
+    for output in (layout.clip_features(key), layout.metadata(key)):
+        manifest = read_manifest(output)
+        if manifest is None:
+            return None
+        size, _, time = manifest.inputs.get("source", "").partition("-")
+        if not (size.isdigit() and time.isdigit()):
+            return None
+        numbers += [int(size), int(time)]
+    return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def look_and_admit(
+    layout: Layout, source: Source, before: Memory, *, marker: str = "", most: int = 500
+) -> tuple[list[Shard], Look]:
+    """One look at the source folders, and registration of what is complete.
+
+    Parameters
+    ----------
+    most
+        Shards to register in one look; the others follow with the next.
+
+    Returns
+    -------
+    The new shards, and the look: `complete` holds what is left for the next look.
+
+    Raises
+    ------
+    SnipError
+        The folders or the registry cannot be read; nothing is concluded from that.
+    """
+    known = registered(layout)
+    now = listing(source, len(known))
+    seen = look(now, known, before, marker)
+    new, refused = admit(layout, source, seen.complete[:most], now)
+    left = seen.complete[most:]
+    for key in left:
+        seen.memory.waiting[key] = [*(now.state(key) or (-1,) * 4), 1]
+    seen.memory.refused |= refused
+    problems = seen.problems | {key: reason for key, (_, reason) in refused.items()}
+    return new, Look(left, seen.growing, problems, seen.memory)
+
+
+def _dim(layout: Layout) -> int | None:
+    if not layout.registry.exists():
+        return None
+    registry = shards.load(layout)
+    return registry.dim if registry.shards else None
+
+
+def stretches(registry: Registry, keys: list[str]) -> list[list[str]]:
+    """Split shards into runs of neighbours in the order of registration."""
+    found: list[list[str]] = []
+    last = -2
+    for shard in registry.only(keys):
+        if shard.ordinal != last + 1:
+            found.append([])
+        found[-1].append(shard.key)
+        last = shard.ordinal
+    return found

@@ -1,0 +1,96 @@
+"""What an estimate means: bounds, history, trend. Pure, but for reading Dagster's history."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from .engine.audit import Interval
+from .report import metadata as show
+from .report import plots
+
+# Rounding of the end of an interval that is exactly 1 or 0.
+ROUNDING = 1e-9
+HISTORY = 90
+
+
+@dataclass(frozen=True)
+class Point:
+    """One former result: Unix time, estimate and interval."""
+
+    time: float
+    estimate: float
+    low: float
+    high: float
+
+
+def below(found: Interval, warn: float, fail: float) -> dg.AssetCheckSeverity | None:
+    """How bad a share is that should be high: the whole interval must lie below a bound."""
+    if found.trials == 0:
+        return None
+    if found.high < fail - ROUNDING:
+        return dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckSeverity.WARN if found.high < warn - ROUNDING else None
+
+
+def above(found: Interval, warn: float, fail: float) -> dg.AssetCheckSeverity | None:
+    """How bad a share is that should be low."""
+    if found.trials == 0 or found.successes == 0:
+        return None
+    if found.low > fail:
+        return dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckSeverity.WARN if found.low > warn else None
+
+
+def history(instance: dg.DagsterInstance, key: dg.AssetCheckKey, most: int = HISTORY) -> list[Point]:
+    """Former results of a check, oldest first."""
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=most)
+    points = []
+    for record in records:
+        evaluation = record.event.asset_check_evaluation if record.event else None
+        values: dict[str, Any] = (
+            {name: value.value for name, value in evaluation.metadata.items()} if evaluation else {}
+        )
+        if {"estimate", "interval_low", "interval_high"} <= values.keys():
+            points.append(
+                Point(
+                    record.create_timestamp,
+                    values["estimate"],
+                    values["interval_low"],
+                    values["interval_high"],
+                )
+            )
+    return points[::-1]
+
+
+def result(
+    context: dg.AssetCheckExecutionContext,
+    found: Interval,
+    severity: dg.AssetCheckSeverity | None,
+    description: str,
+    **more: Any,
+) -> dg.AssetCheckResult:
+    """The result of a check with its interval, and the trend over its former results."""
+    key = next(iter(context.op_execution_context.selected_asset_check_keys))
+    now = Point(
+        datetime.datetime.now(datetime.timezone.utc).timestamp(),
+        float(found.estimate),
+        float(found.low),
+        float(found.high),
+    )
+    points = [*history(context.instance, key), now]
+    trend = plots.trend([(p.time, p.estimate, p.low, p.high) for p in points], key.name)
+    return dg.AssetCheckResult(
+        passed=severity is None,
+        severity=severity or dg.AssetCheckSeverity.ERROR,
+        description=description if severity else None,
+        metadata={**show.of_interval(found), **more, "trend": dg.MetadataValue.md(trend)},
+    )
+
+
+def seed_of(day: datetime.date) -> int:
+    """A seed that differs from day to day, and is the same for one day: 20260131."""
+    return int(day.strftime("%Y%m%d"))
