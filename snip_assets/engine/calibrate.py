@@ -22,7 +22,7 @@ from .trained import TrainedIndex
 
 QUERIES = 2048
 FEWEST_PAIRS = 50
-WIDTHS = (16, 24, 32, 48, 64, 96, 128)
+WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
 NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.15, 0.0225, 20.0, 1000.0
 
@@ -35,13 +35,13 @@ class Calibration:
     ----------
     slack, radius, probes
         See `join.Rule` and `assign`; `probes` is the most lists a row probes.
-    width
-        Axes of the lower bound.
+    width, short_slack
+        Leading axes that preselect, and the slack on them.
     snip_limit
         Candidates beyond this SNIP distance are dropped before raw rows are read.
     snip_max_distance, code_max_distance
         Thresholds of the tiers without raw features (largest F1).
-    recall, lost_by_probe, lost_by_code, lost_by_snip_limit
+    recall, lost_by_probe, lost_by_code, lost_by_short_code, lost_by_snip_limit
         On the sampled pairs, with `pairs` of them.
     candidates_per_row, probes_per_row
         Expected at the size of the data set.
@@ -57,12 +57,14 @@ class Calibration:
     radius: float
     probes: int
     width: int
+    short_slack: float
     snip_limit: float
     snip_max_distance: float
     code_max_distance: float
     recall: float
     lost_by_probe: float
     lost_by_code: float
+    lost_by_short_code: float
     lost_by_snip_limit: float
     pairs: int
     candidates_per_row: float
@@ -197,25 +199,31 @@ def calibrate(
     snip = _sum_squares(sample.snip[later], sample.snip[earlier])
     if planted:
         excess, snip = excess + settings.max_distance, snip + settings.max_distance
+    axes = leading_axes((sample.snip - trained.centroids[home])[:65_536], trained.dim)
+    short = _Short.of(sample, placed, later, earlier, axes, settings)
+    width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
+    if planted:
+        short_slack += settings.max_distance
     histogram = _candidate_curve(placed, sample, queries[:512])
-    choice = _choose(margin, excess, snip, placed, histogram, sample.rows, settings)
-    slack, radius, snip_limit = choice
-    found = (margin <= radius) & (excess <= slack)
+    slack, radius, snip_limit = _choose(
+        margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, settings
+    )
+    found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
-    axes = leading_axes(sample.snip - trained.centroids[home], trained.dim)
-    width = _choose_width(placed, sample, queries[:512], trained, axes, slack, radius)
     tiers = _tiers(sample, placed, queries, later, earlier, settings)
     calibration = Calibration(
         slack=slack,
         radius=radius,
         probes=settings.max_probes,
         width=width,
+        short_slack=short_slack,
         snip_limit=snip_limit,
         snip_max_distance=tiers["snip"]["max_distance"],
         code_max_distance=tiers["codes"]["max_distance"],
         recall=float((found & (snip <= snip_limit)).mean()),
         lost_by_probe=float((margin > radius).mean()),
         lost_by_code=float((excess > slack).mean()),
+        lost_by_short_code=float(lost_short.mean()),
         lost_by_snip_limit=float((snip > snip_limit).mean()),
         pairs=len(later),
         candidates_per_row=_candidates(histogram, slack, sample.rows, n),
@@ -288,37 +296,57 @@ def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[fl
         if needed > len(inside):
             continue
         slack = float(inside[needed - 1]) + 1e-5
+        if not np.isfinite(slack):
+            continue
         probes = float((placed.margin <= radius).sum(1).mean())
         cost = probes * list_length / 2 * (NS_PER_PAIR + 32 * NS_PER_AXIS)
         cost += _candidates(histogram, slack, rows, len(placed.error)) * NS_PER_CANDIDATE
         if best is None or cost < best[0]:
             best = (cost, slack, radius)
     if best is None:
-        radius, slack = float(margin[reached].max()) + 1e-6, float(excess.max()) + 1e-5
+        radius = float(margin[reached].max()) + 1e-6
+        slack = float(excess[np.isfinite(excess)].max()) + 1e-5
         return slack, radius, snip_limit
     return best[1], best[2], snip_limit
 
 
-def _choose_width(placed, sample, queries, trained, axes, slack, radius) -> int:
-    """The number of leading axes that makes product, scan and exact ADC cheapest together."""
-    home = placed.lists[:, 0]
-    passed = np.zeros(len(WIDTHS))
-    pairs = 0
-    for query in queries[:128]:
-        probed = placed.lists[query][placed.margin[query] <= radius]
-        rows = np.flatnonzero(np.isin(home, probed))
-        difference = (placed.decoded[rows] - sample.snip[query]) @ axes
-        partial = np.cumsum(difference**2, axis=1)
-        pairs += len(rows)
-        for k, width in enumerate(WIDTHS):
-            if width <= trained.dim:
-                passed[k] += (partial[:, width - 1] <= placed.error[query] + slack).sum()
-    cost = [
-        NS_PER_PAIR + NS_PER_AXIS * w + NS_PER_EXCESS * p / max(pairs, 1)
-        for w, p in zip(WIDTHS, passed, strict=True)
-        if w <= trained.dim
-    ]
-    return min(WIDTHS[int(np.argmin(cost))], trained.dim) if cost else trained.dim
+@dataclass
+class _Short:
+    """The excess of the true pairs on each width of leading axes, and the slack it asks for."""
+
+    axes: np.ndarray
+    widths: list[int]
+    slacks: list[float]
+    lost: list[np.ndarray]
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, sample, placed, later, earlier, axes, settings) -> _Short:
+        widths = [w for w in WIDTHS if w < len(axes)] or [len(axes)]
+        # A tenth of the allowed loss may be due to the preselection.
+        allowed = (1 - settings.target_recall) / 10
+        ends = np.array(widths) - 1
+        errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
+        apart = np.cumsum(((sample.snip[later] - placed.decoded[earlier]) @ axes) ** 2, axis=1)
+        excess = apart[:, ends] - errors[later]
+        slacks = [float(np.quantile(e, 1 - allowed, method="higher")) + 1e-4 for e in excess.T]
+        lost = [e > s for e, s in zip(excess.T, slacks, strict=True)]
+        return cls(axes, widths, slacks, lost, errors)
+
+    def choose(self, placed, sample, queries) -> tuple[int, float, np.ndarray]:
+        """The width that makes product, scan and exact ADC cheapest together."""
+        home = placed.lists[:, 0]
+        passed, pairs = np.zeros(len(self.widths)), 0
+        for query in queries:
+            rows = np.flatnonzero(home == home[query])
+            rows = rows[rows != query][:4096]
+            apart = (placed.decoded[rows] - sample.snip[query]) @ self.axes
+            short = np.cumsum(apart**2, axis=1)[:, np.array(self.widths) - 1]
+            passed += (short - self.errors[query] <= np.array(self.slacks)).sum(0)
+            pairs += len(rows)
+        cost = NS_PER_PAIR + NS_PER_AXIS * np.array(self.widths)
+        best = int(np.argmin(cost + NS_PER_EXCESS * passed / max(pairs, 1)))
+        return self.widths[best], self.slacks[best], self.lost[best]
 
 
 def _curve(excess, margin, radius, histogram, rows, sampled) -> list[dict[str, float]]:

@@ -5,7 +5,8 @@ A folder a shard, no copy of the centroids:
 - `list_offsets.npy` int64[lists + 1], `codes.npy` uint8[n, code size], `rows.npy` uint32[n] (row
   in shard, ascending inside a list): what goes into the index;
 - `probe_offsets.npy` int64[lists + 1], `probe_rows.npy` uint32[m]: the rows that probe each list,
-  `errors.npy` float32[n]: squared quantisation error ADC(i, i) of each row: what the join needs.
+  `errors.npy` float32[n, 2]: squared quantisation error ADC(i, i) of each row on the leading
+  axes of the residuals and as a whole: what the join needs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numba import njit
 
 from .assign import BLOCK
 from .files import atomic_path, open_npy
+from .join import project
 from .progress import task
 from .threads import ordered_map
 from .trained import TrainedIndex
@@ -35,19 +37,22 @@ def squared_norms(x):
     return out
 
 
-def encode_block(trained: TrainedIndex, x: np.ndarray, radius: float, probes: int) -> tuple:
+def encode_block(
+    trained: TrainedIndex, x: np.ndarray, axes: np.ndarray, radius: float, probes: int
+) -> tuple[np.ndarray, ...]:
     """Home, codes, quantisation errors and probed lists of a block.
 
     Returns
     -------
-    home int32[n], codes uint8[n, size], errors float32[n], row in block and list of each probe.
+    home int32[n], codes uint8[n, size], errors float32[n, 2], row in block and list of each probe.
     """
     lists, distance = trained.assigner.nearest(x, probes)
     margin = trained.assigner.margins(lists, distance)
     home = lists[:, 0]
     residuals = x - trained.centroids[home]
     codes = trained.codec.encode(residuals)
-    errors = squared_norms(residuals - trained.codec.decode(codes))
+    lost = residuals - trained.codec.decode(codes)
+    errors = np.stack([squared_norms(project(lost, axes)), squared_norms(lost)], axis=1)
     row, rank = np.nonzero(margin <= radius)
     return home, codes, errors, row, lists[row, rank]
 
@@ -61,7 +66,13 @@ def by_list(lists: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode_shard(
-    trained: TrainedIndex, source: Path, out: Path, radius: float, probes: int, workers: int = 0
+    trained: TrainedIndex,
+    source: Path,
+    out: Path,
+    axes: np.ndarray,
+    radius: float,
+    probes: int,
+    workers: int = 0,
 ) -> dict:
     """Encode one shard of SNIP features into an index shard.
 
@@ -69,6 +80,8 @@ def encode_shard(
     ----------
     source
         float16[n, dim].
+    axes
+        float32[dim, width]: leading axes of the residuals.
     radius, probes
         A row probes the lists within this margin, `probes` at the most.
 
@@ -83,7 +96,7 @@ def encode_shard(
             yield features[start : start + BLOCK]
 
     def work(block: np.ndarray) -> tuple:
-        return encode_block(trained, block.astype(np.float32), radius, probes)
+        return encode_block(trained, block.astype(np.float32), axes, radius, probes)
 
     parts = []
     with task(f"encode {source.stem}", len(features)) as progress:
@@ -110,5 +123,5 @@ def encode_shard(
     return {
         "rows": rows,
         "probes_per_row": len(row) / max(rows, 1),
-        "mean_error": float(errors.mean()) if rows else 0.0,
+        "mean_error": float(errors[:, 1].mean()) if rows else 0.0,
     }

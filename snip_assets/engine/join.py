@@ -7,11 +7,13 @@ A pair (query row i, earlier row j) is a candidate when
 where ADC(i, j) is the squared distance of the exact SNIP feature of i to the decoded code of j and
 ADC(i, i) the quantisation error of i itself: a threshold that adapts to each query.
 
-A list is read once. Its codes are decoded onto a few leading axes of the residuals (a rotation
-puts most of their energy there), one matrix product gives a lower bound of every ADC, and a fused
-scan keeps what is under the threshold: a distance in a subspace never exceeds the whole one, so
-nothing is lost. The few that remain get their exact ADC in one fixed order of summation, hence the
-candidates do not depend on block sizes, threads, or which shards are joined together.
+The same must hold in a few leading axes of the residuals, with a slack of their own (a rotation
+puts half of the energy into a quarter of the axes): true pairs differ as little there as anywhere,
+most other rows already differ too much. So a list is read once, its codes are decoded onto those
+axes, one small matrix product and a fused scan throw out nearly everything, and the few rows that
+remain get their exact ADC. Both conditions are computed in one fixed order of summation, the
+product only preselects with a margin for its rounding: hence candidates do not depend on block
+sizes, threads, or which shards are joined together.
 
 Only earlier rows are compared, and there is no limit on hits a row.
 """
@@ -34,7 +36,7 @@ _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _scan(score, bound, stop, base, query, found_query, found_row, count):
+def _scan(score, bound, stop, base, found_query, found_row, count):
     """Append (query, row) where score >= bound and row < stop; -1 when the buffer is full."""
     columns = score.shape[1]
     for i in range(score.shape[0]):
@@ -51,37 +53,52 @@ def _scan(score, bound, stop, base, query, found_query, found_row, count):
                 if score[i, j] >= floor:
                     if count == found_query.shape[0]:
                         return -1
-                    found_query[count] = query + i
+                    found_query[count] = i
                     found_row[count] = base + j
                     count += 1
     return count
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _excess_pq(x, codes, book, query, row, error, out):
-    """ADC - error of (query, row) entries for product quantisers."""
-    dsub = book.shape[2]
-    for k in range(query.shape[0]):
-        i, j = query[k], row[k]
-        total = np.float32(0.0)
-        for m in range(codes.shape[1]):
-            code = codes[j, m]
-            for d in range(dsub):
-                difference = x[i, m * dsub + d] - book[m, code, d]
-                total += difference * difference
-        out[k] = total - error[i]
+def project(x, axes):
+    """Rows on axes, each summed in one fixed order (a BLAS product depends on the batch)."""
+    out = np.zeros((x.shape[0], axes.shape[1]), np.float32)
+    for i in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            value = x[i, d]
+            for k in range(axes.shape[1]):
+                out[i, k] += value * axes[d, k]
+    return out
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _excess(x, decoded, query, row, error, out):
-    """ADC - error of (query, row) entries from decoded residuals."""
+def _squared(a, b):
+    total = np.float32(0.0)
+    for d in range(a.shape[0]):
+        total += (a[d] - b[d]) * (a[d] - b[d])
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _check(short, short_rows, x, codes, book, decoded, error, slacks, query, row, excess):
+    """Keep the (query, row) entries whose short and whole excess are within the slacks."""
+    kept = 0
+    dsub = book.shape[2]
     for k in range(query.shape[0]):
         i, j = query[k], row[k]
-        total = np.float32(0.0)
-        for d in range(x.shape[1]):
-            difference = x[i, d] - decoded[j, d]
-            total += difference * difference
-        out[k] = total - error[i]
+        if _squared(short[i], short_rows[j]) - error[i, 0] > slacks[0]:
+            continue
+        if decoded.shape[0]:
+            total = _squared(x[i], decoded[j])
+        else:
+            total = np.float32(0.0)
+            for m in range(codes.shape[1]):
+                total += _squared(x[i, m * dsub : (m + 1) * dsub], book[m, codes[j, m]])
+        value = total - error[i, 1]
+        if value <= slacks[1]:
+            query[kept], row[kept], excess[kept] = i, j, value
+            kept += 1
+    return kept
 
 
 @dataclass(frozen=True)
@@ -92,11 +109,14 @@ class Rule:
     ----------
     slack
         Largest ADC(i, j) - ADC(i, i).
+    short_slack
+        The same on the leading axes alone.
     projector
-        Decodes codes onto the leading axes of the residuals, for the lower bound.
+        Decodes codes onto the leading axes of the residuals.
     """
 
     slack: float
+    short_slack: float
     projector: Projector
 
 
@@ -135,10 +155,13 @@ class ListJoin:
         self.rows, self.codes, self.rule = rows, codes, rule
         self.centroid = index.trained.centroids[number]
         self.codec = index.trained.codec
-        decoded = rule.projector(codes)
-        self._decoded = torch.from_numpy(np.ascontiguousarray(decoded))
-        self._bias = -0.5 * (self._decoded**2).sum(1)
-        self._full = None if self.codec.book is not None else self.codec.decode(codes)
+        self._short = rule.projector(codes)
+        self._columns = torch.from_numpy(self._short).T
+        self._bias = -0.5 * (self._columns**2).sum(0)
+        nothing = np.empty((0, self.codec.dim), np.float32)
+        by_book = self.codec.book is not None
+        self._whole = nothing if by_book else self.codec.decode(codes)
+        self._book = self.codec.book if by_book else np.empty((1, 1, 1), np.float32)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
@@ -150,41 +173,39 @@ class ListJoin:
         x
             float32[q, dim], their SNIP features.
         error
-            float32[q], their ADC(i, i).
+            float32[q, 2], their ADC(i, i) on the leading axes and as a whole.
 
         Yields
         ------
         Hits with positions in `ids` and in `self.rows`.
         """
         stop = np.searchsorted(self.rows, ids)
-        residual = np.ascontiguousarray(x - self.centroid)
-        short = residual @ self.rule.projector.axes
-        norms = np.einsum("ij,ij->i", short, short)
-        reach = error + np.float32(self.rule.slack)
-        # Rounding of the product must not lose a pair: widen the bound by its largest error.
-        bound = 0.5 * (norms - reach) - np.float32(2e-5) * (1 + norms)
-        queries = torch.from_numpy(short)
+        slacks = np.array([self.rule.short_slack, self.rule.slack], np.float32)
         for start in range(0, len(ids), QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
-            query, row = self._block(queries[part], bound[part], stop[part], start)
+            residual, own = x[part] - self.centroid, error[part]
+            short = project(residual, self.rule.projector.axes)
+            norms = np.einsum("ij,ij->i", short, short)
+            # Rounding of the product must not lose a pair: widen the bound by its largest error.
+            bound = 0.5 * (norms - own[:, 0] - slacks[0]) - np.float32(2e-5) * (1 + norms)
+            query, row = self._block(torch.from_numpy(short), bound, stop[part])
             excess = np.empty(len(query), np.float32)
-            if self._full is None:
-                _excess_pq(residual, self.codes, self.codec.book, query, row, error, excess)
-            else:
-                _excess(residual, self._full, query, row, error, excess)
-            near = excess <= self.rule.slack
-            yield Hits(query[near], row[near], excess[near])
+            kept = _check(
+                short, self._short, residual, self.codes, self._book, self._whole, own, slacks,
+                query, row, excess,
+            )  # fmt: skip
+            yield Hits(query[:kept] + start, row[:kept], excess[:kept])
 
-    def _block(self, queries, bound, stop, start):
+    def _block(self, queries, bound, stop):
         end = int(stop.max(initial=0))
         capacity = 1 << 14
         query, row = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
         count = 0
         for base in range(0, end, LIST_TILE):
             high = min(base + LIST_TILE, end)
-            score = torch.addmm(self._bias[base:high], queries, self._decoded[base:high].T).numpy()
+            score = torch.addmm(self._bias[base:high], queries, self._columns[:, base:high]).numpy()
             while True:
-                found = _scan(score, bound, stop, base, start, query, row, count)
+                found = _scan(score, bound, stop, base, query, row, count)
                 if found >= 0:
                     break
                 query = np.concatenate([query, np.empty_like(query)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +25,7 @@ VERIFY_BLOCK = 1 << 16
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 
 
-@dataclass(frozen=True)
+@dataclass
 class QueryShard:
     """What the join reads of a shard whose rows are queries.
 
@@ -37,6 +39,21 @@ class QueryShard:
 
     start: int
     folder: Path
+
+    @cached_property
+    def probe_offsets(self) -> np.ndarray:
+        """int64[lists + 1]."""
+        return np.asarray(open_npy(self.folder / "probe_offsets.npy"))
+
+    @cached_property
+    def probe_rows(self) -> np.ndarray:
+        """uint32[m], rows in shard by list."""
+        return np.asarray(open_npy(self.folder / "probe_rows.npy"))
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """float32[n, 2]."""
+        return np.asarray(open_npy(self.folder / "errors.npy"))
 
 
 @dataclass
@@ -84,35 +101,37 @@ class Join:
 
 
 def _queries(shard: QueryShard, number: int) -> tuple[np.ndarray, np.ndarray]:
-    offsets = open_npy(shard.folder / "probe_offsets.npy")
-    local = open_npy(shard.folder / "probe_rows.npy")[offsets[number] : offsets[number + 1]]
-    error = open_npy(shard.folder / "errors.npy")[local]
-    return local.astype(np.uint64) + np.uint64(shard.start), error
+    """Row ids that probe a list, and their quantisation errors."""
+    offsets = shard.probe_offsets
+    local = shard.probe_rows[offsets[number] : offsets[number + 1]]
+    return local.astype(np.uint64) + np.uint64(shard.start), shard.errors[local]
 
 
 def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[Pairs], Counts]:
     """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
     counts = Counts(lists=1)
+    nothing = [Pairs.empty() for _ in shards]
     listed = ListJoin(join.index, join.rule, number, join.is_copy)
-    result = []
-    for shard in shards:
-        ids, error = _queries(shard, number)
-        if join.is_copy is not None and len(ids):
-            first = ~join.is_copy[ids.astype(np.int64)]
-            ids, error = ids[first], error[first]
-        if not len(ids) or not len(listed.rows):
-            result.append(Pairs.empty())
-            continue
-        counts.products += int(np.searchsorted(listed.rows, ids).sum())
-        x = join.queries.take(ids).astype(np.float32)
-        if not join.exact_queries:
-            error = np.zeros_like(error)
-        found = []
-        for candidates in _gathered(listed, ids, x, error):
-            counts.candidates += len(candidates)
-            found.append(join.verifier(candidates))
-        result.append(thin(Pairs.concatenate(found), join.max_partners))
-    return result, counts
+    parts = [_queries(shard, number) for shard in shards]
+    ids, error = (np.concatenate(p) for p in zip(*parts, strict=True))
+    if join.is_copy is not None and len(ids):
+        first = ~join.is_copy[ids.astype(np.int64)]
+        ids, error = ids[first], error[first]
+    if not len(ids) or not len(listed.rows):
+        return nothing, counts
+    counts.products = int(np.searchsorted(listed.rows, ids).sum())
+    x = join.queries.take(ids).astype(np.float32)
+    if not join.exact_queries:
+        error = np.zeros_like(error)
+    found = []
+    for candidates in _gathered(listed, ids, x, error):
+        counts.candidates += len(candidates)
+        found.append(join.verifier(candidates))
+    pairs = Pairs.concatenate(found)
+    # Cut by shard before thinning, so that what is kept does not depend on the grouping.
+    starts = np.array([shard.start for shard in shards], np.uint64)
+    cuts = [*np.searchsorted(pairs.row, starts).tolist(), len(pairs)]
+    return [thin(pairs[slice(a, b)], join.max_partners) for a, b in pairwise(cuts)], counts
 
 
 def _gathered(listed: ListJoin, ids, x, error) -> Iterator[Pairs]:

@@ -133,6 +133,10 @@ class Run:
         """The trained index."""
         return TrainedIndex.load(self.layout.trained_index / "trained.index")
 
+    def axes(self) -> np.ndarray:
+        """float32[dim, width]: leading axes of the residuals."""
+        return np.asarray(open_npy(self.layout.trained_index / "axes.npy"))
+
     def indexed(self) -> list[IndexedShard]:
         """Index shards that are materialised, by ordinal."""
         found = []
@@ -148,17 +152,20 @@ class Run:
         layout, registry, tier = self.layout, self.registry, self.settings.tier
         calibration = self.calibration()
         index = SnipIndex.open(layout)
-        axes = np.asarray(open_npy(layout.trained_index / "axes.npy"))
+        projector = Projector(index.trained.codec, self.axes())
         is_copy = np.zeros(registry.rows, bool)
         is_copy[self.exact_copies(last)[0]] = True
-        slack = calibration.slack if tier != "codes" else calibration.code_max_distance
+        slack, short = calibration.slack, calibration.short_slack
+        if tier == "codes":
+            # A distance in a subspace never exceeds the whole one: nothing is lost by the short.
+            slack = short = calibration.code_max_distance
         raw = shards.raw_features(registry) if tier == "raw" else None
         snip = shards.snip_features(layout, registry)
         queries = Decoded(self, index.trained) if tier == "codes" else snip
         limit = calibration.snip_limit if tier == "raw" else calibration.snip_max_distance
         return Join(
             index=index,
-            rule=Rule(slack, Projector(index.trained.codec, axes)),
+            rule=Rule(slack, short, projector),
             verifier=Verifier(
                 raw, None if tier == "codes" else snip, self.settings.max_distance, limit
             ),

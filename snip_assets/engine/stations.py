@@ -231,7 +231,7 @@ def _first_copies(run: Run, most: int) -> np.ndarray:
 def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Assign and encode shards."""
     version = run.version(run.layout.trained_index, "trained_index")
-    trained, calibration = run.trained(), run.calibration()
+    trained, axes, calibration = run.trained(), run.axes(), run.calibration()
 
     def inputs(shard: Shard) -> dict[str, str]:
         snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
@@ -240,7 +240,8 @@ def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         source = run.layout.snip_features(shard.key)
         radius, probes = calibration.radius, calibration.probes
-        return encode.encode_shard(trained, source, output, radius, probes, run.settings.workers)
+        workers = run.settings.workers
+        return encode.encode_shard(trained, source, output, axes, radius, probes, workers)
 
     return _each(run, keys, run.layout.index_shard, inputs, work)
 

@@ -14,7 +14,8 @@ from snip_assets.engine.codec import CODECS
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 
-DIM, LISTS, SLACK, RADIUS, PROBES = 64, 12, 0.08, 0.1, 4
+DIM, LISTS, RADIUS, PROBES = 64, 12, 0.1, 4
+SLACK, SHORT_SLACK = 0.08, 0.05
 SIZES = (700, 1, 0, 499)
 
 
@@ -48,23 +49,23 @@ class World:
     def __init__(self, folder: Path, codec: str, start: int = 0) -> None:
         self.x = make_rows(1)
         self.trained = TrainedIndex.train(self.x.astype(np.float32), LISTS, codec)
+        self.axes = join.leading_axes(self.x.astype(np.float32), 16)
         self.offsets = np.concatenate([[0], np.cumsum(SIZES)])
         self.start = start
         self.paths, self.parts, self.shards = [], [], []
         for number, (low, high) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
             path, out = folder / f"{number}.npy", folder / f"index-{number}"
             np.save(path, self.x[low:high])
-            encode.encode_shard(self.trained, path, out, RADIUS, PROBES)
+            encode.encode_shard(self.trained, path, out, self.axes, RADIUS, PROBES)
             self.paths.append(path)
             self.parts.append(index.Part(out, start + int(low)))
             self.shards.append(pairs.QueryShard(start + int(low), out))
 
-    def join(self, slack: float = SLACK, parts: list[index.Part] | None = None) -> pairs.Join:
+    def join(self, parts: list[index.Part] | None = None) -> pairs.Join:
         snip = Shifted(self.paths, self.offsets, self.start)
-        axes = join.leading_axes(self.x.astype(np.float32), 16)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
-            rule=join.Rule(slack, self.trained.codec.projector(axes)),
+            rule=join.Rule(SLACK, SHORT_SLACK, self.trained.codec.projector(self.axes)),
             verifier=verify.Verifier(snip, None, 4.0, 4.0),
             queries=snip,
             exact_queries=True,
@@ -82,13 +83,18 @@ class World:
         decoded = self.trained.codec.decode(self.trained.codec.encode(residual))
         vectors = (decoded + self.trained.centroids[home]).astype(np.float64)
         error = ((x - vectors) ** 2).sum(1)
+        short = vectors @ self.axes - x @ self.axes
+        short_error = (short**2).sum(1)
         must, may = set(), set()
         for i in range(len(x)):
             probed = np.isin(home[:i], lists[i][margin[i] <= RADIUS])
             excess = ((x[i] - vectors[:i]) ** 2).sum(1) - error[i]
-            for j in np.flatnonzero(probed & (excess <= SLACK + 1e-5)):
+            apart = (vectors[:i] - x[i]) @ self.axes
+            short_excess = (apart**2).sum(1) - short_error[i]
+            worst = np.maximum(excess - SLACK, short_excess - SHORT_SLACK)
+            for j in np.flatnonzero(probed & (worst <= 1e-5)):
                 may.add((i + self.start, int(j) + self.start))
-                if excess[j] <= SLACK - 1e-5:
+                if worst[j] <= -1e-5:
                     must.add((i + self.start, int(j) + self.start))
         return must, may
 
@@ -194,18 +200,18 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) 
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
     np.save(tmp_path / "x.npy", x)
     trained = TrainedIndex.train(np.concatenate([make_rows(2), x]).astype(np.float32), 4, "PQ8")
+    axes = join.leading_axes(x.astype(np.float32), 16)
     shards, parts = [], []
     for number, (low, high) in enumerate(((0, 3000), (3000, rows))):
         np.save(tmp_path / f"{number}.npy", x[low:high])
         out = tmp_path / f"index-{number}"
-        encode.encode_shard(trained, tmp_path / f"{number}.npy", out, 0.2, 4)
+        encode.encode_shard(trained, tmp_path / f"{number}.npy", out, axes, 0.2, 4)
         parts.append(index.Part(out, low))
         shards.append(pairs.QueryShard(low, out))
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
-    axes = join.leading_axes(x.astype(np.float32), 16)
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),
-        rule=join.Rule(1.0, trained.codec.projector(axes)),
+        rule=join.Rule(1.0, 1.0, trained.codec.projector(axes)),
         verifier=verify.Verifier(snip, None, 0.1, 0.1),
         queries=snip,
         exact_queries=True,

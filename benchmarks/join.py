@@ -1,0 +1,181 @@
+"""The join against searching: all rows against earlier rows, on the same lists.
+
+    python benchmarks/join.py [--rows 2000000] [--lists 2048]
+
+Prints a table and writes benchmarks/results/join.json. Baselines are timed on a sample of the
+queries and scaled to all rows (a search costs the same for each query).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from common import cores, peak_gb, table, write
+from synthetic import Generator
+
+from snip_assets.engine import encode, index, join, pairs, threads, verify
+from snip_assets.engine.codec import Projector
+from snip_assets.engine.shards import Features
+from snip_assets.engine.trained import TrainedIndex
+
+MAX_DISTANCE = 0.1
+SHARDS = 4
+
+
+def product_rate(workers: int, dim: int = 128) -> float:
+    """Pairs a second of the bare float32 product, blocks as in the join, all cores."""
+
+    def work(_: int) -> float:
+        a, b = torch.randn(join.QUERY_BLOCK, dim), torch.randn(join.LIST_TILE, dim)
+        out = torch.empty(len(a), len(b))
+        torch.mm(a, b.T, out=out)
+        started = time.perf_counter()
+        for _ in range(300):
+            torch.mm(a, b.T, out=out)
+        return time.perf_counter() - started
+
+    slowest = max(threads.ordered_map(work, range(workers), workers))
+    return workers * 300 * join.QUERY_BLOCK * join.LIST_TILE / slowest
+
+
+def planted(rows: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Planted pairs within MAX_DISTANCE."""
+    row = np.flatnonzero(source >= 0)
+    a, b = rows[row].astype(np.float32), rows[source[row]].astype(np.float32)
+    near = ((a - b) ** 2).sum(1) <= MAX_DISTANCE
+    return row[near], source[row][near]
+
+
+def search_baseline(
+    found: faiss.Index, x: np.ndarray, truth: tuple[np.ndarray, np.ndarray], queries: int
+) -> dict[str, float]:
+    """Seconds for all rows, and recall of planted pairs, of k = 10 at 1 probe."""
+    found.nprobe = 1
+    row, source = truth
+    chosen = row[np.linspace(0, len(row) - 1, min(queries, len(row))).astype(int)]
+    other = source[np.searchsorted(row, chosen)]
+    found.search(x[chosen[:64]].astype(np.float32), 10)
+    wide = x[chosen].astype(np.float32)
+    started, cpu = time.perf_counter(), time.process_time()
+    hits = found.search(wide, 10)[1]
+    wall, used = time.perf_counter() - started, time.process_time() - cpu
+    scale = len(x) / len(chosen)
+    recall = (hits == other[:, None]).any(1).mean()
+    return {"seconds": wall * scale, "cpu": used * scale, "recall": float(recall)}
+
+
+def our_join(
+    trained: TrainedIndex, folder: Path, x: np.ndarray, slack: float, radius: float, width: int
+) -> tuple[pairs.Join, list[pairs.QueryShard]]:
+    """Encode the shards and set up the join; not timed."""
+    cuts = np.linspace(0, len(x), SHARDS + 1).astype(int)
+    paths, parts, shards = [], [], []
+    sample = x[:: max(1, len(x) // 8192)].astype(np.float32)
+    home = trained.assigner.nearest(sample, 1)[0][:, 0]
+    axes = join.leading_axes(sample - trained.centroids[home], width)
+    for number in range(SHARDS):
+        path, out = folder / f"{number}.npy", folder / f"index-{number}"
+        np.save(path, x[cuts[number] : cuts[number + 1]])
+        encode.encode_shard(trained, path, out, axes, radius, 8)
+        paths.append(path)
+        parts.append(index.Part(out, int(cuts[number])))
+        shards.append(pairs.QueryShard(int(cuts[number]), out))
+    segment = folder / "segment"
+    index.merge(parts, segment, len(x))
+    return pairs.Join(
+        index=index.SnipIndex(trained, [index.Part(segment, 0)]),
+        rule=join.Rule(slack, slack, Projector(trained.codec, axes)),
+        verifier=verify.Verifier(None, None, MAX_DISTANCE, MAX_DISTANCE),
+        queries=Features(paths, cuts),
+        exact_queries=True,
+        is_copy=None,
+        max_partners=1000,
+    ), shards
+
+
+def time_join(
+    work: pairs.Join, shards: list[pairs.QueryShard], truth: tuple[np.ndarray, np.ndarray], n: int
+) -> dict[str, float]:
+    started, cpu = time.perf_counter(), time.process_time()
+    found, counts = pairs.find_pairs(work, shards)
+    wall, used = time.perf_counter() - started, time.process_time() - cpu
+    every = verify.Pairs.concatenate(found)
+    key = np.sort(every.row.astype(np.int64) * n + every.earlier_row.astype(np.int64))
+    wanted = truth[0] * n + truth[1]
+    at = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
+    recall = float((key[at] == wanted).mean())
+    return {
+        "seconds": wall,
+        "cpu": used,
+        "recall": recall,
+        "pairs_per_second": counts.products / wall,
+        "candidates_per_row": counts.candidates / n,
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rows", type=int, default=2_000_000)
+    arguments.add_argument("--lists", type=int, default=2048)
+    arguments.add_argument("--queries", type=int, default=20_000)
+    arguments.add_argument("--slack", type=float, default=0.1)
+    arguments.add_argument("--width", type=int, default=32)
+    options = arguments.parse_args()
+    x, source = Generator(128, options.rows).shard(0)
+    truth = planted(x, source)
+    sample = x[np.sort(np.random.default_rng(0).choice(len(x), min(len(x), 262_144), False))]
+    trained = TrainedIndex.train(sample.astype(np.float32), options.lists, "PQ8")
+    workers = threads.count()
+    rate = product_rate(workers)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for radius, name in ((0.0, "join, 1 probe"), (0.1, "join, probes within 0.1")):
+            place = Path(folder) / name.replace(" ", "-")
+            place.mkdir()
+            work, shards = our_join(trained, place, x, options.slack, radius, options.width)
+            time_join(work, shards[:1], truth, len(x))
+            rows.append({"method": name, **time_join(work, shards, truth, len(x))})
+            imbalance = work.index.list_sizes.astype(float)
+            whole = work.index.to_faiss() if radius == 0 else whole
+    faiss.omp_set_num_threads(workers)
+    rows.append(
+        {"method": "IndexIVFPQ.search", **search_baseline(whole, x, truth, options.queries)}
+    )
+    del whole
+    fast = faiss.IndexIVFPQFastScan(
+        faiss.IndexFlatL2(128), 128, options.lists, 16, 4, faiss.METRIC_L2
+    )
+    fast.quantizer.add(trained.centroids)
+    fast.train(sample.astype(np.float32))
+    for start in range(0, len(x), 65_536):
+        fast.add(x[start : start + 65_536].astype(np.float32))
+    rows.append(
+        {"method": "4-bit FastScan, 8 bytes", **search_baseline(fast, x, truth, options.queries)}
+    )
+    ours = rows[0]
+    for row in rows:
+        row["times_ours"] = row["seconds"] / ours["seconds"]
+        if "pairs_per_second" in row:
+            row["of_product"] = row["pairs_per_second"] / rate
+    facts = {
+        "rows": options.rows,
+        "lists": options.lists,
+        "cores": workers,
+        "imbalance": float(len(imbalance) * (imbalance**2).sum() / imbalance.sum() ** 2),
+        "bare_product_pairs_per_second": rate,
+        "peak_gb": peak_gb(),
+        "machine": cores(),
+    }
+    table(f"All rows against earlier rows: {options.rows:,} x 128, {options.lists:,} lists", rows)
+    write("join", {**facts, "rows_of_table": rows})
+
+
+if __name__ == "__main__":
+    main()
