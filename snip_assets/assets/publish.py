@@ -5,7 +5,8 @@ import dagster as dg
 from snip_assets.engine import stations
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
-from snip_assets.report import page
+from snip_assets.report import site
+from snip_assets.report import site_preview as preview
 from snip_assets.resources import DataSet
 
 from .station import CODE_VERSION, backfill_policy, chosen, station
@@ -57,8 +58,7 @@ def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materializ
     code_version=CODE_VERSION,
 )
 def dedup_report(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
-    """What was found and how far it can be trusted, on one page."""
+    """The site to look at: numbers, curves, the most copied images, pairs to judge by eye."""
     with station(context):
-        manifest = page.write(data.layout)
-    address = dg.MetadataValue.path(str((data.layout.report / "index.html").resolve()))
-    return show.of_whole(manifest, page=address)
+        manifest = site.dedup_report(data.run())
+    return show.of_whole(manifest, **preview.of_report(data.layout, manifest))

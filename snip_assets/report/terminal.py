@@ -54,7 +54,7 @@ def bars() -> Iterator[None]:
     with Progress(*columns, console=console) as shown:
 
         def reporter(label: str, total: int, unit: str) -> progress.Task:
-            return _Bar(shown, shown.add_task(label, total=total, unit=unit))
+            return _Bar(shown, shown.add_task(label, total=total or None, unit=unit))
 
         with progress.reporting(reporter):
             yield

@@ -1,0 +1,182 @@
+"""Rows as pictures: what a page shows of a row, and where its picture may come from.
+
+All that a data set says is text to be escaped. A picture comes from http(s), from a `data:image`
+url, or from a file below the folder that holds the metadata folder; nothing else is ever linked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+import xxhash
+
+from snip_assets.engine.metadata import CAPTION_NAMES, URL_NAMES, Metadata
+from snip_assets.engine.shards import Registry
+
+LONGEST_TEXT = 300
+LONGEST_DATA = 1 << 16
+LARGEST_COPY = 1 << 18
+MOST_COPIED_BYTES = 1 << 26
+WIDTH_NAMES, HEIGHT_NAMES = ("original_width", "width"), ("original_height", "height")
+_WEB = re.compile(r"https?://[^\s\x00-\x20\"'<>\\]{1,4000}", re.IGNORECASE)
+_DATA = re.compile(r"data:image/(png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
+_MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A row as it is shown.
+
+    Attributes
+    ----------
+    source
+        For an `img`; None shows a placeholder.
+    link
+        http(s) only; None where the url is anything else.
+    url, caption
+        Text, cut; for eyes only.
+    """
+
+    row: int
+    shard: str
+    row_in_shard: int
+    url: str
+    link: str | None
+    source: str | None
+    caption: str
+    size: str
+
+
+def web(url: str | None) -> str | None:
+    """The url if it is plain http(s)."""
+    return url if url is not None and _WEB.fullmatch(url) else None
+
+
+def shorten(text: str | None) -> str:
+    """Text for eyes: control characters gone, cut."""
+    clean = "".join(c if c.isprintable() else " " for c in (text or "")[: LONGEST_TEXT + 1])
+    return clean[:LONGEST_TEXT] + "…" if len(clean) > LONGEST_TEXT else clean
+
+
+class Pictures:
+    """Sources of pictures for a page.
+
+    Small local files are copied beside the page under the digest of their contents, at most
+    64 MiB of them; larger ones are linked where they lie.
+
+    Parameters
+    ----------
+    root
+        Folder that relative urls belong to.
+    page_folder
+        Where the page will lie at last.
+    copies
+        Folder to copy into; None links every file where it lies.
+    """
+
+    def __init__(self, root: Path, page_folder: Path, copies: Path | None) -> None:
+        self.root, self.page_folder = root.resolve(), page_folder.resolve()
+        self.copies = copies
+        self.copied = 0
+
+    def source(self, url: str | None) -> str | None:
+        """What an `img` may load for this url, or None."""
+        if not url:
+            return None
+        if _WEB.fullmatch(url):
+            return url
+        if len(url) <= LONGEST_DATA and _DATA.fullmatch(url):
+            return url
+        path = self._local(url)
+        if path is None or (ending := _ending(path)) is None:
+            return None
+        size = path.stat().st_size
+        if self.copies is None or size > LARGEST_COPY or self.copied + size > MOST_COPIED_BYTES:
+            return quote(os.path.relpath(path, self.page_folder))
+        return self._copy(path, ending)
+
+    def _copy(self, path: Path, ending: str) -> str:
+        assert self.copies is not None
+        data = path.read_bytes()
+        name = xxhash.xxh3_64_hexdigest(data) + ending
+        target = self.copies / name
+        if not target.exists():
+            self.copies.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            self.copied += len(data)
+        return f"{self.copies.name}/{name}"
+
+    def _local(self, url: str) -> Path | None:
+        """The file that a relative url means, if it lies below the root."""
+        if ":" in url or "\\" in url or not url.isprintable() or url.startswith("//"):
+            return None
+        for name in (url, unquote(url)):
+            try:
+                path = (self.root / name).resolve()
+                if path.is_relative_to(self.root) and path.is_file():
+                    return path
+            except (OSError, ValueError):
+                continue
+        return None
+
+
+def _ending(path: Path) -> str | None:
+    """The ending for a file that begins as a picture does."""
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(16)
+    except OSError:
+        return None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    return next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def root_of(registry: Registry) -> Path:
+    """The folder that relative urls belong to: the parent of the metadata folder."""
+    return registry.source.metadata.parent
+
+
+class Cards:
+    """Rows to cards; reads the columns of many rows at once.
+
+    Parameters
+    ----------
+    registry
+        The data set.
+    pictures
+        Where pictures come from.
+    """
+
+    def __init__(self, registry: Registry, pictures: Pictures) -> None:
+        self.registry, self.pictures = registry, pictures
+        self.metadata = Metadata.of(registry)
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> dict[int, Card]:
+        """Cards by row id. Memory: the cards and the columns of one row group."""
+        wanted = np.unique(np.asarray(rows, np.int64))
+        names = (URL_NAMES, CAPTION_NAMES, WIDTH_NAMES, HEIGHT_NAMES)
+        columns = [self.metadata.take(wanted, n).to_pylist() for n in names]
+        ordinals = np.searchsorted(self.registry.offsets, wanted, "right") - 1
+        cards = {}
+        for place, row in enumerate(wanted.tolist()):
+            url, caption, width, height = (column[place] for column in columns)
+            shard = self.registry.shards[ordinals[place]]
+            cards[row] = Card(
+                row=row,
+                shard=shard.key,
+                row_in_shard=row - shard.start,
+                url=shorten(url),
+                link=web(url),
+                source=self.pictures.source(url),
+                caption=shorten(caption),
+                size=f"{shorten(width)} × {shorten(height)}" if width and height else "",
+            )
+        return cards

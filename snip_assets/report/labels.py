@@ -1,0 +1,161 @@
+"""Marks that people gave to pairs: taken in from the pages' CSV, kept in the output folder.
+
+`reviewed_pairs.parquet`: row, earlier_row (uint64), distance (float32, raw, computed again), kind
+(random, inside, outside), right (bool: the two show the same picture); by (row, earlier_row).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from snip_assets.engine import audit, shards
+from snip_assets.engine.audit import Interval
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.files import digest_of, write_parquet
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.verify import distances
+
+KINDS = ("random", "inside", "outside")
+MARKS = {"right": True, "wrong": False}
+COLUMNS = ("row", "earlier_row", "set", "mark")
+MOST_MARKS = 1_000_000
+SCHEMA = pa.schema(
+    [
+        ("row", pa.uint64()),
+        ("earlier_row", pa.uint64()),
+        ("distance", pa.float32()),
+        ("kind", pa.string()),
+        ("right", pa.bool_()),
+    ]
+)
+Marks = dict[tuple[int, int], tuple[str, bool]]
+
+
+def place(layout: Layout) -> Path:
+    """Where the marks lie."""
+    return layout.root / "reviewed_pairs.parquet"
+
+
+def load(layout: Layout) -> pa.Table:
+    """All marks taken in so far; none when there are none."""
+    path = place(layout)
+    if not path.exists():
+        return SCHEMA.empty_table()
+    try:
+        return pq.read_table(path, schema=SCHEMA)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInputError(f"{path}: cannot be read ({error}); delete it.") from error
+
+
+def version(layout: Layout) -> str:
+    """Changes when the marks do."""
+    return digest_of(load(layout).to_pylist())
+
+
+def take_in(layout: Layout, path: Path) -> dict[str, int]:
+    """Add the marks of a CSV file; a pair marked before gets its new mark.
+
+    Parameters
+    ----------
+    layout
+        The output folder whose rows the marks are about.
+    path
+        Columns row, earlier_row, set (random, inside, outside), mark (right, wrong); others are
+        ignored.
+
+    Returns
+    -------
+    dict
+        read, new, changed, total.
+
+    Raises
+    ------
+    BadInputError
+        A column is missing or a line says something that cannot be.
+    """
+    registry = shards.load(layout)
+    before = load(layout)
+    marks: Marks = {
+        (m["row"], m["earlier_row"]): (m["kind"], m["right"]) for m in before.to_pylist()
+    }
+    former = dict(marks)
+    read = 0
+    for pair, mark in _read(path, registry.rows):
+        marks[pair] = mark
+        read += 1
+    ordered = sorted(marks)
+    ends = np.array(ordered, np.uint64).reshape(-1, 2)
+    far = distances(shards.raw_features(registry), ends[:, 0], ends[:, 1])
+    columns = [ends[:, 0], ends[:, 1], far, *zip(*(marks[p] for p in ordered), strict=True)]
+    if ordered:
+        write_parquet(place(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
+    changed = sum(former[p] != marks[p] for p in former)
+    return {"read": read, "new": len(marks) - len(former), "changed": changed, "total": len(marks)}
+
+
+def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], tuple[str, bool]]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            if absent := [c for c in COLUMNS if c not in (reader.fieldnames or ())]:
+                raise BadInputError(
+                    f"{path}: no column {absent[0]}; export the marks from the report's pages."
+                )
+            for line, entry in enumerate(reader, 2):
+                if line > MOST_MARKS + 1:
+                    raise BadInputError(f"{path}: more than {MOST_MARKS:,} lines; split the file.")
+                yield _mark(f"{path}, line {line}", entry, rows)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{path}: cannot be read as CSV ({error}).") from error
+
+
+def _mark(
+    where: str, entry: dict[str, str | None], rows: int
+) -> tuple[tuple[int, int], tuple[str, bool]]:
+    row, earlier, kind, mark = ((entry.get(name) or "").strip() for name in COLUMNS)
+    if not (row.isascii() and row.isdigit() and earlier.isascii() and earlier.isdigit()):
+        raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
+    if not 0 <= int(earlier) < int(row) < rows:
+        raise BadInputError(
+            f"{where}: rows {row} and {earlier} cannot be a pair among {rows} rows."
+        )
+    if kind not in KINDS:
+        raise BadInputError(f"{where}: set {kind[:40]!r}; one of {', '.join(KINDS)}.")
+    if mark not in MARKS:
+        raise BadInputError(f"{where}: mark {mark[:40]!r}; one of {', '.join(MARKS)}.")
+    return (int(row), int(earlier)), (kind, MARKS[mark])
+
+
+def shares(table: pa.Table) -> dict[str, Interval]:
+    """Share of right pairs for each kind that has marks, with its interval."""
+    result = {}
+    kinds, right = np.array(table["kind"].to_pylist()), np.array(table["right"].to_pylist(), bool)
+    for kind in KINDS:
+        here = kinds == kind
+        if here.any():
+            result[kind] = audit.wilson(int(right[here].sum()), int(here.sum()))
+    return result
+
+
+def by_distance(table: pa.Table, bins: int = 10) -> list[tuple[float, float, float, float, int]]:
+    """Share of right pairs by distance: (middle, share, low, high, marks) for each filled bin."""
+    far, right = table["distance"].to_numpy(), np.array(table["right"].to_pylist(), bool)
+    if not len(far):
+        return []
+    edges = np.linspace(0, max(float(far.max()), 1e-6), bins + 1)
+    inside = np.clip(np.searchsorted(edges, far, "right") - 1, 0, bins - 1)
+    points = []
+    for number in np.unique(inside):
+        here = inside == number
+        found = audit.wilson(int(right[here].sum()), int(here.sum()))
+        middle = float(edges[number] + edges[number + 1]) / 2
+        points.append((middle, found.estimate, found.low, found.high, found.trials))
+    return points

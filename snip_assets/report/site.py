@@ -1,0 +1,236 @@
+"""The report: a static site in the output folder that needs no network and no server.
+
+Pages: summary, curves, most copied, random pairs, borderline pairs, doubtful groups; the most
+copied also as Parquet and CSV. The same outputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from snip_assets.engine.files import (
+    Manifest,
+    atomic_path,
+    current,
+    digest_of,
+    read_manifest,
+    require,
+    seal,
+    write_parquet,
+)
+from snip_assets.engine.progress import track
+from snip_assets.engine.run import Run
+
+from . import gallery, gallery_groups, gallery_pairs, labels, site_curves, site_data, site_pages
+from .gallery_groups import Group
+from .gallery_pairs import Pair
+from .summary import summary
+
+GROUPS_A_PAGE = 10
+_NAMES = {"random": "random pairs", "inside": "just inside", "outside": "just outside"}
+
+
+def dedup_report(run: Run) -> Manifest:
+    """Write the report unless it is current.
+
+    Time and memory are bounded at any scale: samples of pairs and near misses, the 200 largest
+    groups, exact search over at most twenty million rows; the labels and pairs are streamed.
+
+    Raises
+    ------
+    StaleOutputError
+        Something that it shows is not made yet, or was made with another keep rule.
+    """
+    run = site_data.as_made(run)
+    layout = run.layout
+    require(layout.dup_bitmap, "dup_bitmap")
+    found = {s: digest_of([m.version for m in site_data.manifests(run, s)]) for s in
+             site_data.STATIONS}  # fmt: skip
+    inputs = {
+        "shown": digest_of(found),
+        "settings": digest_of(run.settings.__dict__ | {"workers": 0}),
+        "reviewed": labels.version(layout),
+        "pages": digest_of([site_pages.templates_version(), site_data.versions()]),
+    }
+    if (manifest := current(layout.report, inputs)) is not None:
+        return manifest
+    with atomic_path(layout.report) as folder:
+        folder.mkdir(parents=True)
+        facts = _Site(run, folder).write()
+    return seal(layout.report, inputs, **facts)
+
+
+class _Site:
+    """One writing of the site into `folder`."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        root = gallery.root_of(run.registry)
+        pictures = gallery.Pictures(root, run.layout.report, folder / "images")
+        self.cards = gallery.Cards(run.registry, pictures)
+        self.marks = labels.load(run.layout)
+        pairs = read_manifest(run.layout.duplicate_groups)
+        self.common = {
+            "data_set": f"{root.name}, {run.registry.rows:,} rows",
+            "version": pairs.version[:16] if pairs else "",
+        }
+
+    def write(self) -> dict[str, Any]:
+        """All pages; facts for the manifest."""
+        steps = (self._summary, self._curves, self._copied, self._pairs, self._doubtful)
+        facts: dict[str, Any] = {}
+        for step in track(steps, "report", len(steps), "pages"):
+            facts |= step()
+        return facts
+
+    def _page(self, file: str, template: str, title: str, **values: Any) -> None:
+        text = site_pages.render(template, title=title, **self.common, **values)
+        (self.folder / file).write_text(text, encoding="utf-8")
+
+    def _summary(self) -> dict[str, Any]:
+        values = summary(self.run.layout)
+        quality = site_data.quality(self.run)
+        reviewed = labels.shares(self.marks)
+        self._page(
+            "index.html",
+            "index.html",
+            "Summary",
+            **site_curves.summary_values(self.run, values, quality, reviewed),
+        )
+        shown = {f"reviewed {k}": v for k, v in reviewed.items()} | quality
+        intervals = {k: [v.estimate, v.low, v.high, v.trials] for k, v in shown.items()}
+        return {"rows": values["rows"], "dropped": values["dropped"], "quality": intervals}
+
+    def _curves(self) -> dict[str, Any]:
+        values = site_curves.curves_values(self.run, self.marks)
+        self._page("curves.html", "curves.html", "Curves", **values)
+        return {"thresholds": [[c["max_distance"], c["dropped"]] for c in values["cuts"]]}
+
+    def _copied(self) -> dict[str, Any]:
+        groups = gallery_groups.most_copied(self.run)
+        cards = self.cards.of(gallery_groups.rows_shown(groups))
+        self._export(groups, cards)
+        pages = max(1, -(-len(groups) // GROUPS_A_PAGE))
+        files = ["copied.html", *(f"copied-{n}.html" for n in range(2, pages + 1))]
+        intro = (
+            "The largest groups: candidates for what a model trained on this data memorises. "
+            "The framed picture is the kept row that explains most others; distances are to it."
+        )
+        for number, file in enumerate(files):
+            part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
+            shown = {"groups": part, "cards": cards, "files": files, "number": number}
+            self._page(file, "groups.html", "Most copied", intro=intro, export=True, **shown)
+        return {"largest_groups": [g.size for g in groups[:10]]}
+
+    def _export(self, groups: list[Group], cards: dict[int, gallery.Card]) -> None:
+        lines = [line for group in groups for line in _export_lines(group, cards)]
+        table = pa.Table.from_pylist(lines, schema=EXPORT)
+        write_parquet(self.folder / "most_copied.parquet", table)
+        for name in ("url", "caption"):
+            # A spreadsheet must not take a caption for a formula; Parquet has it as it is.
+            texts = [
+                f"'{t}" if t[:1] in ("=", "+", "-", "@") else t for t in table[name].to_pylist()
+            ]
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.array(texts, pa.string()))
+        pyarrow.csv.write_csv(table, self.folder / "most_copied.csv")
+
+    def _pairs(self) -> dict[str, Any]:
+        random = self._marked(gallery_pairs.random_pairs(self.run))
+        inside = self._marked(gallery_pairs.just_inside(self.run))
+        outside = self._marked(gallery_pairs.just_outside(self.run))
+        everything = random + inside + outside
+        cards = self.cards.of([r for p in everything for r in (p.row, p.earlier_row)])
+        intro = (
+            "A random sample of all pairs that were found. The share that you mark right is the "
+            "precision that people see; its 95% interval narrows as you go on."
+        )
+        self._page(
+            "pairs.html", "pairs.html", "Random pairs",
+            intro=intro, cards=cards, sets=[("random", "Random pairs", "", random)],
+        )  # fmt: skip
+        most = site_pages.number(self.run.settings.max_distance)
+        self._page(
+            "borderline.html", "pairs.html", "Borderline pairs",
+            intro=f"Pairs next to the threshold, {most}: where it errs, it errs here.",
+            cards=cards, sets=_borderline(most, inside, outside),
+        )  # fmt: skip
+        return {
+            "pairs_shown": {"random": len(random), "inside": len(inside), "outside": len(outside)}
+        }
+
+    def _marked(self, pairs: list[Pair]) -> list[Pair]:
+        given = {
+            (m["row"], m["earlier_row"]): "right" if m["right"] else "wrong"
+            for m in self.marks.to_pylist()
+        }
+        return [
+            Pair(p.row, p.earlier_row, p.distance, p.kind, given.get((p.row, p.earlier_row), ""))
+            for p in pairs
+        ]
+
+    def _doubtful(self) -> dict[str, Any]:
+        groups = gallery_groups.doubtful(self.run)
+        cards = self.cards.of(gallery_groups.rows_shown(groups))
+        intro = (
+            "Groups whose members lie farthest from the representative, the farthest shown. "
+            "Resemblance is not transitive: a chain may join rows that differ, and then more than "
+            "one of them is kept."
+        )
+        shown = {"groups": groups, "cards": cards, "files": [], "number": 0, "export": False}
+        self._page("doubtful.html", "groups.html", "Doubtful groups", intro=intro, **shown)
+        return {"largest_spread": round(max((g.spread for g in groups), default=0.0), 6)}
+
+
+EXPORT = pa.schema(
+    [
+        ("rank", pa.int32()),
+        ("group", pa.uint64()),
+        ("size", pa.uint64()),
+        ("row", pa.uint64()),
+        ("representative", pa.bool_()),
+        ("kept", pa.bool_()),
+        ("distance", pa.float32()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("dimensions", pa.string()),
+    ]
+)
+
+
+def _export_lines(group: Group, cards: dict[int, gallery.Card]) -> list[dict[str, Any]]:
+    rows = [(group.representative, True, True, 0.0)]
+    rows += [(m.row, False, m.kept, m.distance) for m in group.members]
+    return [
+        {
+            "rank": group.rank,
+            "group": group.group,
+            "size": group.size,
+            "row": row,
+            "representative": first,
+            "kept": kept,
+            "distance": distance,
+            "url": cards[row].url,
+            "caption": cards[row].caption,
+            "dimensions": cards[row].size,
+        }
+        for row, first, kept, distance in rows
+    ]
+
+
+def _borderline(most: str, inside: list[Pair], outside: list[Pair]) -> list[tuple[Any, ...]]:
+    return [
+        ("inside", "Just inside", f"Taken for duplicates, at little less than {most}.", inside),
+        (
+            "outside",
+            "Just outside",
+            f"Near misses: not taken for duplicates, at little more than {most}; found by exact "
+            "search of the raw features for random rows. Right means that they are the same "
+            "picture all the same.",
+            outside,
+        ),
+    ]

@@ -1,0 +1,197 @@
+"""What the pages of numbers show: the summary and the curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from snip_assets.engine.audit import Interval
+from snip_assets.engine.files import read_manifest
+from snip_assets.engine.run import Run
+
+from . import labels, site_charts, site_data
+from .site_charts import Chart
+from .site_pages import number, percent, size
+
+_REVIEWED = {
+    "random": "right of random pairs (reviewed by people)",
+    "inside": "right just inside the threshold (reviewed)",
+    "outside": "the same picture just outside the threshold (reviewed)",
+}
+
+
+def summary_values(
+    run: Run,
+    values: dict[str, Any],
+    quality: dict[str, Interval],
+    reviewed: dict[str, Interval],
+) -> dict[str, Any]:
+    """Of the page `index.html`."""
+    groups = read_manifest(run.layout.duplicate_groups)
+    facts = groups.facts if groups else {}
+    near = values["dropped"] - values["exact_copies"]
+    tiles = [
+        ("rows", number(values["rows"]), f"{len(run.registry.shards):,} shards"),
+        ("kept", number(values["kept"]), percent(values["kept"] / (values["rows"] or 1))),
+        ("dropped: exact copies", number(values["exact_copies"]), "equal byte for byte"),
+        ("dropped: near copies", number(near), ""),
+        ("pairs", number(values["pairs"]), ""),
+        ("groups", number(values["groups"]), f"largest: {facts.get('largest_group', 0):,} rows"),
+        ("groups that keep several", number(facts.get("chained_groups")), "chains"),
+        ("index", f"{values['index_bytes_per_row'] or 0:.1f}", "bytes a row"),
+    ]
+    names = {
+        "precision": "precision: sampled pairs within the threshold in the raw features",
+        "recall": "recall: duplicates of sampled rows that exact search finds",
+    }
+    trusted = [(names[k], v) for k, v in quality.items()]
+    trusted += [(_REVIEWED[k], v) for k, v in reviewed.items()]
+    measured = site_data.stations(run)
+    memory = any(s["memory"] for s in measured)
+    stations = [
+        [
+            s["station"],
+            s["outputs"],
+            f"{s['seconds']:,.1f}",
+            None if s["rate"] is None else int(s["rate"]),
+            size(s["bytes"]),
+            *([size(s["memory"])] if memory else []),
+        ]
+        for s in measured
+    ]
+    columns = ["station", "outputs", "seconds", "rows a second", "size"]
+    return {
+        "rows": values["rows"],
+        "dropped": values["dropped"],
+        "max_distance": run.settings.max_distance,
+        "tiles": tiles,
+        "quality": trusted,
+        "reviewed": bool(reviewed),
+        "station_columns": columns + (["memory at most"] if memory else []),
+        "stations": stations,
+        "settings": [[k, v] for k, v in run.settings.__dict__.items()],
+        "versions": list(site_data.versions().items()),
+        "digests": _digests(run),
+    }
+
+
+def _digests(run: Run) -> list[list[str]]:
+    names = ("snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap")
+    found = ((name, read_manifest(getattr(run.layout, name))) for name in names)
+    return [[name, manifest.version] for name, manifest in found if manifest is not None]
+
+
+def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:
+    """Of the page `curves.html`."""
+    cuts = site_data.thresholds(run)
+    threshold = _threshold(cuts)
+    for cut in cuts:
+        cut["x"], cut["y"] = threshold.x.at(cut["max_distance"]), threshold.y.at(cut["dropped"])
+        cut["share"] = cut["dropped"] / (run.registry.rows or 1)
+    keys, counts = site_data.shard_matrix(run)
+    hosts, looked_at = site_data.domains(run)
+    charts = [_sizes(run), _distances(run), *_training(run), *_calibration(run), _reviewed(marks)]
+    return {
+        "rows": run.registry.rows,
+        "cuts": cuts,
+        "threshold": threshold,
+        "charts": [c for c in charts if c is not None],
+        "matrix": site_charts.matrix(keys, counts.tolist()),
+        "within": float(counts.trace() / (counts.sum() or 1)),
+        "grouped": len(keys) < len(run.registry.shards),
+        "domains": hosts,
+        "looked_at": looked_at,
+    }
+
+
+def _threshold(cuts: list[dict[str, Any]]) -> Chart:
+    return site_charts.lines(
+        "thresholds",
+        "What a smaller threshold would drop",
+        ("threshold on the raw distance", "rows dropped"),
+        {"": [(c["max_distance"], c["dropped"]) for c in cuts]},
+        "At 0: exact copies and rows at no distance. snip recut makes the outputs of a smaller "
+        "threshold without a new search.",
+    )
+
+
+def _sizes(run: Run) -> Chart:
+    return site_charts.lines(
+        "sizes",
+        "Sizes of groups",
+        ("rows in the group", "groups"),
+        {"": site_data.group_sizes(run)},
+        "Both axes logarithmic.",
+        log=(True, True),
+        dots=True,
+    )
+
+
+def _distances(run: Run) -> Chart:
+    edges, counts = site_data.pair_distances(run)
+    labels_ = ("raw distance", "pairs")
+    note = "Exact copies, all at distance 0, are left out."
+    return site_charts.histogram("distances", "Distances of pairs", labels_, edges, counts, note)
+
+
+def _training(run: Run) -> list[Chart | None]:
+    manifest = read_manifest(run.layout.snip_model)
+    points = (manifest.facts.get("curve") if manifest else None) or []
+    charts: list[Chart | None] = []
+    shown = (("loss", "Loss in training"), ("recall", "Recall and precision in training"))
+    for name, title in shown:
+        names = (name, "precision") if name == "recall" else (name,)
+        lines = {n: [(p["step"], p[n]) for p in points if n in p] for n in names}
+        if any(lines.values()):
+            charts.append(site_charts.lines(f"training-{name}", title, ("step", name), lines))
+    return charts
+
+
+def _calibration(run: Run) -> list[Chart | None]:
+    manifest = read_manifest(run.layout.trained_index)
+    facts = manifest.facts if manifest else {}
+    charts: list[Chart | None] = []
+    if points := facts.get("curve"):
+        charts.append(
+            site_charts.lines(
+                "slack",
+                "Calibration: recall over slack",
+                ("slack", "recall"),
+                {"": [(p["slack"], p["recall"]) for p in points]},
+                f"Chosen: slack {facts['slack']:.4g}, at most {facts['probes']} probes; recall "
+                f"{facts['recall']:.4f} on {facts['pairs']:,} pairs of a sample.",
+                y_range=(None, 1.0),
+            )
+        )
+    lines = {}
+    for tier, name in (("snip", "SNIP features alone"), ("codes", "index alone")):
+        curve = (facts.get("tiers") or {}).get(tier, {}).get("curve") or []
+        # Rounding may give distances a little below 0: the last of them stands for all.
+        lines[name] = list({max(0.0, p["max_distance"]): p["precision"] for p in curve}.items())
+    if any(lines.values()):
+        charts.append(
+            site_charts.lines(
+                "precision",
+                "Precision against distance",
+                ("threshold on the coarser distance", "precision"),
+                {name: points for name, points in lines.items() if points},
+                "Of a verified sample: the share of pairs up to a distance of SNIP features or "
+                "of codes that are duplicates in the raw features.",
+                y_range=(0.0, 1.0),
+            )
+        )
+    return charts
+
+
+def _reviewed(marks: pa.Table) -> Chart | None:
+    points = labels.by_distance(marks)
+    if not points:
+        return None
+    return site_charts.shares(
+        "reviewed",
+        "What people marked right, by distance",
+        ("raw distance", "share right"),
+        points,
+        f"{len(marks):,} marked pairs; the bars are 95% intervals.",
+    )

@@ -1,0 +1,233 @@
+"""The numbers that the pages show, read from the outputs and their manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from snip_assets.engine import audit, recut
+from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
+from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
+from snip_assets.engine.pair_files import stream
+from snip_assets.engine.run import Run
+from snip_assets.engine.shards import parquet_file
+
+# Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
+MOST_AUDITED_ROWS = 20_000_000
+MOST_DOMAIN_ROWS = 2_000_000
+MOST_MATRIX = 16
+PRECISION_PAIRS, RECALL_QUERIES = 2_000, 400
+PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
+SHARD_STATIONS = (
+    *("metadata", "clip_features", "snip_features", "index_shard", "duplicate_pairs"),
+    *("deduped_metadata", "drop_list"),
+)
+STATIONS = (
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shard", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list"),
+)
+
+
+def as_made(run: Run) -> Run:
+    """The run with the threshold, tier and keep rule that its pairs and groups were made with.
+
+    Raises
+    ------
+    StaleOutputError
+        There are no groups, or they were made with another keep rule than the settings say.
+    """
+    groups = require(run.layout.duplicate_groups, "duplicate_groups")
+    facts = [m.facts for _, m in pair_manifests(run) if "max_distance" in m.facts]
+    most = min((f["max_distance"] for f in facts), default=run.settings.max_distance)
+    tier = facts[0]["tier"] if facts else run.settings.tier
+    for keep in dict.fromkeys((run.settings.keep, "neighbours", "first")):
+        settings = dataclasses.replace(run.settings, max_distance=most, tier=tier, keep=keep)
+        made = Run(run.layout, settings)
+        if made.digest(("keep", "max_distance")) == groups.inputs["settings"]:
+            return made
+    raise StaleOutputError(
+        f"{run.layout.duplicate_groups}: made with another keep rule or threshold; give the same "
+        "--keep, or materialise duplicate_groups again."
+    )
+
+
+def pair_manifests(run: Run) -> list[tuple[str, Manifest]]:
+    """Shards that have pairs, with the manifests of these."""
+    found = ((key, read_manifest(run.layout.duplicate_pairs(key))) for key in run.registry.keys)
+    return [(key, manifest) for key, manifest in found if manifest is not None]
+
+
+def pair_files(run: Run) -> list[Path]:
+    """Files of pairs that there are."""
+    return [run.layout.duplicate_pairs(key) for key, _ in pair_manifests(run)]
+
+
+def manifests(run: Run, station: str) -> list[Manifest]:
+    """Manifests of a station's outputs that there are."""
+    where = getattr(run.layout, station)
+    paths = [where(key) for key in run.registry.keys] if station in SHARD_STATIONS else [where]
+    return [m for path in paths if (m := read_manifest(path)) is not None]
+
+
+def stations(run: Run) -> list[dict[str, Any]]:
+    """Time, size and (where it was noted) memory of each station."""
+    rows = []
+    for name in STATIONS:
+        found = manifests(run, name)
+        seconds = sum(m.facts.get("seconds", 0.0) for m in found)
+        peaks = [m.facts["peak_memory"] for m in found if m.facts.get("peak_memory")]
+        rows.append(
+            {
+                "station": "index_shards" if name == "index_shard" else name,
+                "outputs": len(found),
+                "seconds": seconds,
+                "rate": run.registry.rows / seconds if seconds else None,
+                "bytes": sum(m.bytes for m in found),
+                "memory": max(peaks, default=None),
+            }
+        )
+    return rows
+
+
+def quality(run: Run) -> dict[str, audit.Interval]:
+    """Precision of pairs and recall against exact search, with their intervals.
+
+    Recall only up to twenty million rows: exact search reads all raw features.
+    """
+    seed = run.settings.seed
+    found = {"precision": audit.pair_precision(run, PRECISION_PAIRS, seed)}
+    if run.registry.rows <= MOST_AUDITED_ROWS:
+        found["recall"] = audit.query_recall(run, RECALL_QUERIES, seed)
+    return {name: value for name, value in found.items() if value.trials}
+
+
+def versions() -> dict[str, str]:
+    """What it was made with."""
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = package_version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def group_sizes(run: Run) -> list[tuple[int, int]]:
+    """(size, how many groups), by size."""
+    counts: dict[int, int] = {}
+    with pq.ParquetFile(run.layout.duplicate_groups / "groups.parquet") as file:
+        for batch in file.iter_batches(columns=["size"]):
+            sizes, times = np.unique(batch.column(0).to_numpy(), return_counts=True)
+            for size, number in zip(sizes.tolist(), times.tolist(), strict=True):
+                counts[size] = counts.get(size, 0) + number
+    return sorted(counts.items())
+
+
+def pair_distances(run: Run) -> tuple[list[float], list[int]]:
+    """Edges and counts of the distances of near pairs: exact copies are left out."""
+    facts = [m.facts for _, m in pair_manifests(run)]
+    counts = np.sum([f["distances"] for f in facts], axis=0) if facts else np.zeros(1, int)
+    counts[0] -= sum(f["exact_copies"] for f in facts)
+    return np.linspace(0, run.settings.max_distance, len(counts) + 1).tolist(), counts.tolist()
+
+
+def thresholds(run: Run) -> list[dict[str, Any]]:
+    """What smaller thresholds would drop; the last one is the run itself."""
+    files, most = pair_files(run), run.settings.max_distance
+    pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
+    steps = 20 if pairs <= 10_000_000 else 10 if pairs <= 200_000_000 else 4
+    hashed = len(run.hashed()) == len(run.registry.shards)
+    return recut.curve(
+        files,
+        run.registry.rows,
+        [round(most * i / steps, 10) for i in range(steps + 1)],
+        rule=run.settings.keep,
+        metadata=Metadata.of(run.registry),
+        copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
+    )
+
+
+def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
+    """Pairs between shards: int64[n, n], later row down, earlier row across.
+
+    Beyond 16 shards, neighbours are taken together.
+    """
+    registry = run.registry
+    number = min(MOST_MATRIX, len(registry.shards))
+    cuts = np.linspace(0, len(registry.shards), number + 1).astype(int)
+    edges = registry.offsets[cuts]
+    counts = np.zeros((number, number), np.int64)
+    for block in stream(pair_files(run), registry.rows, "pairs between shards"):
+        later = np.searchsorted(edges, block.row, "right") - 1
+        earlier = np.searchsorted(edges, block.earlier_row, "right") - 1
+        flat = np.bincount(later * number + earlier, minlength=number * number)
+        counts += flat.reshape(number, number)
+    keys = registry.keys
+    names = [keys[a] if b - a == 1 else f"{keys[a]}–{keys[b - 1]}" for a, b in pairwise(cuts)]
+    return names, counts
+
+
+def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
+    """Rows and dropped rows for each host of the urls, by dropped rows; and rows looked at.
+
+    Looks at whole row groups of random shards, some two million rows at the most.
+    """
+    drop = open_npy(run.layout.dup_bitmap / "dup_bitmap.npy")
+    rows: dict[str, int] = {}
+    gone: dict[str, int] = {}
+    looked_at = 0
+    generator = np.random.default_rng(run.settings.seed)
+    for ordinal in generator.permutation(len(run.registry.shards)):
+        shard = run.registry.shards[ordinal]
+        with parquet_file(shard.metadata) as file:
+            column = find_column(file.schema_arrow, URL_NAMES)
+            if column is None:
+                continue
+            start = shard.start
+            for batch in file.iter_batches(columns=[column]):
+                if looked_at >= MOST_DOMAIN_ROWS:
+                    return _largest(rows, gone, most), looked_at
+                hosts = _hosts(as_text(shard.metadata, pa.chunked_array([batch.column(0)])))
+                dropped = pa.array(np.asarray(drop[start : start + len(batch)]))
+                _count(rows, hosts)
+                _count(gone, hosts.filter(dropped))
+                start, looked_at = start + len(batch), looked_at + len(batch)
+    return _largest(rows, gone, most), looked_at
+
+
+def _hosts(urls: pa.ChunkedArray) -> pa.Array:
+    pattern = r"^https?://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/:?#]+)"
+    host = pc.extract_regex(pc.utf8_lower(urls), pattern)
+    found = pc.struct_field(host, "host").combine_chunks()
+    return pc.fill_null(found, "(no host: relative or other)")
+
+
+def _count(counts: dict[str, int], hosts: pa.Array) -> None:
+    for entry in hosts.value_counts().to_pylist():
+        counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
+
+
+def _largest(rows: dict[str, int], gone: dict[str, int], most: int) -> list[dict[str, Any]]:
+    names = sorted(rows, key=lambda host: (-gone.get(host, 0), -rows[host], host))[:most]
+    return [
+        {
+            "host": name,
+            "rows": rows[name],
+            "dropped": gone.get(name, 0),
+            "share": gone.get(name, 0) / rows[name],
+        }
+        for name in names
+    ]

@@ -1,0 +1,138 @@
+"use strict";
+// A picture that cannot be loaded makes place for a note; listens before the page is read.
+document.addEventListener("error", (event) => {
+  if (event.target.tagName !== "IMG") return;
+  const frame = event.target.parentElement;
+  frame.classList.add("gone");
+  frame.textContent = "no picture: " + event.target.alt.slice(0, 60);
+}, true);
+
+function wilson(right, all) {
+  if (!all) return null;
+  const z = 1.959963984540054, share = right / all, spread = z * z / all;
+  const middle = (share + spread / 2) / (1 + spread);
+  const half = z / (1 + spread) * Math.sqrt(share * (1 - share) / all + spread / (4 * all));
+  return [share, Math.max(0, middle - half), Math.min(1, middle + half)];
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  threshold();
+  marking();
+  document.addEventListener("keydown", turnPage);
+});
+
+function threshold() {
+  const slider = document.querySelector("#threshold");
+  if (!slider) return;
+  const rows = [...document.querySelectorAll("tr[data-threshold]")];
+  const figure = slider.closest("figure");
+  const show = () => {
+    const row = rows[slider.value], { x, y, threshold, dropped, share, groups, pairs } = row.dataset;
+    figure.querySelector(".marker").setAttribute("cx", x);
+    figure.querySelector(".marker").setAttribute("cy", y);
+    for (const end of ["x1", "x2"]) figure.querySelector(".cursor").setAttribute(end, x);
+    const text = `${threshold}: drops ${dropped} rows (${share}), ${groups} groups, ${pairs} pairs`;
+    figure.querySelector("output").textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+    rows.forEach((other) => other.classList.toggle("chosen", other === row));
+  };
+  slider.disabled = false;
+  slider.addEventListener("input", show);
+  show();
+}
+
+function marking() {
+  const pairs = [...document.querySelectorAll(".pair")];
+  if (!pairs.length) return;
+  const place = "snip-marks-" + document.documentElement.dataset.report;
+  const marks = read(place);
+  const nameOf = (pair) => `${pair.dataset.row}-${pair.dataset.earlier}`;
+  const markOf = (pair) => (marks[nameOf(pair)] || {}).mark ?? pair.dataset.mark;
+  const show = () => {
+    for (const pair of pairs)
+      for (const button of pair.querySelectorAll("button"))
+        button.setAttribute("aria-pressed", String(button.className === markOf(pair)));
+    for (const tally of document.querySelectorAll(".tally")) count(tally, pairs, markOf);
+  };
+  const mark = (pair, value) => {
+    const { row, earlier, distance, set } = pair.dataset;
+    const same = markOf(pair) === value;
+    marks[nameOf(pair)] = { row, earlier, distance, set, mark: same ? "" : value };
+    write(place, marks);
+    show();
+    return !same;
+  };
+  const go = (pair, step) => {
+    const next = pairs[Math.max(0, Math.min(pairs.length - 1, pairs.indexOf(pair) + step))];
+    next.focus();
+    next.scrollIntoView({ block: "nearest" });
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.classList.contains("export")) save(marks, pairs, markOf);
+    else if (button.classList.contains("clear")) {
+      if (window.confirm("Forget all marks made in this browser?")) {
+        Object.keys(marks).forEach((name) => delete marks[name]);
+        write(place, marks);
+        show();
+      }
+    } else if (button.closest(".pair")) mark(button.closest(".pair"), button.className);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const here = document.activeElement.closest(".pair");
+    const pair = here || pairs.find((other) => !markOf(other)) || pairs[0];
+    const value = { r: "right", w: "wrong" }[event.key.toLowerCase()];
+    const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[event.key];
+    if (value) mark(pair, value) ? go(pair, 1) : pair.focus();
+    else if (step && here) go(pair, step);
+    else if (step && event.key.length === 1) pair.focus();
+    else return;
+    event.preventDefault();
+  });
+  show();
+}
+
+function count(tally, pairs, markOf) {
+  const mine = pairs.filter((pair) => pair.dataset.set === tally.dataset.set).map(markOf);
+  const right = mine.filter((mark) => mark === "right").length;
+  const all = mine.filter((mark) => mark).length;
+  const found = wilson(right, all);
+  const percent = (share) => (100 * share).toFixed(1) + "%";
+  tally.querySelector("output").textContent = found
+    ? `${right} right of ${all} marked: ${percent(found[0])} (95%: ${percent(found[1])} to ${percent(found[2])}), ${mine.length - all} to go`
+    : `nothing marked yet, ${mine.length} to go`;
+}
+
+function save(marks, pairs, markOf) {
+  const all = new Map(Object.entries(marks));
+  for (const pair of pairs) {
+    const { row, earlier, distance, set } = pair.dataset;
+    all.set(`${row}-${earlier}`, { row, earlier, distance, set, mark: markOf(pair) });
+  }
+  const lines = [...all.values()].filter((m) => m.mark)
+    .sort((a, b) => a.row - b.row || a.earlier - b.earlier)
+    .map((m) => [m.row, m.earlier, m.distance, m.set, m.mark].join(","));
+  const text = ["row,earlier_row,distance,set,mark", ...lines, ""].join("\n");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = "marks.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// Marks live in the browser's storage; where a browser has none for files, only on this page.
+function read(place) {
+  try { return JSON.parse(localStorage.getItem(place)) || {}; } catch { return {}; }
+}
+function write(place, marks) {
+  try { localStorage.setItem(place, JSON.stringify(marks)); } catch { /* none */ }
+}
+
+function turnPage(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT") return;
+  const rel = { ArrowLeft: "prev", ArrowRight: "next" }[event.key];
+  const link = rel && document.querySelector(`.pages a[rel=${rel}]`);
+  if (link) link.click();
+}
