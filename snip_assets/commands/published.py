@@ -149,7 +149,10 @@ def fetch(
         raise typer.BadParameter("--from goes with one name")
     wanted = [known[name].wanted(out, location) for name in names]
     with terminal.bars():
-        fetched = list(engine.fetch_all(wanted, again=again))
+        if len(wanted) == 1:  # its bar then knows the total
+            fetched = [engine.fetch(wanted[0], again=again)]
+        else:
+            fetched = list(engine.fetch_all(wanted, again=again))
     if json:
         terminal.as_json([f.__dict__ for f in fetched])
         return

@@ -7,13 +7,12 @@ A finished file has a manifest, so that a second call asks the server nothing. L
 
 from __future__ import annotations
 
-import contextvars
 import shutil
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from . import progress
@@ -80,22 +79,41 @@ def _bring(wanted: Wanted, session: Session | None, label: str) -> int:
         return Download(own, wanted, label).run()
 
 
+class _Together:
+    """Part of a shared piece of work: advances it, does not close it."""
+
+    def __init__(self, whole: progress.Task) -> None:
+        self.whole, self.lock = whole, threading.Lock()
+
+    def advance(self, amount: int = 1) -> None:
+        """Say that more is done, from any thread."""
+        with self.lock:
+            self.whole.advance(amount)
+
+    def close(self) -> None:
+        """Nothing: others go on."""
+
+
 def fetch_all(
     wanted: Iterable[Wanted], policy: Policy | None = None, *, again: bool = False
 ) -> Iterator[Fetched]:
     """Fetch several files, `policy.at_once` at a time; yield them in the order asked for.
 
     At most twice as many are finished or under way as download at once, so whoever consumes
-    (and deletes) them bounds the disk that they take.
+    (and deletes) them bounds the disk that they take. Progress: one piece of work, in bytes, of
+    a total that is not known before (0).
     """
     policy = policy or Policy()
-    with Session(policy) as session, ThreadPoolExecutor(policy.at_once) as pool:
+    with (
+        progress.task("download", 0, "bytes") as bar,
+        Session(policy) as session,
+        ThreadPoolExecutor(policy.at_once) as pool,
+    ):
+        part = _Together(bar)
         waiting: deque[Future[Fetched]] = deque()
         try:
             for item in wanted:
-                # Threads do not inherit the progress reporter: hand them a copy of the context.
-                work = partial(fetch, item, session, again=again)
-                waiting.append(pool.submit(contextvars.copy_context().run, work))
+                waiting.append(pool.submit(_fetch_part, item, session, part, again))
                 if len(waiting) >= 2 * policy.at_once:
                     yield waiting.popleft().result()
             while waiting:
@@ -105,6 +123,11 @@ def fetch_all(
             session.stopping.set()
             for future in waiting:
                 future.cancel()
+
+
+def _fetch_part(wanted: Wanted, session: Session, part: _Together, again: bool) -> Fetched:
+    with progress.reporting(lambda *_: part):
+        return fetch(wanted, session, again=again)
 
 
 def localise(

@@ -70,7 +70,7 @@ class _Line:
 
 def _lines(console: Console) -> progress.Reporter:
     def reporter(label: str, total: int, unit: str) -> progress.Task:
-        console.print(f"{label}: {total:,} {unit}", highlight=False)
+        console.print(f"{label}: {total:,} {unit}" if total else label, highlight=False)
         return _Line()
 
     return reporter
