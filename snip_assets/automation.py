@@ -1,52 +1,58 @@
-"""Jobs, and what starts them without a hand. Sensors and schedules are stopped by default."""
+"""Jobs and schedules. What starts runs by itself is stopped by default; see also `sensors.py`."""
+
+import datetime
+from typing import Any
 
 import dagster as dg
 from dagster import AssetSelection as Select
 
 from . import checks
-from .engine.errors import SnipError
 from .engine.layout import Layout
 from .engine.shards import load
-from .partitions import announce, register
 from .resources import DataSet
+from .verification import seed_of
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
-_INGEST = Select.assets("metadata", "clip_features")
-_TRAIN = Select.assets("snip_model", "snip_features", "trained_index")
-_DEDUP = Select.assets(
-    "snip_features",
-    "index_shards",
-    "snip_index",
-    "duplicate_pairs",
-    "duplicate_groups",
-    "dup_bitmap",
+INGEST = ("metadata", "clip_features")
+TRAIN = ("snip_model", "snip_features", "trained_index")
+DEDUP = (
+    *("snip_features", "index_shards", "snip_index"),
+    *("duplicate_pairs", "duplicate_groups", "dup_bitmap"),
 )
-_PUBLISH = Select.assets("deduped_metadata", "drop_list", "dedup_report")
+PUBLISH = ("deduped_metadata", "drop_list", "dedup_report")
 
-ingest = dg.define_asset_job("ingest", _INGEST, description="Read and judge new shards.")
-train = dg.define_asset_job(
-    "train",
-    _TRAIN,
-    description="Train net and index. After a change of either, all codes are made again.",
+
+def _job(name: str, assets: tuple[str, ...], description: str) -> Any:
+    # Their checks go with the assets; checksums are for the schedule, not for each run.
+    selection = Select.assets(*assets) - Select.checks(checks.checksums)
+    return dg.define_asset_job(name, selection, description=description)
+
+
+ingest = _job("ingest", INGEST, "Read and judge new shards.")
+train = _job(
+    "train", TRAIN, "Train net and index. After a change of either, all codes are made again."
 )
-dedup = dg.define_asset_job("dedup", _DEDUP, description="Codes, index, pairs, groups, bitmap.")
-publish = dg.define_asset_job("publish", _PUBLISH, description="Write the cleaned data set.")
-arrival = dg.define_asset_job(
-    "arrival", _INGEST | _TRAIN | _DEDUP | _PUBLISH, description="New shards, from end to end."
-)
+dedup = _job("dedup", DEDUP, "Codes, index, pairs, groups, bitmap.")
+publish = _job("publish", PUBLISH, "Write the cleaned data set; what has not changed stays.")
+arrival = _job("arrival", (*INGEST, *TRAIN, *DEDUP, *PUBLISH), "New shards, from end to end.")
 verify = dg.define_asset_job(
     "verify",
     Select.checks(*checks.ALL),
     description="All checks again, on what is there; nothing is made.",
+)
+checksums = dg.define_asset_job(
+    "checksums",
+    Select.checks(checks.checksums),
+    description="Read all outputs again and compare their checksums; nothing is made.",
 )
 published_dedup = dg.define_asset_job(
     "published_dedup",
     Select.assets("published_bitmap", "published_row_offsets", "published_deduped_metadata"),
     description="Download metadata shards without the rows that a published bitmap marks.",
 )
-JOBS = [ingest, train, dedup, publish, arrival, verify, published_dedup]
+JOBS = [ingest, train, dedup, publish, arrival, verify, checksums, published_dedup]
 
 
 def shard_range(layout: Layout, keys: list[str]) -> dict[str, str]:
@@ -55,35 +61,41 @@ def shard_range(layout: Layout, keys: list[str]) -> dict[str, str]:
     return {RANGE_START: ordered[0], RANGE_END: ordered[-1]}
 
 
-@dg.sensor(
-    name="new_shards",
-    job=arrival,
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Registers shards that appear in the source folders and runs them together.",
-)
-def new_shards(
-    context: dg.SensorEvaluationContext, data: DataSet
-) -> dg.SensorResult | dg.SkipReason:
-    """One tick: all shards that arrived since the last one become one run."""
-    try:
-        register(data.layout, data.source)
-        keys = announce(context.instance, data.layout)
-    except SnipError as error:
-        return dg.SkipReason(str(error))
-    if not keys:
-        return dg.SkipReason("No new shard.")
-    tags = shard_range(data.layout, keys)
-    request = dg.RunRequest(run_key=f"{keys[0]}...{keys[-1]}", tags=tags)
-    return dg.SensorResult(run_requests=[request])
-
-
-nightly = dg.ScheduleDefinition(
-    name="nightly_verification",
+@dg.schedule(
     job=verify,
     cron_schedule="0 3 * * *",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Every night at three: all checks on a fresh look at the files.",
+    description="Every night at three: all checks, on fresh random samples drawn by the date.",
 )
-SENSORS = [new_shards]
-SCHEDULES = [nightly]
+def nightly_verification(
+    context: dg.ScheduleEvaluationContext, data: DataSet
+) -> dg.RunRequest | dg.SkipReason:
+    """Verify, unless there is nothing yet."""
+    if not data.layout.dup_bitmap.exists():
+        return dg.SkipReason("No bitmap yet: nothing to verify.")
+    day = _day(context)
+    config = {"resources": {"verifying": {"config": {"seed": seed_of(day)}}}}
+    return dg.RunRequest(run_key=day.isoformat(), run_config=config)
+
+
+@dg.schedule(
+    job=checksums,
+    cron_schedule="0 5 * * 0",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="On Sundays at five: every output is read again and compared with its checksum.",
+)
+def weekly_checksums(
+    context: dg.ScheduleEvaluationContext, data: DataSet
+) -> dg.RunRequest | dg.SkipReason:
+    """Reread all outputs, unless there are none."""
+    if not data.layout.registry.exists():
+        return dg.SkipReason("No shards yet: nothing to read.")
+    return dg.RunRequest(run_key=_day(context).isoformat())
+
+
+def _day(context: dg.ScheduleEvaluationContext) -> datetime.date:
+    moment = context._scheduled_execution_time or datetime.datetime.now(datetime.timezone.utc)
+    return moment.date()
+
+
+SCHEDULES = [nightly_verification, weekly_checksums]

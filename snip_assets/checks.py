@@ -4,22 +4,20 @@ Checks have no partitions: one that belongs to a partitioned asset looks at the 
 run, or at all shards on disk when it runs on its own. Blocking ones stop what lies downstream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import numpy as np
 
-from .engine import audit, index, shards
-from .engine.files import open_npy, read_manifest
-from .report.metadata import of_interval
-from .resources import DataSet
+from . import verification
+from .engine import arrivals, audit, index, shards
+from .engine.files import damage, open_npy, read_manifest
+from .engine.progress import track
+from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
-SAMPLE_PAIRS = 2_000
-SAMPLE_DROPPED = 2_000
-SAMPLE_QUERIES = 400
 UNIT_TOLERANCE = 2e-3
 
 
@@ -118,29 +116,30 @@ def every_row_once(data: DataSet) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset="duplicate_pairs", blocking=True)
-def pair_precision(data: DataSet) -> dg.AssetCheckResult:
+def pair_precision(
+    context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
+) -> dg.AssetCheckResult:
     """Sampled pairs are within `max_distance` in the raw features, recomputed in float64."""
-    found = audit.pair_precision(data.run(), SAMPLE_PAIRS, data.seed)
-    wrong = found.trials - found.successes
-    return _result(
-        [f"{wrong} of {found.trials} pairs are too far apart"] if wrong else [],
-        found.trials,
-        **of_interval(found),
-    )
+    found = audit.pair_precision(data.run(), verifying.pairs, data.seed + verifying.seed)
+    severity = verification.below(found, verifying.precision_warn, verifying.precision_fail)
+    wrong = f"{found.trials - found.successes} of {found.trials} pairs are too far apart"
+    return verification.result(context, found, severity, wrong)
 
 
-@dg.asset_check(asset="duplicate_groups")
-def query_recall(data: DataSet) -> dg.AssetCheckResult:
+@dg.asset_check(asset="duplicate_groups", blocking=True)
+def query_recall(
+    context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
+) -> dg.AssetCheckResult:
     """Sampled rows find the duplicates that exact search over all raw features finds.
 
-    A warning when the whole confidence interval lies below `target_recall`.
+    A warning when the whole confidence interval lies below `recall_warn` (`target_recall` unless
+    it is set), an error below `recall_fail`.
     """
-    found = audit.query_recall(data.run(), SAMPLE_QUERIES, data.seed)
-    return dg.AssetCheckResult(
-        passed=found.trials == 0 or found.high >= data.target_recall,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"target": data.target_recall, **of_interval(found)},
-    )
+    warn = verifying.recall_warn or data.target_recall
+    found = audit.query_recall(data.run(), verifying.queries, data.seed + verifying.seed)
+    severity = verification.below(found, warn, verifying.recall_fail)
+    missed = f"{found.trials - found.successes} of {found.trials} true pairs were not found"
+    return verification.result(context, found, severity, missed, target=warn)
 
 
 @dg.asset_check(asset="dup_bitmap", blocking=True)
@@ -152,16 +151,14 @@ def bitmap_has_all_rows(data: DataSet) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset="dup_bitmap", blocking=True)
-def no_orphans(data: DataSet) -> dg.AssetCheckResult:
+def no_orphans(
+    context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
+) -> dg.AssetCheckResult:
     """Each dropped row of a sample has a kept row within `max_distance` in the raw features."""
-    found = audit.orphans(data.run(), SAMPLE_DROPPED, data.seed)
-    return _result(
-        [f"{found.successes} of {found.trials} dropped rows resemble no kept row"]
-        if found.successes
-        else [],
-        found.trials,
-        **of_interval(found),
-    )
+    found = audit.orphans(data.run(), verifying.dropped, data.seed + verifying.seed)
+    severity = verification.above(found, verifying.orphans_warn, verifying.orphans_fail)
+    lost = f"{found.successes} of {found.trials} dropped rows resemble no kept row"
+    return verification.result(context, found, severity, lost)
 
 
 @dg.asset_check(asset="deduped_metadata", blocking=True)
@@ -181,7 +178,73 @@ def kept_and_dropped_add_up(
     return _result(problems, len(keys))
 
 
+@dg.asset_check(asset="metadata")
+def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
+    """No registered shard has changed or disappeared in the source folders since it was read.
+
+    The sensor `new_shards` reports here too, among others what it refuses to register.
+    """
+    known = arrivals.registered(data.layout)
+    try:
+        now = arrivals.listing(data.source, len(known))
+    except shards.BadInputError as error:
+        return _result([str(error)], 0)
+    seen = arrivals.look(now, known, arrivals.Memory())
+    return _result([f"{key}: {why}" for key, why in seen.problems.items()], len(known))
+
+
+def _outputs(data: DataSet, asset: str) -> list[Path]:
+    """All places of an asset's outputs, those of each shard for a partitioned one."""
+    layout, keys = data.layout, shards.load(data.layout).keys
+    places: dict[str, Callable[[str], Path]] = {
+        "metadata": layout.metadata,
+        "clip_features": layout.clip_features,
+        "snip_features": layout.snip_features,
+        "index_shards": layout.index_shard,
+        "duplicate_pairs": layout.duplicate_pairs,
+        "deduped_metadata": layout.deduped_metadata,
+        "drop_list": layout.drop_list,
+    }
+    if asset in places:
+        return [places[asset](key) for key in keys]
+    return [getattr(layout, "report" if asset == "dedup_report" else asset)]
+
+
+SEALED = (
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list", "dedup_report"),
+)
+
+
+@dg.multi_asset_check(
+    name="checksums",
+    specs=[
+        dg.AssetCheckSpec(
+            "checksums",
+            asset=asset,
+            description="Every byte of the outputs is what was written (bit rot, other hands).",
+        )
+        for asset in SEALED
+    ],
+    can_subset=True,
+)
+def checksums(
+    context: dg.AssetCheckExecutionContext, data: DataSet
+) -> Iterator[dg.AssetCheckResult]:
+    """Read all outputs again and compare their checksums with the manifests."""
+    for key in sorted(context.selected_asset_check_keys):
+        asset = key.asset_key.to_user_string()
+        found = [(p, m) for p in _outputs(data, asset) if (m := read_manifest(p)) is not None]
+        problems: list[str] = []
+        for path, manifest in track(found, f"checksums of {asset}", len(found), "outputs"):
+            problems += damage(path, manifest, "full")
+        result = _result(problems, len(found), bytes=sum(m.bytes for _, m in found))
+        yield result._replace(asset_key=key.asset_key, check_name=key.name)
+
+
 ALL = [
+    sources_in_order,
     same_rows_as_metadata,
     finite_and_not_zero,
     unit_length,
@@ -192,3 +255,9 @@ ALL = [
     no_orphans,
     kept_and_dropped_add_up,
 ]
+
+
+def keys_of(assets: Collection[str]) -> list[dg.AssetCheckKey]:
+    """Keys of the checks of some assets, but for the checksums."""
+    keys = [key for check in ALL for key in check.check_keys]
+    return [key for key in keys if key.asset_key.to_user_string() in assets]

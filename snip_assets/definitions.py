@@ -11,8 +11,8 @@ import dagster as dg
 # Backfill policies are marked beta in each Dagster release so far; pinned by our tests instead.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from . import assets, automation, checks  # noqa: E402
-from .resources import DataSet  # noqa: E402
+from . import assets, automation, checks, sensors  # noqa: E402
+from .resources import Audit, DataSet, Watch  # noqa: E402
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
@@ -21,15 +21,21 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     Parameters
     ----------
     resource_overrides
-        Name -> resource; `data` is the data set.
+        Name -> resource: `data` is the data set; `watch` and `verifying` are settings of the
+        sensors and of the checks.
     """
     return dg.Definitions(
         assets=dg.with_source_code_references(dg.load_assets_from_package_module(assets)),
-        asset_checks=checks.ALL,
+        asset_checks=[*checks.ALL, checks.checksums],
         jobs=automation.JOBS,
-        sensors=automation.SENSORS,
+        sensors=sensors.SENSORS,
         schedules=automation.SCHEDULES,
-        resources={"data": DataSet.from_environment(), **(resource_overrides or {})},
+        resources={
+            "data": DataSet.from_environment(),
+            "watch": Watch(),
+            "verifying": Audit(),
+            **(resource_overrides or {}),
+        },
         executor=dg.in_process_executor,
     )
 

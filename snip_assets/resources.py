@@ -19,6 +19,7 @@ from .engine.settings import Settings
 from .engine.shards import Source
 from .options import default_of, default_out, default_source, settings_options
 
+
 def _bound(name: str, default: float, description: str) -> Any:
     """A bound of the audit, from its environment variable where that is set."""
     variable = f"SNIP_{name.upper()}"

@@ -45,7 +45,9 @@ def above(found: Interval, warn: float, fail: float) -> dg.AssetCheckSeverity | 
     return dg.AssetCheckSeverity.WARN if found.low > warn else None
 
 
-def history(instance: dg.DagsterInstance, key: dg.AssetCheckKey, most: int = HISTORY) -> list[Point]:
+def history(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, most: int = HISTORY
+) -> list[Point]:
     """Former results of a check, oldest first."""
     records = instance.event_log_storage.get_asset_check_execution_history(key, limit=most)
     points = []

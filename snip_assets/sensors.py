@@ -1,0 +1,251 @@
+"""What starts runs when data arrives, and what tells when a run fails. Thin: see engine.arrivals.
+
+Stopped by default. All state is on disk and in Dagster's runs: losing a cursor costs one look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import dagster as dg
+
+from . import automation, checks
+from .engine import arrivals, stations
+from .engine.arrivals import Look, Memory, stretches
+from .engine.errors import SnipError
+from .engine.files import digest_of, read_manifest
+from .engine.shards import load
+from .partitions import announce
+from .resources import DataSet, Watch
+
+RUN_KEY = "dagster/run_key"
+ATTEMPTS = 3
+_UNDER_WAY = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+@dg.sensor(
+    name="new_shards",
+    job=automation.arrival,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Registers shards when both their files are complete, and runs them together up "
+    "to the bitmap. What has changed, disappeared or is malformed is reported as the check "
+    "`sources_in_order`.",
+)
+def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch) -> dg.SensorResult:
+    """One look: register what is complete; one run for all that has no pairs yet."""
+    memory = Memory.parse(context.cursor)
+    try:
+        new, seen = arrivals.look_and_admit(
+            data.layout, data.source, memory, marker=watch.marker, most=watch.most
+        )
+        if data.layout.registry.exists():
+            announce(context.instance, data.layout)
+        requests, why = _runs(context.instance, data, seen, watch.patience)
+    except SnipError as error:
+        return _trouble(memory, str(error))
+    events = _report(seen.memory, [f"{key}: {why}" for key, why in seen.problems.items()])
+    say = f"{len(new)} new shards; {why}" if new else why
+    if seen.problems:
+        say += f"; {len(seen.problems)} problems: {next(iter(seen.problems.values()))}"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else say[:2000],
+        cursor=seen.memory.to_json(),
+        asset_events=events,
+    )
+
+
+def _trouble(memory: Memory, problem: str) -> dg.SensorResult:
+    """The source or the registry cannot be read: report it, conclude nothing, keep the memory."""
+    events = _report(memory, [problem])
+    return dg.SensorResult(skip_reason=problem, cursor=memory.to_json(), asset_events=events)
+
+
+def _report(memory: Memory, problems: list[str]) -> list[dg.AssetCheckEvaluation]:
+    """The check's result when it differs from what was reported last; notes it in the memory."""
+    digest = digest_of(problems) if problems else ""
+    if digest == memory.reported:
+        return []
+    memory.reported = digest
+    return [
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("metadata"),
+            check_name="sources_in_order",
+            passed=not problems,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description="; ".join(problems[:5]) or None,
+            metadata={"problems": len(problems), "all": dg.MetadataValue.json(problems[:1000])},
+        )
+    ]
+
+
+def _runs(
+    instance: dg.DagsterInstance, data: DataSet, seen: Look, patience: int
+) -> tuple[list[dg.RunRequest], str]:
+    """The runs to ask for, and why there are none."""
+    layout = data.layout
+    if not layout.registry.exists() or not (todo := stations.unpaired(data.run())):
+        seen.memory.held = 0
+        return [], "no new shard"
+    if under_way(instance, automation.arrival.name):
+        return [], f"{len(todo)} shards wait for the run that is under way"
+    if (seen.growing or seen.complete) and seen.memory.held < patience:
+        seen.memory.held += 1
+        return [], f"{len(todo)} shards wait for {len(seen.growing)} that are still growing"
+    seen.memory.held = 0
+    readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
+    chosen = choose(todo, readable, lambda key: _asked(instance, key))
+    if chosen is None:
+        return [], f"{len(todo)} shards failed {ATTEMPTS} times; see the runs of `arrival`"
+    key, keys = chosen
+    assets = [*automation.INGEST, *automation.TRAIN, *automation.DEDUP]
+    if read_manifest(layout.trained_index) is not None:
+        # Training again is a decision of the user, never of an arrival.
+        assets = [a for a in assets if a not in ("snip_model", "trained_index")]
+    return [
+        dg.RunRequest(
+            run_key=f"{key}-{number}" if number else key,
+            tags=automation.shard_range(layout, part),
+            asset_selection=[dg.AssetKey(a) for a in dict.fromkeys(assets)],
+            asset_check_keys=checks.keys_of(assets),
+        )
+        for number, part in enumerate(stretches(load(layout), keys))
+    ], ""
+
+
+def choose(
+    todo: list[str], readable: set[str], asked: Callable[[str], bool]
+) -> tuple[str, list[str]] | None:
+    """Which shards to run now, with a run key that no earlier request had.
+
+    First all; when that failed and some could not be read, the readable ones by themselves; each
+    set of shards three times at the most.
+
+    Parameters
+    ----------
+    todo
+        Shards without pairs.
+    readable
+        Those that passed the check of every row.
+    asked
+        Whether a run was requested with a run key.
+    """
+    good = [key for key in todo if key in readable]
+    all_of_them = f"{todo[0]}...{todo[-1]}-{digest_of(todo)[:8]}"
+    some = f"{good[0]}...{good[-1]}-{digest_of(good)[:8]}" if good else ""
+    if not asked(f"{all_of_them}-1"):
+        return f"{all_of_them}-1", todo
+    whole = not good or len(good) == len(todo)
+    name, keys = (all_of_them, todo) if whole else (some, good)
+    for attempt in range(1, ATTEMPTS + 1):
+        if not asked(f"{name}-{attempt}"):
+            return f"{name}-{attempt}", keys
+    return None
+
+
+def _asked(instance: dg.DagsterInstance, key: str) -> bool:
+    return instance.get_runs_count(dg.RunsFilter(tags={RUN_KEY: key})) > 0
+
+
+def under_way(instance: dg.DagsterInstance, *jobs: str) -> bool:
+    """Whether a run of one of these jobs is queued or at work."""
+    return any(
+        instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=_UNDER_WAY)) for job in jobs
+    )
+
+
+@dg.sensor(
+    name="clean_output",
+    job=automation.publish,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="When the bitmap has changed: one run that writes the cleaned metadata of the "
+    "shards whose decision changed, and records that the others are up to date.",
+)
+def clean_output(
+    context: dg.SensorEvaluationContext, data: DataSet
+) -> dg.SensorResult | dg.SkipReason:
+    """Publish each version of the bitmap once."""
+    try:
+        manifest = read_manifest(data.layout.dup_bitmap)
+        if manifest is None or manifest.version == context.cursor:
+            return dg.SkipReason("The bitmap has not changed.")
+        if under_way(context.instance, "arrival", "dedup", "publish"):
+            return dg.SkipReason("A run that may change the bitmap is under way.")
+        parts = _publishable(data)
+    except SnipError as error:
+        return dg.SkipReason(str(error))
+    requests = [
+        dg.RunRequest(
+            run_key=f"{manifest.version}-{number}", tags=automation.shard_range(data.layout, part)
+        )
+        for number, part in enumerate(parts)
+    ]
+    return dg.SensorResult(run_requests=requests, cursor=manifest.version)
+
+
+def _publishable(data: DataSet) -> list[list[str]]:
+    missing = set(stations.unpaired(data.run()))
+    registry = load(data.layout)
+    return stretches(registry, [key for key in registry.keys if key not in missing])
+
+
+WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
+
+
+@dg.run_failure_sensor(
+    name="alert",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED,
+    description="Posts a line of JSON to SNIP_WEBHOOK when a run fails; off while that is unset.",
+)
+def alert(context: dg.RunFailureSensorContext) -> None:
+    """Tell the webhook about a failed run."""
+    address = os.environ.get("SNIP_WEBHOOK", "")
+    if not address:
+        context.log.info("SNIP_WEBHOOK is not set: nothing is sent.")
+        return
+    run = context.dagster_run
+    text = failure_text(run.job_name, run.run_id, context.failure_event.message or "")
+    try:
+        post(address, {"text": text, "job": run.job_name, "run_id": run.run_id})
+    except (OSError, ValueError) as error:
+        context.log.error(f"The webhook could not be reached: {error}")
+
+
+def failure_text(job: str, run_id: str, message: str) -> str:
+    """One line for a chat."""
+    return f"snip: run {run_id[:8]} of {job} failed. {' '.join(message.split())[:500]}"
+
+
+def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
+    """POST JSON to an http(s) address.
+
+    Raises
+    ------
+    ValueError
+        The address is of another kind.
+    OSError
+        It cannot be reached, or says no.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(f"SNIP_WEBHOOK: {address[:40]!r} is not an http(s) address")
+    request = urllib.request.Request(
+        address, json.dumps(value).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout):
+        pass
+
+
+SENSORS = [new_shards, clean_output, alert]
