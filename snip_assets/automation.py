@@ -42,8 +42,8 @@ verify = dg.define_asset_job(
     Select.checks(*checks.ALL),
     description="All checks again, on what is there; nothing is made.",
 )
-checksums = dg.define_asset_job(
-    "checksums",
+verify_checksums = dg.define_asset_job(
+    "verify_checksums",
     Select.checks(checks.checksums),
     description="Read all outputs again and compare their checksums; nothing is made.",
 )
@@ -52,7 +52,7 @@ published_dedup = dg.define_asset_job(
     Select.assets("published_bitmap", "published_row_offsets", "published_deduped_metadata"),
     description="Download metadata shards without the rows that a published bitmap marks.",
 )
-JOBS = [ingest, train, dedup, publish, arrival, verify, checksums, published_dedup]
+JOBS = [ingest, train, dedup, publish, arrival, verify, verify_checksums, published_dedup]
 
 
 def shard_range(layout: Layout, keys: list[str]) -> dict[str, str]:
@@ -79,7 +79,7 @@ def nightly_verification(
 
 
 @dg.schedule(
-    job=checksums,
+    job=verify_checksums,
     cron_schedule="0 5 * * 0",
     default_status=dg.DefaultScheduleStatus.STOPPED,
     description="On Sundays at five: every output is read again and compared with its checksum.",
