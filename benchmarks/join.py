@@ -143,7 +143,8 @@ def main() -> None:
             time_join(work, shards[:1], truth, len(x))
             rows.append({"method": name, **time_join(work, shards, truth, len(x))})
             imbalance = work.index.list_sizes.astype(float)
-            whole = work.index.to_faiss() if radius == 0 else whole
+            if radius == 0:
+                whole = work.index.to_faiss()
     faiss.omp_set_num_threads(workers)
     rows.append(
         {"method": "IndexIVFPQ.search", **search_baseline(whole, x, truth, options.queries)}

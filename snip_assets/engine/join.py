@@ -32,30 +32,36 @@ from .index import SnipIndex
 
 QUERY_BLOCK = 256
 LIST_TILE = 1024
+CHUNK = 16
 _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _scan(score, bound, stop, base, found_query, found_row, count):
+def _scan(score, bound, stop, start, base, found_query, found_row, count):
     """Append (query, row) where score >= bound and row < stop; -1 when the buffer is full."""
     columns = score.shape[1]
+    room = found_query.shape[0] - CHUNK
     for i in range(score.shape[0]):
         end = min(stop[i] - base, columns)
         floor = bound[i]
-        for low in range(0, end, 64):
-            high = min(low + 64, end)
+        whole = end - end % CHUNK
+        for low in range(0, whole, CHUNK):
             best = score[i, low]
-            for j in range(low, high):
-                best = max(best, score[i, j])
-            if best < floor:
-                continue
-            for j in range(low, high):
-                if score[i, j] >= floor:
-                    if count == found_query.shape[0]:
-                        return -1
-                    found_query[count] = i
+            for j in range(CHUNK):
+                best = max(best, score[i, low + j])
+            if best >= floor:
+                if count > room:
+                    return -1
+                for j in range(low, low + CHUNK):
+                    found_query[count] = start + i
                     found_row[count] = base + j
-                    count += 1
+                    count += score[i, j] >= floor
+        if count > room:
+            return -1
+        for j in range(whole, end):
+            found_query[count] = start + i
+            found_row[count] = base + j
+            count += score[i, j] >= floor
     return count
 
 
@@ -72,28 +78,21 @@ def project(x, axes):
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _squared(a, b):
-    total = np.float32(0.0)
-    for d in range(a.shape[0]):
-        total += (a[d] - b[d]) * (a[d] - b[d])
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _check(short, short_rows, x, codes, book, decoded, error, slacks, query, row, excess):
+def _check(short, short_rows, x, rows, error, slacks, query, row, excess):
     """Keep the (query, row) entries whose short and whole excess are within the slacks."""
     kept = 0
-    dsub = book.shape[2]
     for k in range(query.shape[0]):
         i, j = query[k], row[k]
-        if _squared(short[i], short_rows[j]) - error[i, 0] > slacks[0]:
+        total = np.float32(0.0)
+        for d in range(short.shape[1]):
+            difference = short[i, d] - short_rows[j, d]
+            total += difference * difference
+        if total - error[i, 0] > slacks[0]:
             continue
-        if decoded.shape[0]:
-            total = _squared(x[i], decoded[j])
-        else:
-            total = np.float32(0.0)
-            for m in range(codes.shape[1]):
-                total += _squared(x[i, m * dsub : (m + 1) * dsub], book[m, codes[j, m]])
+        total = np.float32(0.0)
+        for d in range(x.shape[1]):
+            difference = x[i, d] - rows[j, d]
+            total += difference * difference
         value = total - error[i, 1]
         if value <= slacks[1]:
             query[kept], row[kept], excess[kept] = i, j, value
@@ -152,16 +151,12 @@ class ListJoin:
             keep = ~is_copy[rows.astype(np.int64)]
             if not keep.all():
                 rows, codes = rows[keep], codes[keep]
-        self.rows, self.codes, self.rule = rows, codes, rule
+        self.rows, self.rule = rows, rule
         self.centroid = index.trained.centroids[number]
-        self.codec = index.trained.codec
         self._short = rule.projector(codes)
         self._columns = torch.from_numpy(self._short).T
         self._bias = -0.5 * (self._columns**2).sum(0)
-        nothing = np.empty((0, self.codec.dim), np.float32)
-        by_book = self.codec.book is not None
-        self._whole = nothing if by_book else self.codec.decode(codes)
-        self._book = self.codec.book if by_book else np.empty((1, 1, 1), np.float32)
+        self._whole = index.trained.codec.decode(codes)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
@@ -181,37 +176,38 @@ class ListJoin:
         """
         stop = np.searchsorted(self.rows, ids)
         slacks = np.array([self.rule.short_slack, self.rule.slack], np.float32)
-        for start in range(0, len(ids), QUERY_BLOCK):
-            part = slice(start, start + QUERY_BLOCK)
-            residual, own = x[part] - self.centroid, error[part]
-            short = project(residual, self.rule.projector.axes)
-            norms = np.einsum("ij,ij->i", short, short)
-            # Rounding of the product must not lose a pair: widen the bound by its largest error.
-            bound = 0.5 * (norms - own[:, 0] - slacks[0]) - np.float32(2e-5) * (1 + norms)
-            query, row = self._block(torch.from_numpy(short), bound, stop[part])
+        residual = x - self.centroid
+        short = project(residual, self.rule.projector.axes)
+        norms = np.einsum("ij,ij->i", short, short)
+        # Rounding of the product must not lose a pair: widen the bound by its largest error.
+        bound = 0.5 * (norms - error[:, 0] - slacks[0]) - np.float32(2e-5) * (1 + norms)
+        for query, row in self._preselected(torch.from_numpy(short), bound, stop):
             excess = np.empty(len(query), np.float32)
-            kept = _check(
-                short, self._short, residual, self.codes, self._book, self._whole, own, slacks,
-                query, row, excess,
-            )  # fmt: skip
-            yield Hits(query[:kept] + start, row[:kept], excess[:kept])
+            operands = (short, self._short, residual, self._whole, error, slacks)
+            kept = _check(*operands, query, row, excess)
+            yield Hits(query[:kept], row[:kept], excess[:kept])
 
-    def _block(self, queries, bound, stop):
-        end = int(stop.max(initial=0))
-        capacity = 1 << 14
-        query, row = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
-        count = 0
-        for base in range(0, end, LIST_TILE):
-            high = min(base + LIST_TILE, end)
-            score = torch.addmm(self._bias[base:high], queries, self._columns[:, base:high]).numpy()
-            while True:
-                found = _scan(score, bound, stop, base, query, row, count)
-                if found >= 0:
-                    break
-                query = np.concatenate([query, np.empty_like(query)])
-                row = np.concatenate([row, np.empty_like(row)])
-            count = found
-        return query[:count], row[:count]
+    def _preselected(self, queries, bound, stop) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Entries that pass on the leading axes, a few hundred thousand at a time, by query."""
+        room = 1 << 18
+        query, row, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
+        for start in range(0, len(bound), QUERY_BLOCK):
+            part = slice(start, start + QUERY_BLOCK)
+            end = int(stop[part].max(initial=0))
+            for base in range(0, end, LIST_TILE):
+                columns = slice(base, min(base + LIST_TILE, end))
+                score = torch.addmm(self._bias[columns], queries[part], self._columns[:, columns])
+                operands = (score.numpy(), bound[part], stop[part], start, base)
+                while (found := _scan(*operands, query, row, count)) < 0:
+                    query = np.concatenate([query, np.empty_like(query)])
+                    row = np.concatenate([row, np.empty_like(row)])
+                count = found
+            # A query's hits stay together, so that its partners are judged in one piece.
+            if count > room // 2:
+                yield query[:count], row[:count]
+                query, row, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
+        if count:
+            yield query[:count], row[:count]
 
 
 def leading_axes(residuals: np.ndarray, width: int) -> np.ndarray:

@@ -377,8 +377,9 @@ class Features:
             len(rows) x dimension, dtype of the first file.
         """
         rows = np.asarray(rows).astype(np.int64, copy=False)
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
+        ascending = bool((rows[1:] >= rows[:-1]).all())
+        order = np.arange(len(rows)) if ascending else np.argsort(rows, kind="stable")
+        ordered = rows if ascending else rows[order]
         cuts = np.searchsorted(ordered, self.offsets)
         first = self.shard(
             int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)

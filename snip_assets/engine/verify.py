@@ -186,7 +186,7 @@ def thin(pairs: Pairs, limit: int) -> Pairs:
     pairs
         Sorted by (row, earlier_row).
     """
-    if not len(pairs):
+    if len(pairs) <= limit:
         return pairs
     new = np.flatnonzero(np.diff(pairs.row, prepend=pairs.row[0] ^ np.uint64(1)))
     starts = np.append(new, len(pairs))
