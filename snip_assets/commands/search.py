@@ -78,6 +78,7 @@ def search(
     write: Annotated[
         Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the hits as a page of pictures.")] = None,
     json: Json = False,
 ) -> None:
     """Print the k nearest rows."""
@@ -92,6 +93,10 @@ def search(
     found = engine.search(searcher, queries, k, rerank.value, depth)
     if write is not None:
         engine.write(found, write)
+    if html is not None:
+        from snip_assets.report.gallery_search import write_page
+
+        write_page(found, queries, searcher.holdings, html)
     if json:
         terminal.as_json(found.to_pylist())
     else:

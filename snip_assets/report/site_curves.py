@@ -42,8 +42,8 @@ def summary_values(
         ("index", f"{values['index_bytes_per_row'] or 0:.1f}", "bytes a row"),
     ]
     names = {
-        "precision": "precision: sampled pairs within the threshold in the raw features",
-        "recall": "recall: duplicates of sampled rows that exact search finds",
+        "precision": "precision: pairs within the threshold in the raw features",
+        "recall": "recall: of the duplicates that exact search finds",
     }
     trusted = [(names[k], v) for k, v in quality.items()]
     trusted += [(_REVIEWED[k], v) for k, v in reviewed.items()]
@@ -161,7 +161,7 @@ def _calibration(run: Run) -> list[Chart | None]:
                 {"": [(p["slack"], p["recall"]) for p in points]},
                 f"Chosen: slack {facts['slack']:.4g}, at most {facts['probes']} probes; recall "
                 f"{facts['recall']:.4f} on {facts['pairs']:,} pairs of a sample.",
-                y_range=(None, 1.0),
+                y_range=(int(20 * min(p["recall"] for p in points)) / 20, 1.0),
             )
         )
     lines = {}
