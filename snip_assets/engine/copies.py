@@ -64,7 +64,7 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
         block = np.ascontiguousarray(features[start : start + BLOCK])
         wide = block.astype(np.float32 if block.itemsize < 8 else np.float64)
         check_rows(wide, source, start)
-        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        norms = np.linalg.norm(wide, axis=1)
         raw = block.view(np.uint8).reshape(len(block), -1)
         hashes = np.fromiter(
             (xxhash.xxh3_64_intdigest(row.data) for row in raw), np.uint64, len(block)

@@ -24,7 +24,7 @@ from .trained import TrainedIndex
 from .verify import Verifier
 
 TRAINING = ("dim", "hidden", "depth", "temperature", "batch", "steps", "learning_rate", "patience")
-MODEL_SETTINGS = (*TRAINING, "train_rows", "pca_below", "max_distance", "seed")
+MODEL_SETTINGS = ("model", *TRAINING, "train_rows", "pca_below", "max_distance", "seed")
 INDEX_SETTINGS = ("codec", "lists", "max_probes", "target_recall", "max_distance", "seed")
 PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
 TIERS = ("raw", "snip", "codes")

@@ -24,6 +24,9 @@ class Settings:
         Inverted lists that a row may probe at the most.
     max_partners
         Earlier partners that a row keeps at the most, besides what holds its group together.
+    model
+        Where the net comes from: `train`, `published` (what `snip fetch model` fetched), or a file
+        with weights.
     dim
         Numbers of a SNIP feature.
     hidden, depth
@@ -60,6 +63,7 @@ class Settings:
     lists: int = 0
     max_probes: int = 8
     max_partners: int = 1000
+    model: str = "train"
     dim: int = 128
     hidden: int = 1024
     depth: int = 1

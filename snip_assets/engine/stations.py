@@ -19,6 +19,7 @@ from .errors import BadInputError, StaleOutputError
 from .files import (
     Manifest,
     atomic_path,
+    checksum,
     current,
     damage,
     digest_of,
@@ -28,6 +29,7 @@ from .files import (
     seal_parts,
     write_json,
 )
+from .given_model import given_model, take_model
 from .group_table import duplicate_groups as group_rows
 from .metadata import Metadata
 from .model import load_model
@@ -144,10 +146,15 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
 
 def snip_model(run: Run) -> Manifest:
-    """Train the net on the shards now registered; kept as it is when shards arrive."""
+    """Train the net on the shards now registered, or take over one; kept when shards arrive."""
     inputs = {"settings": run.digest(MODEL_SETTINGS)}
+    given = given_model(run)
+    if given is not None:
+        inputs["file"] = checksum(given)
 
     def work() -> dict[str, Any]:
+        if given is not None:
+            return take_model(run, given)
         # Rows that were never checked are not trained on.
         ready = tuple(run.hashed()) or run.registry.shards
         features = shards.raw_features(shards.Registry(run.registry.source, ready))

@@ -1,0 +1,40 @@
+"""A net that was trained before, ours or a published one, in place of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInputError
+from .model import load_model, save_model
+from .run import Run
+
+
+def given_model(run: Run) -> Path | None:
+    """The file that the settings name; None when the net is to be trained."""
+    source = run.settings.model
+    if source == "train":
+        return None
+    if source != "published":
+        if not Path(source).is_file():
+            raise BadInputError(
+                f"model {source}: no such file; give `train`, `published` or a file."
+            )
+        return Path(source)
+    found = sorted(p for p in run.layout.published.glob("model.*") if "manifest" not in p.name)
+    if not found:
+        raise BadInputError(f"{run.layout.published}: no published model; run `snip fetch model`.")
+    return found[0]
+
+
+def take_model(run: Run, path: Path) -> dict[str, Any]:
+    """Take a net over into the output folder; its weights alone are read."""
+    net = load_model(path)
+    if net.sizes[0] != run.registry.dim:
+        raise BadInputError(
+            f"{path}: a net for features of {net.sizes[0]} numbers; the shards have "
+            f"{run.registry.dim}. Use the net of the same CLIP model, or train one."
+        )
+    facts = {"method": "file", "why": f"weights of {path.name}", "dim": net.sizes[-1]}
+    save_model(net, run.layout.snip_model, facts)
+    return facts
