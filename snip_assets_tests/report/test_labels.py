@@ -1,0 +1,85 @@
+"""Marks of people: taken in, kept, counted; nonsense refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from snip_assets.engine.audit import wilson
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.layout import Layout
+from snip_assets.report import gallery_pairs, labels
+
+from .conftest import Finished
+
+HEAD = "row,earlier_row,distance,set,mark\n"
+
+
+@pytest.fixture
+def layout(finished: Finished, tmp_path: Path) -> Layout:
+    """Another output folder of the same data set, without marks."""
+    copy = Layout(tmp_path / "out")
+    copy.root.mkdir()
+    copy.registry.write_text(finished.layout.registry.read_text())
+    return copy
+
+
+def _csv(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "marks.csv"
+    path.write_text(text)
+    return path
+
+
+def test_marks_add_up_and_the_last_one_counts(
+    layout: Layout, finished: Finished, tmp_path: Path
+) -> None:
+    pairs = gallery_pairs.random_pairs(finished.run, 4)
+    lines = [f"{p.row},{p.earlier_row},9,random,right" for p in pairs]
+    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    assert taken == {"read": 4, "new": 4, "changed": 0, "total": 4}
+    again = f"{pairs[0].row},{pairs[0].earlier_row},9,random,wrong\n5,3,,outside,wrong\n"
+    taken = labels.take_in(layout, _csv(tmp_path, HEAD + again))
+    assert taken == {"read": 2, "new": 1, "changed": 1, "total": 5}
+    table = labels.load(layout)
+    assert labels.shares(table) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
+    by_pair = {(m["row"], m["earlier_row"]): m for m in table.to_pylist()}
+    for pair in pairs:  # distances are computed, not believed
+        assert by_pair[pair.row, pair.earlier_row]["distance"] == pytest.approx(pair.distance)
+    assert sum(n for *_, n in labels.by_distance(table)) == 5
+
+
+def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
+    before = labels.version(layout)
+    labels.take_in(layout, _csv(tmp_path, HEAD))
+    assert labels.version(layout) == before and not labels.place(layout).exists()
+    labels.take_in(layout, _csv(tmp_path, HEAD + "5,3,,random,right\n"))
+    assert labels.version(layout) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("row,earlier_row,mark\n", "no column set"),
+        (HEAD + "3,5,,random,right\n", "line 2: rows 3 and 5 cannot be a pair"),
+        (HEAD + "5,3,,random,right\n750,3,,random,right\n", "line 3: rows 750"),
+        (HEAD + "-5,3,,random,right\n", "numbers"),
+        (HEAD + "5,3,,somewhere,right\n", "set 'somewhere'"),
+        (HEAD + "5,3,,random,maybe\n", "mark 'maybe'"),
+        (HEAD + "5\n", "numbers"),
+        ("", "no column row"),
+    ],
+)
+def test_nonsense_is_refused(layout: Layout, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BadInputError, match=message):
+        labels.take_in(layout, _csv(tmp_path, text))
+    assert not labels.place(layout).exists()
+
+
+def test_a_file_that_is_no_csv(layout: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "marks.csv"
+    path.write_bytes(b"\xff\xfe\x00\x01" * 50)
+    with pytest.raises(BadInputError, match="CSV"):
+        labels.take_in(layout, path)
+    with pytest.raises(BadInputError, match="no such file"):
+        labels.take_in(layout, tmp_path / "none.csv")
