@@ -34,15 +34,17 @@ RESULTS = Path(__file__).parent / "results"
 BASELINE = Recipe(neighbourhood=1, code_weight=0, near_weight=0)
 NEIGHBOURS = replace(BASELINE, neighbourhood=64)
 NEAR = replace(NEIGHBOURS, near_weight=1.0)
+HELD = replace(Recipe(), commit_weight=1.0)
 VARIANTS: list[tuple[str, dict[str, Any], Recipe | None, str]] = [
     ("PCA", {}, None, "none"),
     ("baseline of the design", {}, BASELINE, "none"),
     ("+ neighbourhood batches", {}, NEIGHBOURS, "none"),
     ("+ near distances", {}, NEAR, "none"),
     ("+ codes, no commitment", {}, replace(NEAR, commit_weight=0, code_weight=1.0), "none"),
-    ("default (+ commitment)", {}, Recipe(), "none"),
-    ("default, twice the steps", {"steps": 2}, Recipe(), "none"),
-    ("default, rotated by OPQ", {}, Recipe(), "opq"),
+    ("+ codes, commitment 1.0", {}, HELD, "none"),
+    ("commitment 1.0, twice the steps", {"steps": 2}, HELD, "none"),
+    ("commitment 1.0, rotated by OPQ", {}, HELD, "opq"),
+    ("default: + codes, commitment 0.5", {}, Recipe(), "none"),
     ("baseline, rotated: balanced", {}, BASELINE, "balanced"),
     ("baseline, rotated by OPQ", {}, BASELINE, "opq"),
     ("PCA, rotated by OPQ", {}, None, "opq"),

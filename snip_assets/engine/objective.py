@@ -50,7 +50,7 @@ class Recipe:
     warm_up: float = 0.3
     neighbourhood: int = 64
     code_weight: float = 1.0
-    commit_weight: float = 1.0
+    commit_weight: float = 0.5
     code_from: float = 0.1
     code_refresh: int = 60
     code_parts: int = 8
