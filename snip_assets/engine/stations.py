@@ -63,6 +63,7 @@ __all__ = [
 Work = Callable[[Shard, Path], dict[str, Any]]
 # Rows whose pairs are held in memory at once, for each GiB that may be planned with.
 JOIN_ROWS_PER_GB = 4_000_000
+HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 
 
 def _finish(output: Path, inputs: dict[str, str], work: Callable[[], dict[str, Any]]) -> Manifest:
@@ -195,6 +196,10 @@ def _train_index(run: Run) -> dict[str, Any]:
     run.require_shards("clip_features", ready)
     run.require_shards("snip_features", ready)
     rows = _first_copies(run, max(65_536, lists * 128))
+    # A fifth is held out: the codec fits the rows it was trained on better than any other.
+    held_out = np.random.default_rng(settings.seed).random(len(rows)) < HELD_OUT
+    held_out &= len(rows) > FEWEST_TO_HOLD_OUT
+    rows = rows[~held_out]
     snip = shards.snip_features(run.layout, registry)
     trained = TrainedIndex.train(
         snip.take(rows).astype(np.float32), lists, settings.codec, settings.seed, settings.workers
@@ -202,7 +207,9 @@ def _train_index(run: Run) -> dict[str, Any]:
     chosen = _first_copies(run, calibrate.budget(registry.rows, registry.dim))
     raw = shards.raw_features(registry).take(chosen).astype(np.float32)
     raw /= np.linalg.norm(raw, axis=1, keepdims=True)
-    sample = calibrate.Sample(raw, snip.take(chosen).astype(np.float32), registry.rows)
+    sample = calibrate.Sample(
+        raw, snip.take(chosen).astype(np.float32), ~np.isin(chosen, rows), registry.rows
+    )
     calibration, axes = calibrate.calibrate(trained, sample, settings)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
