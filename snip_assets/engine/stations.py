@@ -25,6 +25,7 @@ from .files import (
     digest_of,
     lock,
     read_manifest,
+    save_npy,
     seal,
     seal_parts,
     write_json,
@@ -39,6 +40,7 @@ from .publish import deduped_metadata as publish_metadata
 from .publish import drop_list as publish_drop_list
 from .publish import dup_bitmap as publish_bitmap
 from .run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
+from .sample import text_features
 from .shards import Shard
 from .train import train
 from .trained import TrainedIndex, choose_lists
@@ -158,8 +160,9 @@ def snip_model(run: Run) -> Manifest:
             return take_model(run, given)
         # Rows that were never checked are not trained on.
         ready = tuple(run.hashed()) or run.registry.shards
-        features = shards.raw_features(shards.Registry(run.registry.source, ready))
-        return train(features, run.settings, run.layout.snip_model)
+        registry = shards.Registry(run.registry.source, ready)
+        features, text = shards.raw_features(registry), text_features(registry)
+        return train(features, run.settings, run.layout.snip_model, text=text)
 
     return _finish(run.layout.snip_model, inputs, work)
 
@@ -215,7 +218,7 @@ def _train_index(run: Run) -> dict[str, Any]:
         folder.mkdir(parents=True)
         trained.save(folder / "trained.index")
         write_json(folder / "calibration.json", calibration.to_json())
-        np.save(folder / "axes.npy", axes)
+        save_npy(folder / "axes.npy", axes)
     return {
         "lists": lists,
         "codec": settings.codec,

@@ -27,11 +27,12 @@ CODEC_ROWS = 65_536
 def choose_lists(rows: int) -> int:
     """Number of inverted lists for a data set: 0.4 times the square root of its rows.
 
-    Assignment costs `lists` distances of 128 numbers a row, the join about
-    `rows / lists` partial distances of 32; the sum is least near this number (measured:
-    `benchmarks/join.py`). Fewer lists also mean fewer pairs lost at borders.
+    Assignment costs `lists` distances of 128 numbers a row, the join about `rows / lists` of a
+    few dozen; the sum is least near this number, and centroids stay a small share of the index.
+    Below 400,000 rows up to 256 lists, which cost little there and make the codes finer.
     """
-    return max(4, min(round(0.4 * rows**0.5), rows // 32, 65_536))
+    few = min(256, rows // 64)
+    return max(4, min(max(few, round(0.4 * rows**0.5)), rows // 32, 65_536))
 
 
 def assign_all(assigner: Assigner, x: np.ndarray, count: int, workers: int) -> np.ndarray:

@@ -1,0 +1,74 @@
+"""Calibration reaches its target on rows it has not seen, and says when it cannot."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import calibrate
+from snip_assets.engine.errors import SnipError
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.trained import TrainedIndex
+
+
+def rows(seed: int, count: int = 6000, dim: int = 48) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    x = np.random.default_rng(9).normal(size=(30, dim))[random.integers(0, 30, count)]
+    x = x + random.normal(size=(count, dim)) * 0.7
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    near = random.permutation(count)[: count // 4]
+    step = random.normal(size=(len(near), dim))
+    step /= np.linalg.norm(step, axis=1, keepdims=True)
+    x[near] = x[(near + 17) % count] + step * random.uniform(0, 0.35, (len(near), 1))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def brute_force(x: np.ndarray, limit: float) -> set[tuple[int, int]]:
+    later, earlier = np.nonzero(np.tril(2 - 2 * x @ x.T <= limit, -1))
+    return set(zip(later.tolist(), earlier.tolist(), strict=True))
+
+
+def test_exact_pairs_equals_brute_force() -> None:
+    x = rows(1, 700)
+    later, earlier, distance = calibrate.exact_pairs(x, np.arange(0, 700, 3), 0.1)
+    some = {p for p in brute_force(x, 0.1) if p[0] % 3 == 0 or p[1] % 3 == 0}
+    assert set(zip(later.tolist(), earlier.tolist(), strict=True)) == some
+    assert len(later) == len(some)
+    np.testing.assert_allclose(distance, ((x[later] - x[earlier]) ** 2).sum(1), atol=1e-5)
+
+
+def test_target_is_reached_on_other_rows() -> None:
+    x, other = rows(1), rows(2)
+    trained = TrainedIndex.train(x, 20, "PQ8")
+    settings = Settings(target_recall=0.98)
+    fresh = np.zeros(len(x), bool)
+    found, axes = calibrate.calibrate(trained, calibrate.Sample(x, x, fresh, len(x)), settings)
+    assert found.recall >= 0.98
+    assert axes.shape == (48, found.width)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
+    placed = calibrate._Placed.of(trained, other, settings.max_probes, 1)
+    later, earlier, _ = calibrate.exact_pairs(other, np.arange(len(other)), 0.1)
+    at = placed.lists[later] == placed.lists[earlier, :1]
+    margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
+    excess = ((other[later] - placed.decoded[earlier]) ** 2).sum(1) - placed.error[later]
+    assert len(later) > 300
+    assert ((margin <= found.radius) & (excess <= found.slack)).mean() > 0.97
+
+
+def test_a_target_out_of_reach_is_refused() -> None:
+    x = rows(3)
+    trained = TrainedIndex.train(x, 180, "PQ8")
+    settings = replace(Settings(), target_recall=0.9999, max_probes=1)
+    sample = calibrate.Sample(x, x, np.zeros(len(x), bool), len(x))
+    with pytest.raises(SnipError, match="cannot be reached"):
+        calibrate.calibrate(trained, sample, settings)
+
+
+def test_without_any_pair_rows_stand_in_for_their_own() -> None:
+    x = np.random.default_rng(0).normal(size=(800, 64)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    trained = TrainedIndex.train(x, 8, "SQ8")
+    sample = calibrate.Sample(x, x, np.zeros(len(x), bool), len(x))
+    found, _ = calibrate.calibrate(trained, sample, Settings())
+    assert found.planted
+    assert found.slack >= 0.1

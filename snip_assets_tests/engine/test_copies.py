@@ -1,0 +1,60 @@
+"""Exact copies and the check of rows."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import copies
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.shards import Features
+
+
+def write_shards(folder: Path, x: np.ndarray, cuts: list[int]) -> tuple[list[Path], list[Path]]:
+    sources, hashes = [], []
+    for number, (low, high) in enumerate(pairwise(cuts)):
+        sources.append(folder / f"{number}.npy")
+        hashes.append(folder / f"{number}.hashes.npy")
+        np.save(sources[-1], x[low:high])
+        copies.hash_shard(sources[-1], hashes[-1])
+    return sources, hashes
+
+
+@pytest.mark.parametrize("bucket_bytes", [1 << 30, 4000])
+def test_later_copies_point_to_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket_bytes: int
+) -> None:
+    monkeypatch.setattr(copies, "BUCKET_BYTES", bucket_bytes)
+    random = np.random.default_rng(0)
+    kinds = random.normal(size=(120, 16)).astype(np.float16)
+    which = random.integers(0, 120, 300)
+    cuts = [0, 100, 100, 101, 300]
+    sources, hashes = write_shards(tmp_path, kinds[which], cuts)
+    found = list(copies.copies(hashes, np.array(cuts[:-1])))
+    later = np.concatenate([rows for rows, _ in found])
+    first = np.concatenate([rows for _, rows in found])
+    expected = {i: int(np.flatnonzero(which == which[i])[0]) for i in range(300)}
+    expected = {i: j for i, j in expected.items() if i != j}
+    assert dict(zip(later.tolist(), first.tolist(), strict=True)) == expected
+    assert copies.confirmed(Features(sources, np.array(cuts)), later, first).all()
+
+
+def test_equal_hashes_of_unequal_rows_are_no_copies(tmp_path: Path) -> None:
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.save(tmp_path / "x.npy", x)
+    features = Features([tmp_path / "x.npy"], np.array([0, 2]))
+    assert copies.confirmed(features, np.array([1]), np.array([0])).tolist() == [False]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("value", "what"), [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "all zeros")]
+)
+def test_a_bad_row_is_named(tmp_path: Path, dtype: type, value: float, what: str) -> None:
+    x = np.ones((copies.BLOCK + 50, 4), dtype)
+    x[copies.BLOCK + 7] = value
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(BadInputError, match=f"x.npy: row {copies.BLOCK + 7} is {what}"):
+        copies.hash_shard(tmp_path / "x.npy", tmp_path / "hashes.npy")
+    assert not (tmp_path / "hashes.npy").exists()

@@ -1,0 +1,126 @@
+"""The stations on the sample: exact, resumable, the same bytes for any threads and grouping."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import audit, shards, stations
+from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.files import checksum, read_manifest
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.pairs import read_pairs
+from snip_assets.engine.settings import Settings
+
+SAMPLE = Path(shards.__file__).parents[1] / "sample"
+SOURCE = shards.Source(SAMPLE / "img_emb", SAMPLE / "metadata")
+
+
+def start(root: Path, keys: list[str] | None = None, **changes: object) -> stations.Run:
+    layout = Layout(root)
+    shards.register(layout, SOURCE, keys)
+    return stations.Run(layout, replace(Settings(), **changes))
+
+
+def until_pairs(run: stations.Run, groups: list[list[str]] | None = None) -> None:
+    keys = run.registry.keys
+    stations.clip_features(run, keys)
+    stations.snip_model(run)
+    stations.snip_features(run, keys)
+    stations.trained_index(run)
+    stations.index_shards(run, keys)
+    stations.snip_index(run)
+    for group in groups or [keys]:
+        stations.duplicate_pairs(run, group)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> stations.Run:
+    run = start(tmp_path_factory.mktemp("done"), workers=2)
+    until_pairs(run)
+    return run
+
+
+def pair_bytes(run: stations.Run) -> list[str]:
+    return [checksum(run.layout.duplicate_pairs(key)) for key in run.registry.keys]
+
+
+def test_threads_and_grouping_give_the_same_bytes(done: stations.Run, tmp_path: Path) -> None:
+    other = start(tmp_path, workers=1)
+    until_pairs(other, [["0002"], ["0000", "0003"], ["0001"]])
+    assert pair_bytes(other) == pair_bytes(done)
+    index = [checksum(p) for p in sorted(done.layout.snip_index.rglob("*.npy"))]
+    assert [checksum(p) for p in sorted(other.layout.snip_index.rglob("*.npy"))] == index
+
+
+def test_a_second_run_touches_nothing(done: stations.Run) -> None:
+    before = {p: p.stat().st_mtime_ns for p in done.layout.root.rglob("*") if p.is_file()}
+    until_pairs(stations.Run(done.layout, done.settings))
+    after = {p: p.stat().st_mtime_ns for p in done.layout.root.rglob("*") if p.is_file()}
+    assert {p: t for p, t in after.items() if before.get(p) != t and p.suffix != ".lock"} == {}
+
+
+def test_an_arrival_leaves_earlier_pairs_alone(tmp_path: Path) -> None:
+    run = start(tmp_path, ["0000", "0001", "0002"])
+    until_pairs(run)
+    before = pair_bytes(run)
+    run = start(tmp_path, ["0003"])
+    versions = {k: read_manifest(run.layout.duplicate_pairs(k)) for k in ("0000", "0001", "0002")}
+    until_pairs(run)
+    assert pair_bytes(run)[:3] == before
+    for key, manifest in versions.items():
+        assert read_manifest(run.layout.duplicate_pairs(key)) == manifest
+    assert audit.query_recall(run, 2000, 0).estimate >= 0.99
+
+
+@pytest.mark.parametrize("tier", ["snip", "codes"])
+def test_coarser_tiers_work_without_raw_features(
+    done: stations.Run, tmp_path: Path, tier: str
+) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(done.layout.root, root)
+    run = stations.Run(Layout(root), replace(done.settings, tier=tier))
+    run.registry = replace(
+        run.registry,
+        shards=tuple(replace(s, features=tmp_path / "gone.npy") for s in run.registry.shards),
+    )
+    if tier == "codes":
+        shutil.rmtree(run.layout.root / "snip_features")
+    made = stations.duplicate_pairs(run, run.registry.keys)
+    assert {m.facts["tier"] for m in made.values()} == {tier}
+    true = {
+        (int(a), int(b))
+        for key in done.registry.keys
+        for a, b in zip(*_ends(done, key), strict=True)
+    }
+    found = {
+        (int(a), int(b)) for key in run.registry.keys for a, b in zip(*_ends(run, key), strict=True)
+    }
+    both = len(true & found)
+    assert both / len(true) > (0.9 if tier == "snip" else 0.75)
+    assert both / len(found) > (0.9 if tier == "snip" else 0.6)
+
+
+def _ends(run: stations.Run, key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = read_pairs(run.layout.duplicate_pairs(key))
+    return pairs.row, pairs.earlier_row
+
+
+def test_a_given_net_replaces_training(done: stations.Run, tmp_path: Path) -> None:
+    weights = done.layout.snip_model / "model.safetensors"
+    run = start(tmp_path / "one", model=str(weights))
+    stations.clip_features(run, run.registry.keys)
+    assert stations.snip_model(run).facts["method"] == "file"
+    made = stations.snip_features(run, ["0001"])["0001"]
+    expected = read_manifest(done.layout.snip_features("0001"))
+    assert expected is not None and made.version == expected.version
+    with pytest.raises(BadInputError, match="no such file"):
+        stations.snip_model(start(tmp_path / "two", model="nowhere.pth"))
+
+
+def test_a_station_says_what_must_come_first(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    with pytest.raises(StaleOutputError, match="snip_model"):
+        stations.trained_index(run)
