@@ -61,4 +61,4 @@ def dedup_report(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materia
     """The site to look at: numbers, curves, the most copied images, pairs to judge by eye."""
     with station(context):
         manifest = site.dedup_report(data.run())
-    return show.of_whole(manifest, **preview.of_report(data.layout, manifest))
+    return preview.of_report(data.layout, manifest)

@@ -124,7 +124,9 @@ class _Site:
             part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
             shown = {"groups": part, "cards": cards, "files": files, "number": number}
             self._page(file, "groups.html", "Most copied", intro=intro, export=True, **shown)
-        return {"largest_groups": [g.size for g in groups[:10]]}
+        sources = [(cards[g.representative].source, g.size) for g in groups]
+        local = [[s, n] for s, n in sources if s is not None and s.startswith("images/")]
+        return {"largest_groups": [g.size for g in groups[:10]], "preview": local[:6]}
 
     def _export(self, groups: list[Group], cards: dict[int, gallery.Card]) -> None:
         lines = [line for group in groups for line in _export_lines(group, cards)]

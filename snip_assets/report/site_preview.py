@@ -1,8 +1,9 @@
-"""What Dagster's UI shows of the report: a link, the main numbers, the threshold curve."""
+"""What Dagster shows of the report: a link, the main numbers, the threshold curve, pictures."""
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+from pathlib import Path
 
 import dagster as dg
 
@@ -11,20 +12,45 @@ from snip_assets.engine.layout import Layout
 
 from . import plots
 
+_TYPES = {".jpg": "jpeg", ".png": "png", ".gif": "gif", ".webp": "webp"}
+LARGEST_PICTURE = 1 << 15
 
-def of_report(layout: Layout, manifest: Manifest) -> dict[str, Any]:
-    """Metadata of the asset `dedup_report`."""
+
+def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
+    """The result of the asset `dedup_report`."""
     index = (layout.report / "index.html").resolve()
     facts = manifest.facts
-    lines = ["| | share | 95% from | to | of |", "| --- | --- | --- | --- | --- |"]
-    for name, (estimate, low, high, trials) in facts["quality"].items():
-        lines.append(f"| {name} | {estimate:.4f} | {low:.4f} | {high:.4f} | {trials:,} |")
-    share = facts["dropped"] / max(1, facts["rows"])
-    text = f"**{facts['dropped']:,} of {facts['rows']:,} rows dropped ({share:.1%})**"
     title, axes = "rows dropped by threshold", ("threshold", "rows dropped")
-    return {
+    metadata = {
         "page": dg.MetadataValue.url(index.as_uri()),
         "path": dg.MetadataValue.path(str(index)),
-        "preview": dg.MetadataValue.md("\n".join([text, "", *lines])),
+        "preview": dg.MetadataValue.md(_numbers(manifest)),
         "threshold_curve": dg.MetadataValue.md(plots.curve(facts["thresholds"], title, *axes)),
+        "most_copied": dg.MetadataValue.md(_pictures(layout.report, facts["preview"])),
+        "dagster/row_count": int(facts["rows"]),
+        "dropped": int(facts["dropped"]),
+        "bytes": manifest.bytes,
     }
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.version))
+
+
+def _numbers(manifest: Manifest) -> str:
+    facts = manifest.facts
+    share = facts["dropped"] / max(1, facts["rows"])
+    lines = [f"**{facts['dropped']:,} of {facts['rows']:,} rows dropped ({share:.1%})**", ""]
+    lines += ["| | share | 95% from | to | of |", "| --- | --- | --- | --- | --- |"]
+    for name, (estimate, low, high, trials) in facts["quality"].items():
+        lines.append(f"| {name} | {estimate:.4f} | {low:.4f} | {high:.4f} | {trials:,} |")
+    return "\n".join(lines)
+
+
+def _pictures(folder: Path, shown: list[list[str | int]]) -> str:
+    """Small pictures inline, with the size of their group; addresses of the data set stay out."""
+    parts = []
+    for source, size in shown:
+        path = folder / str(source)
+        if path.is_file() and path.stat().st_size <= LARGEST_PICTURE:
+            data = base64.b64encode(path.read_bytes()).decode()
+            kind = _TYPES[path.suffix]
+            parts.append(f"![{size} rows](data:image/{kind};base64,{data}) {size:,} rows")
+    return " ".join(parts) or "no small local pictures; see the page"
