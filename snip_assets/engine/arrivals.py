@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,21 +229,23 @@ def admit(
     -------
     The new shards, and key -> (state, reason) of the refused ones.
     """
-    dim = _dim(layout)
-    good: list[str] = []
+    found: dict[str, Shard] = {}
     refused: dict[str, list[Any]] = {}
     for key in keys:
         try:
-            shard = shards.inspect(source, key)
-            if dim is not None and shard.dim != dim:
-                raise BadInputError(
-                    f"shard {key}: {shard.features} has {shard.dim} numbers a row, the registered "
-                    f"shards {dim}; features of one model only."
-                )
-            dim = shard.dim
-            good.append(key)
+            found[key] = shards.inspect(source, key)
         except SnipError as error:
             refused[key] = [list(now.state(key) or ()), str(error)]
+    # The first shards of all have the dimension that most of them have.
+    dim = _dim(layout) or _usual(s.dim for s in found.values())
+    for shard in found.values():
+        if shard.dim != dim:
+            reason = (
+                f"shard {shard.key}: {shard.features} has {shard.dim} numbers a row, the other "
+                f"shards {dim}; features of one model only."
+            )
+            refused[shard.key] = [list(now.state(shard.key) or ()), reason]
+    good = [key for key in found if key not in refused]
     return (shards.register(layout, source, good) if good else []), refused
 
 
@@ -298,6 +301,11 @@ def look_and_admit(
     seen.memory.refused |= refused
     problems = seen.problems | {key: reason for key, (_, reason) in refused.items()}
     return new, Look(left, seen.growing, problems, seen.memory)
+
+
+def _usual(numbers: Iterable[int]) -> int | None:
+    counted = Counter(numbers).most_common(1)
+    return counted[0][0] if counted else None
 
 
 def _dim(layout: Layout) -> int | None:

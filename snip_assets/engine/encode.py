@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 
 from .assign import BLOCK
-from .files import atomic_path, open_npy
+from .files import atomic_path, open_npy, save_npy
 from .join import project
 from .progress import task
 from .threads import ordered_map
@@ -113,12 +113,12 @@ def encode_shard(
     probe_order, probe_offsets = by_list(probed, trained.lists)
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
-        np.save(folder / "list_offsets.npy", offsets)
-        np.save(folder / "codes.npy", codes[order])
-        np.save(folder / "rows.npy", order.astype(np.uint32))
-        np.save(folder / "probe_offsets.npy", probe_offsets)
-        np.save(folder / "probe_rows.npy", row[probe_order].astype(np.uint32))
-        np.save(folder / "errors.npy", errors)
+        save_npy(folder / "list_offsets.npy", offsets)
+        save_npy(folder / "codes.npy", codes[order])
+        save_npy(folder / "rows.npy", order.astype(np.uint32))
+        save_npy(folder / "probe_offsets.npy", probe_offsets)
+        save_npy(folder / "probe_rows.npy", row[probe_order].astype(np.uint32))
+        save_npy(folder / "errors.npy", errors)
     rows = len(home)
     return {
         "rows": rows,

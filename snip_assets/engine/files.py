@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from .errors import BadInputError, DiskFullError, StaleOutputError
+from .resident import watch
 
 BLOCK = 1 << 22
 CODE_VERSION = "1"
@@ -125,8 +126,18 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 def write_npy(path: Path, array: np.ndarray) -> None:
     """Write one array atomically."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, array, allow_pickle=False)
+    with atomic_path(path) as temporary:
+        save_npy(temporary, array)
+
+
+def save_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array, as `np.save` does, which drops the end without a word on a full disk."""
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    header = {"descr": whole.dtype.str, "fortran_order": False, "shape": whole.shape}
+    with open(path, "wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, header)
+        if whole.size:
+            handle.write(whole.data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -155,10 +166,13 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:
         raise BadInputError(f"{path}: permission denied; make it readable.") from error
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
+    except Exception as error:
+        # A damaged header makes numpy raise almost anything, tokenize.TokenError among others.
         raise BadInputError(f"{path}: {_npy_reason(path, error)}") from error
     if not isinstance(array, np.ndarray):
         raise BadInputError(f"{path}: an archive (.npz), not a single array; save it as .npy.")
+    if mmap:
+        watch(array)
     return array
 
 

@@ -27,6 +27,7 @@ from .files import (
     open_npy,
     read_manifest,
     require,
+    save_npy,
     seal,
     write_json,
 )
@@ -105,7 +106,7 @@ def merge(parts: list[Part], out: Path, rows: int, memory: int = MERGE_BYTES) ->
     lists = len(total) - 1
     with atomic_path(out) as folder:
         folder.mkdir(parents=True)
-        np.save(folder / "list_offsets.npy", total)
+        save_npy(folder / "list_offsets.npy", total)
         n = int(total[-1])
         with (
             NpyWriter(folder / "codes.npy", (n, size), np.uint8) as codes_file,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import calibrate, copies, encode, index, shards
+from . import calibrate, calibration, copies, encode, index, shards
 from .compress import compress_shard
 from .errors import BadInputError, StaleOutputError
 from .files import (
@@ -207,24 +207,24 @@ def _train_index(run: Run) -> dict[str, Any]:
     trained = TrainedIndex.train(
         snip.take(rows).astype(np.float32), lists, settings.codec, settings.seed, settings.workers
     )
-    chosen = _first_copies(run, calibrate.budget(registry.rows, registry.dim))
+    chosen = _first_copies(run, calibration.budget(registry.rows, registry.dim))
     raw = shards.raw_features(registry).take(chosen).astype(np.float32)
     raw /= np.linalg.norm(raw, axis=1, keepdims=True)
-    sample = calibrate.Sample(
+    sample = calibration.Sample(
         raw, snip.take(chosen).astype(np.float32), ~np.isin(chosen, rows), registry.rows
     )
-    calibration, axes = calibrate.calibrate(trained, sample, settings)
+    found, axes = calibrate.calibrate(trained, sample, settings)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
         trained.save(folder / "trained.index")
-        write_json(folder / "calibration.json", calibration.to_json())
+        write_json(folder / "calibration.json", found.to_json())
         save_npy(folder / "axes.npy", axes)
     return {
         "lists": lists,
         "codec": settings.codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
-        **calibration.to_json(),
+        **found.to_json(),
     }
 
 
@@ -248,7 +248,7 @@ def _first_copies(run: Run, most: int) -> np.ndarray:
 def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Assign and encode shards."""
     version = run.version(run.layout.trained_index, "trained_index")
-    trained, axes, calibration = run.trained(), run.axes(), run.calibration()
+    trained, axes, chosen = run.trained(), run.axes(), run.calibration()
 
     def inputs(shard: Shard) -> dict[str, str]:
         snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
@@ -256,7 +256,7 @@ def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         source = run.layout.snip_features(shard.key)
-        radius, probes = calibration.radius, calibration.probes
+        radius, probes = chosen.radius, chosen.probes
         workers = run.settings.workers
         return encode.encode_shard(trained, source, output, axes, radius, probes, workers)
 
