@@ -8,116 +8,25 @@ kept apart. The same sample gives the thresholds and the accuracy of the coarser
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from .calibration import QUERIES, Calibration, Sample
 from .errors import SnipError
 from .join import leading_axes
 from .settings import Settings
 from .threads import ordered_map
 from .trained import TrainedIndex
 
-QUERIES = 2048
 FEWEST_PAIRS = 50
-FEWEST_QUERIES = 256
 # Data that arrives later fits net and codec a little less well than the data they saw.
 ALLOWANCE = 1.1
 WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
 NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.15, 0.0225, 20.0, 1000.0
-
-
-@dataclass
-class Calibration:
-    """What calibration chose, and the curves it was read from.
-
-    Attributes
-    ----------
-    slack, radius, probes
-        See `join.Rule` and `assign`; `probes` is the most lists a row probes.
-    width, short_slack
-        Leading axes that preselect, and the slack on them.
-    snip_limit
-        Candidates beyond this SNIP distance are dropped before raw rows are read.
-    snip_max_distance, code_max_distance
-        Thresholds of the tiers without raw features (largest F1).
-    recall, lost_by_probe, lost_by_code, lost_by_short_code, lost_by_snip_limit
-        On the sampled pairs, with `pairs` of them.
-    candidates_per_row, probes_per_row
-        Expected at the size of the data set.
-    planted
-        Whether noise was added to rows to have pairs at all.
-    curve
-        Recall and candidates over slack.
-    tiers
-        Precision and recall of the tiers at their thresholds, with their curves.
-    """
-
-    slack: float
-    radius: float
-    probes: int
-    width: int
-    short_slack: float
-    snip_limit: float
-    snip_max_distance: float
-    code_max_distance: float
-    recall: float
-    lost_by_probe: float
-    lost_by_code: float
-    lost_by_short_code: float
-    lost_by_snip_limit: float
-    pairs: int
-    candidates_per_row: float
-    probes_per_row: float
-    planted: bool
-    curve: list[dict[str, float]] = field(default_factory=list)
-    tiers: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain value."""
-        return asdict(self)
-
-
-@dataclass
-class Sample:
-    """Sampled rows, ascending, first copies only.
-
-    Attributes
-    ----------
-    raw
-        float32[n, D], L2-normalised.
-    snip
-        float32[n, dim].
-    fresh
-        bool[n]: rows that the index was not trained on; queries are drawn from these first.
-    rows
-        Rows of the whole data set.
-    """
-
-    raw: np.ndarray
-    snip: np.ndarray
-    fresh: np.ndarray
-    rows: int
-
-    def queries(self, count: int, seed: int) -> np.ndarray:
-        """Positions of random rows, fresh ones first, ascending."""
-        order = np.random.default_rng(seed).permutation(len(self.raw))
-        order = order[np.argsort(~self.fresh[order], kind="stable")]
-        fresh = int(self.fresh.sum())
-        return np.sort(order[: min(count, fresh) if fresh >= FEWEST_QUERIES else count])
-
-
-def budget(rows: int, dim: int) -> int:
-    """Rows to sample: as many as exact search of the queries can afford.
-
-    About a tenth of the work of compressing the data set, between 0.4 and 4 TFLOP.
-    """
-    compress = 2.0 * rows * 1024 * (dim + 128)
-    work = min(max(0.1 * compress, 4e11), 4e12)
-    return int(min(rows, work / (2.0 * min(QUERIES, rows) * (dim + 128))))
 
 
 def exact_pairs(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import copies, shards
-from .calibrate import Calibration
+from .calibration import Calibration
 from .codec import Projector
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
@@ -147,14 +147,20 @@ class Run:
                 found.append(IndexedShard(shard.key, shard.start, shard.rows, folder, version))
         return found
 
-    def join(self, last: int) -> Join:
-        """The join of rows of shards up to ordinal `last`, by the tier of the settings."""
+    def join(self, last: int, copies: np.ndarray | None = None) -> Join:
+        """The join of rows of shards up to ordinal `last`, by the tier of the settings.
+
+        Parameters
+        ----------
+        copies
+            int64[m], the later copies among them; default: found here.
+        """
         layout, registry, tier = self.layout, self.registry, self.settings.tier
         calibration = self.calibration()
         index = SnipIndex.open(layout)
         projector = Projector(index.trained.codec, self.axes())
         is_copy = np.zeros(registry.rows, bool)
-        is_copy[self.exact_copies(last)[0]] = True
+        is_copy[self.exact_copies(last)[0] if copies is None else copies] = True
         slack, short = calibration.slack, calibration.short_slack
         if tier == "codes":
             # A distance in a subspace never exceeds the whole one: nothing is lost by the short.

@@ -378,7 +378,7 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
     last = group[-1].ordinal
     _require_earlier(run, last)
     later, first = run.exact_copies(last)
-    work = run.join(last)
+    work = run.join(last, later)
     found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
     seconds = time.perf_counter() - started
     rows = sum(s.rows for s in group)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from snip_assets.engine import calibrate
+from snip_assets.engine import calibrate, calibration
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.trained import TrainedIndex
@@ -42,7 +42,7 @@ def test_target_is_reached_on_other_rows() -> None:
     trained = TrainedIndex.train(x, 20, "PQ8")
     settings = Settings(target_recall=0.98)
     fresh = np.zeros(len(x), bool)
-    found, axes = calibrate.calibrate(trained, calibrate.Sample(x, x, fresh, len(x)), settings)
+    found, axes = calibrate.calibrate(trained, calibration.Sample(x, x, fresh, len(x)), settings)
     assert found.recall >= 0.98
     assert axes.shape == (48, found.width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
@@ -59,7 +59,7 @@ def test_a_target_out_of_reach_is_refused() -> None:
     x = rows(3)
     trained = TrainedIndex.train(x, 180, "PQ8")
     settings = replace(Settings(), target_recall=0.9999, max_probes=1)
-    sample = calibrate.Sample(x, x, np.zeros(len(x), bool), len(x))
+    sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     with pytest.raises(SnipError, match="cannot be reached"):
         calibrate.calibrate(trained, sample, settings)
 
@@ -68,7 +68,7 @@ def test_without_any_pair_rows_stand_in_for_their_own() -> None:
     x = np.random.default_rng(0).normal(size=(800, 64)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     trained = TrainedIndex.train(x, 8, "SQ8")
-    sample = calibrate.Sample(x, x, np.zeros(len(x), bool), len(x))
+    sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     found, _ = calibrate.calibrate(trained, sample, Settings())
     assert found.planted
     assert found.slack >= 0.1
