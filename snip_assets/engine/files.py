@@ -315,17 +315,31 @@ def seal_parts(
 
 
 def read_manifest(output: Path) -> Manifest | None:
-    """The manifest of an output, None if there is none (or it is unreadable)."""
+    """The manifest of an output, None if there is none.
+
+    Raises
+    ------
+    StaleOutputError
+        It is damaged. (An output must not be passed over as if it had never been made.)
+    """
+    path = manifest_path(output)
     try:
-        value = json.loads(manifest_path(output).read_text())
+        value = json.loads(path.read_text())
         return Manifest(value["files"], value["inputs"], value["facts"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StaleOutputError(
+            f"{path}: damaged ({error}). Delete it and materialise {output.name} again."
+        ) from error
 
 
 def current(output: Path, inputs: Mapping[str, str]) -> Manifest | None:
     """The manifest if the output is there, whole, and made from exactly these inputs."""
-    manifest = read_manifest(output)
+    try:
+        manifest = read_manifest(output)
+    except StaleOutputError:
+        return None
     if manifest is None or manifest.inputs != {**inputs, "code": CODE_VERSION}:
         return None
     return manifest if not damage(output, manifest, "size") else None
