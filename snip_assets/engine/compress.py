@@ -15,6 +15,7 @@ from . import progress, threads
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
 from .model import SnipNet
+from .resident import trim
 from .settings import Settings
 
 BLOCK_ROWS = 4096
@@ -110,6 +111,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     ):
         for block in threads.ordered_map(one, starts, workers):
             writer.append(block)
+            trim()
             bar.advance(len(block))
     seconds = time.perf_counter() - started
     return {

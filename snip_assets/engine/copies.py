@@ -16,6 +16,7 @@ import xxhash
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
 from .progress import task
+from .resident import trim
 from .shards import Features
 from .threads import ordered_map
 
@@ -76,6 +77,7 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     with NpyWriter(out, (rows,), np.uint64) as writer, task(f"hash {source.stem}", rows) as bar:
         for hashes, off in ordered_map(work, range(0, rows, BLOCK), workers):
             writer.append(hashes)
+            trim()
             worst = max(worst, off)
             bar.advance(len(hashes))
     return {

@@ -17,6 +17,7 @@ from .files import atomic_path, open_npy
 from .index import SnipIndex
 from .join import ListJoin, Rule
 from .progress import task
+from .resident import trim
 from .threads import ordered_map
 from .verify import Pairs, Verifier, thin
 
@@ -170,6 +171,7 @@ def find_pairs(
                     own.append(pairs)
             total.products += counts.products
             total.candidates += counts.candidates
+            trim()
             progress.advance()
     merged = [thin(Pairs.concatenate(own).ordered(), join.max_partners) for own in parts]
     total.per_shard = [len(p) for p in merged]

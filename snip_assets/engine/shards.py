@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 from .errors import BadInputError, StaleOutputError
 from .files import digest_of, lock, open_npy, write_json, write_npy
 from .layout import Layout
+from .resident import trim
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"
 METADATA_PATTERN = "metadata_{key}.parquet"
 _FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
 _METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
+# Each row may bring 64 KB of its file into memory, so look at what is there in between.
+TAKEN_AT_ONCE = 2048
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -359,6 +362,7 @@ class Features:
 
     def shard(self, ordinal: int) -> np.ndarray:
         """Memory map of a shard, n x dimension."""
+        trim()
         if ordinal not in self._open:
             if len(self._open) >= 256:
                 self._open.pop(next(iter(self._open)))
@@ -386,10 +390,11 @@ class Features:
         )
         out = np.empty((len(rows), first.shape[1]), first.dtype)
         for ordinal in np.flatnonzero(np.diff(cuts)):
-            low, high = cuts[ordinal], cuts[ordinal + 1]
-            out[order[low:high]] = self.shard(int(ordinal))[
-                ordered[low:high] - self.offsets[ordinal]
-            ]
+            for low in range(cuts[ordinal], cuts[ordinal + 1], TAKEN_AT_ONCE):
+                high = min(low + TAKEN_AT_ONCE, cuts[ordinal + 1])
+                out[order[low:high]] = self.shard(int(ordinal))[
+                    ordered[low:high] - self.offsets[ordinal]
+                ]
         return out
 
 
