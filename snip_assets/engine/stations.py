@@ -39,6 +39,8 @@ from .publish import deduped_digest, drop_list_digest
 from .publish import deduped_metadata as publish_metadata
 from .publish import drop_list as publish_drop_list
 from .publish import dup_bitmap as publish_bitmap
+from .remote_files import is_remote
+from .remote_files import state as remote_state
 from .run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
 from .sample import text_features
 from .shards import Shard
@@ -108,6 +110,8 @@ def _each(
 
 def _source_state(path: Path) -> str:
     """Changes when a source file does, without reading it."""
+    if is_remote(path):
+        return remote_state(path)
     try:
         status = path.stat()
     except OSError as error:
@@ -123,7 +127,7 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         schema = {f.name: str(f.type) for f in file.schema_arrow}
         facts = {"rows": file.metadata.num_rows, "columns": schema}
         write_json(output, facts)
-        return {**facts, "bytes": shard.metadata.stat().st_size}
+        return {**facts, "bytes": int(_source_state(shard.metadata).partition("-")[0])}
 
     def inputs(shard: Shard) -> dict[str, str]:
         shards.changed(shard)
@@ -208,8 +212,7 @@ def _train_index(run: Run) -> dict[str, Any]:
         snip.take(rows).astype(np.float32), lists, settings.codec, settings.seed, settings.workers
     )
     chosen = _first_copies(run, calibration.budget(registry.rows, registry.dim))
-    raw = shards.raw_features(registry).take(chosen).astype(np.float32)
-    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
+    raw = _unit_rows(shards.raw_features(registry), chosen)
     sample = calibration.Sample(
         raw, snip.take(chosen).astype(np.float32), ~np.isin(chosen, rows), registry.rows
     )
@@ -220,12 +223,21 @@ def _train_index(run: Run) -> dict[str, Any]:
         write_json(folder / "calibration.json", found.to_json())
         save_npy(folder / "axes.npy", axes)
     return {
-        "lists": lists,
+        "lists": trained.lists,
         "codec": settings.codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
         **found.to_json(),
     }
+
+
+def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
+    """Rows by row id, float32, of unit length; never held in two precisions as a whole."""
+    out = np.empty((len(rows), features.shard(0).shape[1]), np.float32)
+    for start in range(0, len(rows), 8192):
+        part = features.take(rows[start : start + 8192]).astype(np.float32)
+        out[start : start + 8192] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return out
 
 
 def _first_copies(run: Run, most: int) -> np.ndarray:

@@ -109,10 +109,11 @@ class TrainedIndex:
         x
             float32[n, dim], n >= 256 for product quantisers.
         lists
-            Inverted lists.
+            Inverted lists; at most one a row.
         codec
             FAISS name, see `codec.CODECS`.
         """
+        lists = min(lists, len(x))
         quantizer = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit)
         rough = train_centroids(x, lists, seed, workers)
         quantizer.train(rough)

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from snip_assets.engine import audit, shards, stations
@@ -124,3 +126,22 @@ def test_a_station_says_what_must_come_first(tmp_path: Path) -> None:
     run = start(tmp_path)
     with pytest.raises(StaleOutputError, match="snip_model"):
         stations.trained_index(run)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [0, 3], [300, 5]], ids=["one row", "an empty shard", "copies of one row"]
+)
+def test_tiny_data_sets(tmp_path: Path, sizes: list[int]) -> None:
+    row = np.random.default_rng(0).normal(size=24)
+    for folder in ("img_emb", "metadata"):
+        (tmp_path / folder).mkdir()
+    for number, size in enumerate(sizes):
+        np.save(tmp_path / "img_emb" / f"img_emb_{number}.npy", np.tile(row, (size, 1)))
+        table = pa.table({"URL": pa.array([f"{number}/{i}" for i in range(size)], pa.string())})
+        pq.write_table(table, tmp_path / "metadata" / f"metadata_{number}.parquet")
+    layout = Layout(tmp_path / "out")
+    shards.register(layout, shards.Source(tmp_path / "img_emb", tmp_path / "metadata"))
+    run = stations.Run(layout, Settings())
+    until_pairs(run)
+    stations.duplicate_groups(run)
+    assert stations.dup_bitmap(run).facts["dropped"] == sum(sizes) - 1
