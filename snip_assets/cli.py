@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 import warnings
@@ -14,11 +15,29 @@ from rich.console import Console
 from . import __version__, commands
 from .engine.errors import SnipError
 
+_EPILOG = """
+[bold]Examples[/bold]
+
+snip dedup --out out/demo (the built-in sample)
+
+snip dedup --features DIR --metadata DIR --out OUT && snip report --out OUT --open
+
+snip show 982 --out OUT
+
+[bold]Exit codes[/bold]
+
+0 done; 1 a fault of ours (see --debug); 2 wrong usage or input; 3 an output is missing or stale;\
+ 4 the disk is full; 130 stopped by Ctrl-C. The message says what to do.
+
+NO_COLOR or --no-color turns colours off; --json prints for scripts; progress goes to stderr.
+"""
+
 app = typer.Typer(
     name="snip",
     help="Find and remove the duplicates of image-text data sets, from their CLIP features.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=_EPILOG,
     rich_markup_mode="rich",
 )
 _debug = False
@@ -30,11 +49,20 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _plain(wanted: bool) -> None:
+    if wanted:
+        # Everything that draws in the terminal looks here when it starts.
+        os.environ["NO_COLOR"] = "1"
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option(help="Show the stack trace of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", callback=_plain, is_eager=True, help="No colours.")
     ] = False,
 ) -> None:
     """Options of all commands."""

@@ -12,12 +12,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Task as RichTask
 from rich.table import Table
+from rich.text import Text
 
 from snip_assets.engine import progress
 
@@ -35,6 +38,15 @@ class _Bar:
         self.bars.stop_task(self.number)
 
 
+class _Rate(ProgressColumn):
+    """Units a second, averaged over the last seconds."""
+
+    def render(self, task: RichTask) -> Text:
+        """The rate, once there is one."""
+        rate = task.finished_speed or task.speed
+        return Text("" if not rate else f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+
+
 @contextmanager
 def bars() -> Iterator[None]:
     """Show the engine's progress as bars on stderr; plain lines where that is no terminal."""
@@ -48,6 +60,7 @@ def bars() -> Iterator[None]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
+        _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -22,6 +22,7 @@ Snip = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def snip(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Snip:
     def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setenv("NO_COLOR", "")
         monkeypatch.setattr(sys, "argv", ["snip", *map(str, arguments)])
         code = 0
         try:
@@ -94,3 +95,10 @@ def test_search_as_a_page(finished: Finished, tmp_path: Path, snip: Snip) -> Non
     sources = [part.split('"')[0] for part in text.split('img src="')[1:]]
     local = [s for s in sources if not s.startswith("http")]
     assert local and all((tmp_path / s).resolve().is_file() for s in local)
+
+
+def test_help_groups_commands_and_names_exit_codes(snip: Snip) -> None:
+    code, out, _ = snip("--no-color", "--help")
+    assert code == 0 and "\x1b[3" not in out
+    for words in ("Look at the data", "Examples", "Exit codes", "--install-completion"):
+        assert words in out
