@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test ui lint types venv clean
+.PHONY: demo test test-postgres test-e2e faults ui lint types venv clean
 
 demo: venv
 	$(BIN)/snip shards sync --out $(OUT)
@@ -40,6 +40,18 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
+
+# PostgreSQL as Dagster's storage, really: exit code 3 where there is no server to start.
+test-postgres: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[postgres]'
+	$(BIN)/python -m snip_assets_tests.e2e.postgres
+
+# From arrival to clean output with real services (some ten minutes), and the table of faults.
+test-e2e: $(VENV)/.test
+	$(BIN)/python -m snip_assets_tests.e2e.arrivals --kill
+
+faults: $(VENV)/.test
+	$(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 
+from .engine.errors import StaleOutputError
 from .engine.layout import Layout
+from .engine.remote_files import absolute
 from .engine.shards import Source
 
+POSTGRES = "SNIP_POSTGRES_URL"
 _MARK = "# Written by `snip shards sync`: the data set that plain `dagster` commands work on here."
 
 
 def prepare(layout: Layout) -> Path:
-    """Make the folder with our `dagster.yaml` unless it is there; return it, absolute."""
+    """Make the folder with our `dagster.yaml` unless it is there; return it, absolute.
+
+    With SNIP_POSTGRES_URL in the environment the storage is PostgreSQL, else SQLite.
+
+    Raises
+    ------
+    StaleOutputError
+        The folder was made for SQLite, and SNIP_POSTGRES_URL is set since.
+    """
     home = layout.dagster_home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "dagster.yaml").exists():
-        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    file, package = home / "dagster.yaml", Path(__file__).parent
+    postgres = bool(os.environ.get(POSTGRES))
+    if not file.exists():
+        text = (package / "dagster.yaml").read_text()
+        file.write_text(text + ((package / "dagster_postgres.yaml").read_text() * postgres))
+    elif postgres and POSTGRES not in file.read_text():
+        raise StaleOutputError(
+            f"{file} keeps runs in SQLite, but {POSTGRES} is set. Delete {file} to begin anew in "
+            f"PostgreSQL (outputs are not touched), or unset {POSTGRES}."
+        )
     return home
 
 
@@ -40,8 +58,8 @@ def environment(layout: Layout, source: Source | None = None) -> dict[str, str]:
         "SNIP_OUT": str(layout.root.resolve()),
     }
     if source is not None:
-        values["SNIP_FEATURES"] = str(source.features.resolve())
-        values["SNIP_METADATA"] = str(source.metadata.resolve())
+        values["SNIP_FEATURES"] = str(absolute(source.features))
+        values["SNIP_METADATA"] = str(absolute(source.metadata))
     return values
 
 
