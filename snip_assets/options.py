@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .engine.remote_files import place
 from .engine.settings import Settings
 from .engine.shards import Source
 
@@ -74,8 +75,8 @@ def default_of(option: Option, environment: Mapping[str, str] = os.environ) -> A
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:
     """SNIP_FEATURES and SNIP_METADATA, or the built-in sample."""
     return Source(
-        Path(environment.get("SNIP_FEATURES", SAMPLE_FEATURES)),
-        Path(environment.get("SNIP_METADATA", SAMPLE_METADATA)),
+        place(environment.get("SNIP_FEATURES", SAMPLE_FEATURES)),
+        place(environment.get("SNIP_METADATA", SAMPLE_METADATA)),
     )
 
 
@@ -90,7 +91,9 @@ Out = Annotated[
 Features = Annotated[
     Path,
     typer.Option(
-        help="Folder of img_emb_{key}.npy: rows x dimension, float16 or float32.",
+        parser=place,
+        metavar="PATH|URL",
+        help="Folder or url of img_emb_{key}.npy: rows x dimension, float16 or float32.",
         envvar="SNIP_FEATURES",
         rich_help_panel="Data",
     ),
@@ -98,7 +101,9 @@ Features = Annotated[
 Metadata = Annotated[
     Path,
     typer.Option(
-        help="Folder of metadata_{key}.parquet: row i belongs to row i of the features.",
+        parser=place,
+        metavar="PATH|URL",
+        help="Folder or url of metadata_{key}.parquet: row i belongs to row i of the features.",
         envvar="SNIP_METADATA",
         rich_help_panel="Data",
     ),

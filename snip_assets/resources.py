@@ -15,6 +15,7 @@ from pydantic import Field, create_model
 
 from .engine import stations
 from .engine.layout import Layout
+from .engine.remote_files import place
 from .engine.settings import Settings
 from .engine.shards import Source
 from .options import default_of, default_out, default_source, settings_options
@@ -40,8 +41,8 @@ _SettingsFields: Any = create_model(
 class DataSet(_SettingsFields):
     """A data set in the layout of clip-retrieval, its output folder, and the settings."""
 
-    features: str = Field(description="Folder of img_emb_{key}.npy (SNIP_FEATURES).")
-    metadata: str = Field(description="Folder of metadata_{key}.parquet (SNIP_METADATA).")
+    features: str = Field(description="Folder or url of img_emb_{key}.npy (SNIP_FEATURES).")
+    metadata: str = Field(description="Folder or url of metadata_{key}.parquet (SNIP_METADATA).")
     out: str = Field(description="Output folder (SNIP_OUT).")
 
     @classmethod
@@ -63,7 +64,7 @@ class DataSet(_SettingsFields):
     @property
     def source(self) -> Source:
         """Where the shards lie."""
-        return Source(Path(self.features), Path(self.metadata))
+        return Source(place(self.features), place(self.metadata))
 
     @property
     def layout(self) -> Layout:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
@@ -31,7 +32,7 @@ def duplicate_pairs(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mate
     """
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.duplicate_pairs(data.run(), keys)
+        manifests = fan_out(stations.duplicate_pairs, data.run(), keys)
     samples = {key: data.layout.duplicate_pairs(key) for key in keys}
     trained = show.version_of(data.layout.trained_index)
     made_with = (trained, str(data.max_distance), str(data.max_partners))

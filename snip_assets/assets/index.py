@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
@@ -43,7 +44,7 @@ def index_shards(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materia
     """The codes of each shard, sorted by inverted list; no copy of the centroids."""
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.index_shards(data.run(), keys)
+        manifests = fan_out(stations.index_shards, data.run(), keys)
     return show.of_shards(context, manifests, show.version_of(data.layout.trained_index))
 
 

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.report import site
@@ -26,7 +27,7 @@ def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
     """The kept rows of each metadata shard: all columns, same schema, same order."""
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.deduped_metadata(data.run(), keys)
+        manifests = fan_out(stations.deduped_metadata, data.run(), keys)
     samples = {key: data.layout.deduped_metadata(key) for key in keys}
     bitmap = show.version_of(data.layout.dup_bitmap)
     return show.of_shards(context, manifests, bitmap, samples=samples)
@@ -44,7 +45,7 @@ def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materializ
     """For each dropped row its url, the url of the row kept in its place, and the distance."""
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.drop_list(data.run(), keys)
+        manifests = fan_out(stations.drop_list, data.run(), keys)
     samples = {key: data.layout.drop_list(key) for key in keys}
     groups = show.version_of(data.layout.duplicate_groups)
     return show.of_shards(context, manifests, groups, samples=samples)

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
@@ -44,5 +45,5 @@ def snip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
     """Each row as float16, unit length, `dim` numbers: `{key}.npy`."""
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.snip_features(data.run(), keys)
+        manifests = fan_out(stations.snip_features, data.run(), keys)
     return show.of_shards(context, manifests, show.version_of(data.layout.snip_model))

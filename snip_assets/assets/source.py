@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
@@ -49,5 +50,5 @@ def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
     """
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = stations.clip_features(data.run(), keys)
+        manifests = fan_out(stations.clip_features, data.run(), keys)
     return show.of_shards(context, manifests)

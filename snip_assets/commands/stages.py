@@ -91,10 +91,25 @@ def groups(settings: Settings, out: Out = DEFAULT_OUT, json: Json = False) -> No
 
 
 def publish(
-    settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False
+    settings: Settings,
+    key: Keys = None,
+    to: Annotated[
+        str, typer.Option(help="Copy the result here afterwards: a url (s3://...) or a folder.")
+    ] = "",
+    out: Out = DEFAULT_OUT,
+    json: Json = False,
 ) -> None:
-    """Write the cleaned metadata and the lists of dropped rows."""
+    """Write the cleaned metadata and the lists of dropped rows; copy the result to a url."""
     _run(settings, out, json, ("deduped_metadata", key), ("drop_list", key))
+    if to:
+        from snip_assets.engine.copy_out import copy_out
+        from snip_assets.engine.layout import Layout
+
+        count = copy_out(Layout(out), to)
+        typer.echo(
+            f"{to}: {count.copied} files copied, {count.there} were there, {count.bytes:,} bytes",
+            err=json,
+        )
 
 
 def _run(settings: Settings, out: Path, json: bool, *stages: tuple[str, list[str] | None]) -> None:
@@ -120,9 +135,12 @@ _WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_
 def _manifests(
     station: Callable[..., Any], name: str, run: Run, keys: list[str] | None
 ) -> list[dict[str, Any]]:
+    from snip_assets.engine.fanout import fan_out
+
     if name in _WHOLE:
         return [_row(name, None, station(run))]
-    return [_row(name, k, m) for k, m in station(run, keys or run.registry.keys).items()]
+    manifests = fan_out(station, run, keys or run.registry.keys)
+    return [_row(name, k, m) for k, m in manifests.items()]
 
 
 def _row(name: str, key: str | None, manifest: Manifest) -> dict[str, Any]:

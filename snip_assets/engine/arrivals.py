@@ -19,6 +19,8 @@ from . import shards
 from .errors import BadInputError, SnipError
 from .files import read_manifest
 from .layout import Layout
+from .remote_files import is_remote
+from .remote_files import listing as remote_listing
 from .shards import Registry, Shard, Source
 
 State = tuple[int, int, int, int]
@@ -127,6 +129,8 @@ def listing(source: Source, registered: int = 0) -> Listing:
 
 
 def _scan(folder: Path, prefix: str, suffix: str) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    if is_remote(folder):
+        return _scan_remote(folder, prefix, suffix)
     found: dict[str, tuple[int, int]] = {}
     others: set[str] = set()
     try:
@@ -144,6 +148,21 @@ def _scan(folder: Path, prefix: str, suffix: str) -> tuple[dict[str, tuple[int, 
                     found[key] = status.st_size, status.st_mtime_ns
     except OSError as error:
         raise BadInputError(f"{folder}: cannot be listed ({error.strerror}).") from error
+    return found, others
+
+
+def _scan_remote(
+    folder: Path, prefix: str, suffix: str
+) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """The same of a url; an object store shows whole objects only."""
+    found: dict[str, tuple[int, int]] = {}
+    others: set[str] = set()
+    for name, state in remote_listing(folder):
+        if name.startswith(prefix) and name.endswith(suffix):
+            size, _, stamp = state.partition("-")
+            found[name[len(prefix) : -len(suffix)]] = int(size), int(stamp)
+        else:
+            others.add(name)
     return found, others
 
 

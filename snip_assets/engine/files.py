@@ -106,7 +106,7 @@ def lock(output: Path) -> Iterator[None]:
 
 
 def _remove_temporaries(output: Path) -> None:
-    name = re.compile(rf"\.tmp-{re.escape(output.name)}-[0-9a-f]{{12}}")
+    name = re.compile(rf"\.tmp-{re.escape(output.name)}(\.manifest\.json)?-[0-9a-f]{{12}}")
     with os.scandir(output.parent) as entries:
         left = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
     for path in left:
@@ -160,6 +160,11 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
     BadInputError
         The file is missing, truncated, not npy, or holds Python objects.
     """
+    if not isinstance(path, Path):
+        # A url; imported here since the cache writes its files with what is in this module.
+        from .remote_files import open_npy as open_remote
+
+        return open_remote(path)
     try:
         array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except FileNotFoundError as error:

@@ -81,6 +81,11 @@ class Layout:
         return self.root / "published"
 
     @property
+    def cache(self) -> Path:
+        """Folder of copies of remote features; may be removed at any time."""
+        return self.root / "cache"
+
+    @property
     def report(self) -> Path:
         """Folder of the static report."""
         return self.root / "dedup_report"

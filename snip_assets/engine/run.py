@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import copies, shards
+from . import copies, remote_files, shards
 from .calibration import Calibration
 from .codec import Projector
 from .errors import BadInputError, StaleOutputError
@@ -48,6 +48,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layout = Layout(Path(self.layout.root))
+        folder = Path(self.settings.cache) if self.settings.cache else self.layout.cache
+        remote_files.use(remote_files.Cache(folder, int(self.settings.cache_gb * 1e9)))
         if self.settings.tier not in TIERS:
             raise BadInputError(
                 f"tier {self.settings.tier!r} is unknown; one of {', '.join(TIERS)}."

@@ -45,10 +45,16 @@ class Settings:
         `largest(original_width*original_height)` over metadata columns.
     device
         auto, cpu or cuda.
+    compute
+        Where the heavy stations work on their shards: `local`, or the address of a Dask scheduler
+        (`tcp://host:8786`) whose workers see the output folder under the same path.
     workers
         Threads; 0 takes every core.
     memory_gb
         Memory that a station may plan with, in GiB.
+    cache, cache_gb
+        Where copies of remote features lie (empty: in the output folder), and how many GB they
+        may take before those not used for longest are removed.
     check
         How outputs are checked before a later station reads them: `full` compares checksums
         (each file once in a process; about a second for 10 GB that is in memory), `size` looks
@@ -77,7 +83,10 @@ class Settings:
     tier: str = "raw"
     keep: str = "neighbours"
     device: str = "auto"
+    compute: str = "local"
     workers: int = 0
     memory_gb: float = 4.0
+    cache: str = ""
+    cache_gb: float = 50.0
     check: str = "full"
     seed: int = 0

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from .errors import BadInputError, StaleOutputError
 from .files import digest_of, lock, open_npy, write_json, write_npy
 from .layout import Layout
+from .remote_files import CacheFullError, absolute, is_remote, listing, npy_header, open_file, place
 from .resident import trim
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
@@ -32,7 +33,7 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data lies: folders in the layout of clip-retrieval and img2dataset."""
+    """Where the data lies: folders, or urls of such, in the layout of clip-retrieval."""
 
     features: Path
     metadata: Path
@@ -119,7 +120,7 @@ def discover(source: Source) -> list[str]:
         A folder is missing or empty, a file has no partner, or a key is not a plain name.
     """
     for folder in (source.features, source.metadata):
-        if not folder.is_dir():
+        if not is_remote(folder) and not folder.is_dir():
             raise BadInputError(f"{folder}: no such folder.")
     features = _keys(source.features, _FEATURES_NAME)
     metadata = _keys(source.metadata, _METADATA_NAME)
@@ -142,7 +143,10 @@ def discover(source: Source) -> list[str]:
 
 def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
     try:
-        names = [p.name for p in folder.iterdir()]
+        if is_remote(folder):
+            names = [name for name, _ in listing(folder)]
+        else:
+            names = [p.name for p in folder.iterdir()]
     except PermissionError as error:
         raise BadInputError(f"{folder}: permission denied; make it readable.") from error
     keys = {m.group(1) for n in names if (m := pattern.fullmatch(n))}
@@ -170,23 +174,23 @@ def inspect(source: Source, key: str) -> Shard:
     """
     features = source.features / FEATURES_PATTERN.format(key=key)
     metadata = source.metadata / METADATA_PATTERN.format(key=key)
-    array = open_npy(features)
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise BadInputError(
-            f"{features}: shape {array.shape}; expected rows x dimension, two axes."
-        )
-    if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
-        raise BadInputError(
-            f"{features}: dtype {array.dtype}; expected float16, float32 or float64."
-        )
+    shape, dtype = npy_header(features) if is_remote(features) else _header(features)
+    if len(shape) != 2 or shape[1] == 0:
+        raise BadInputError(f"{features}: shape {shape}; expected rows x dimension, two axes.")
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise BadInputError(f"{features}: dtype {dtype}; expected float16, float32 or float64.")
     rows = parquet_rows(metadata)
-    if rows != len(array):
+    if rows != shape[0]:
         raise BadInputError(
-            f"shard {key}: {features} has {len(array)} rows, {metadata} has {rows}; row i of one "
+            f"shard {key}: {features} has {shape[0]} rows, {metadata} has {rows}; row i of one "
             "must be row i of the other: write both again from the same run."
         )
-    dim, dtype = int(array.shape[1]), array.dtype.str
-    return Shard(key, -1, -1, len(array), dim, dtype, features, metadata)
+    return Shard(key, -1, -1, int(shape[0]), int(shape[1]), dtype.str, features, metadata)
+
+
+def _header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    array = open_npy(path)
+    return array.shape, array.dtype
 
 
 def parquet_rows(path: Path) -> int:
@@ -202,6 +206,8 @@ def parquet_file(path: Path) -> pq.ParquetFile:
     BadInputError
         It is missing, truncated, or not parquet.
     """
+    if is_remote(path):
+        return _remote_parquet(path)
     try:
         return pq.ParquetFile(path, memory_map=False)
     except FileNotFoundError as error:
@@ -217,6 +223,14 @@ def parquet_file(path: Path) -> pq.ParquetFile:
         raise BadInputError(f"{path}: {reason} ({error}); fetch it again.") from error
 
 
+def _remote_parquet(path: Path) -> pq.ParquetFile:
+    handle = open_file(path)
+    try:
+        return pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadInputError(f"{path}: damaged, truncated or no parquet ({error}).") from error
+
+
 def load(layout: Layout) -> Registry:
     """The registry of an output folder."""
     try:
@@ -230,7 +244,7 @@ def load(layout: Layout) -> Registry:
     # Row ids of everything hang on it. (Those of older versions hold no digest.)
     if not isinstance(value, dict) or value.pop("digest", None) not in (None, digest_of(value)):
         raise _damaged(layout.registry)
-    source = Source(Path(value["source"]["features"]), Path(value["source"]["metadata"]))
+    source = Source(place(value["source"]["features"]), place(value["source"]["metadata"]))
     shards, start = [], 0
     for ordinal, entry in enumerate(value["shards"]):
         key = entry["key"]
@@ -276,7 +290,7 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
     StaleOutputError
         The output folder belongs to another data set.
     """
-    source = Source(source.features.resolve(), source.metadata.resolve())
+    source = Source(absolute(source.features), absolute(source.metadata))
     with lock(layout.registry):
         return _register(layout, source, keys)
 
@@ -366,7 +380,12 @@ class Features:
         if ordinal not in self._open:
             if len(self._open) >= 256:
                 self._open.pop(next(iter(self._open)))
-            self._open[ordinal] = open_npy(self.paths[ordinal])
+            try:
+                self._open[ordinal] = open_npy(self.paths[ordinal])
+            except CacheFullError:
+                # Our own maps keep files in the cache; without them there may be room.
+                self._open.clear()
+                self._open[ordinal] = open_npy(self.paths[ordinal])
         return self._open[ordinal]
 
     def __len__(self) -> int:

@@ -1,0 +1,99 @@
+"""A finished result copied to a url: what a user takes away, and what is needed to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import progress
+from .errors import BadInputError, StaleOutputError
+from .files import Manifest, manifest_path, require
+from .layout import Layout
+from .remote import DownloadError
+from .remote_files import BLOCK, place
+from .shards import load
+
+
+@dataclass
+class Count:
+    """What a copy did: files copied, files that were there, bytes copied."""
+
+    copied: int = 0
+    there: int = 0
+    bytes: int = 0
+
+
+def copy_out(layout: Layout, to: str) -> Count:
+    """Copy the cleaned metadata, drop lists, bitmap and row offsets below a url or folder.
+
+    Each output is checked against its manifest before it leaves, and its manifest follows it: an
+    output whose manifest lies there already is not copied again, one without is unfinished.
+    Memory: one block.
+
+    Raises
+    ------
+    StaleOutputError
+        An output is missing or damaged.
+    DownloadError
+        The store refused a file, or holds another number of bytes afterwards.
+    BadInputError
+        The place is below the output folder itself, or no such kind of url is known.
+    """
+    root: Any = place(to)
+    if isinstance(root, Path) and root.resolve() == layout.root.resolve():
+        raise BadInputError(f"{to}: this is the output folder itself; give another place.")
+    outputs = _outputs(layout)
+    count = Count()
+    for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
+        _copy_output(layout, output, manifest, root, count)
+    for path in (layout.row_offsets, layout.registry):
+        _copy(path, root / path.name, count)
+    return count
+
+
+def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
+    registry = load(layout)
+    if not registry.shards:
+        raise StaleOutputError(f"{layout.root}: no shards; run `snip shards sync`.")
+    found = [(layout.dup_bitmap, require(layout.dup_bitmap, "dup_bitmap", "full"))]
+    for key in registry.keys:
+        for name in ("deduped_metadata", "drop_list"):
+            path = getattr(layout, name)(key)
+            found.append((path, require(path, f"{name} {key}", "full")))
+    return found
+
+
+def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, count: Count) -> None:
+    there = root / manifest_path(output).relative_to(layout.root).as_posix()
+    if there.exists() and there.read_bytes() == manifest_path(output).read_bytes():
+        count.there += len(manifest.files)
+        return
+    for name in manifest.files:
+        path = output.parent / name
+        _copy(path, root / path.relative_to(layout.root).as_posix(), count)
+    _copy(manifest_path(output), there, count)
+
+
+def _copy(path: Path, target: Any, count: Count) -> None:
+    size = path.stat().st_size
+    if size <= BLOCK and target.exists() and target.read_bytes() == path.read_bytes():
+        count.there += 1
+        return
+    try:
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as source, target.open("wb") as copy:
+            while block := source.read(BLOCK):
+                copy.write(block)
+        written = target.stat().st_size
+    except Exception as error:
+        # Each store has errors of its own: of the network, of credentials, of the service.
+        raise DownloadError(
+            f"{target}: cannot be written ({type(error).__name__}: {error}); the same command "
+            "again goes on from here."
+        ) from error
+    if written != size:
+        raise DownloadError(f"{target}: {written} bytes arrived of {size}; run again.")
+    count.copied += 1
+    count.bytes += size

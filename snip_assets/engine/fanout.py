@@ -1,0 +1,191 @@
+"""The shards of one station on several machines, through a Dask scheduler that already runs.
+
+A task is the station itself, called for one shard (for some shards, where a station reads the whole
+index once for all of them). Workers see the output folder and the source under the same paths as
+the caller; files are all that they share. Dask gives the shards of a lost worker to another one,
+which skips what the lost one had finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInputError, SnipError, StaleOutputError
+from .files import CODE_VERSION, Manifest, checksum
+from .layout import Layout
+from .progress import task
+from .run import Run
+from .settings import Settings
+
+LOCAL = "local"
+# Joins read the whole index once a task: as few as keep all workers busy to the end.
+GROUPED = {"duplicate_pairs": 2}
+# Of a task that failed by an error that may pass; a lost worker counts apart (`allowed-failures`).
+RETRIES = 2
+SECONDS_TO_CONNECT = 20
+
+Station = Callable[[Run, list[str]], dict[str, Manifest]]
+# A station uses all cores of its machine, so a worker with many threads works on one at a time.
+_one_at_a_time = threading.Lock()
+
+
+class ComputeError(SnipError):
+    """The machines that should do the work cannot."""
+
+    exit_code = 5
+
+
+def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Call a station for these shards, where the setting `compute` says.
+
+    Parameters
+    ----------
+    station
+        A function of `stations` that takes keys, and for which a shard does not wait for another.
+    run
+        With `settings.compute`: `local`, or the address of a Dask scheduler.
+
+    Returns
+    -------
+    As the station does: key -> manifest, by ordinal. The files are those that `local` writes.
+
+    Raises
+    ------
+    ComputeError
+        No scheduler or no worker answers, workers see other files than we, or die of a shard.
+    SnipError
+        What the station raised on a worker. Bad shards are refused after the good ones are done.
+    """
+    if run.settings.compute == LOCAL:
+        return station(run, keys)
+    wanted = [shard.key for shard in run.registry.only(keys)]
+    name = station.__name__
+    root = run.layout.root.resolve()
+    here = {"root": str(root), "registry": checksum(run.layout.registry), "code": CODE_VERSION}
+    settings = asdict(replace(run.settings, compute=LOCAL))
+    with _client(run.settings.compute) as client, task(name, len(wanted), "shards") as bar:
+        groups = _groups(name, wanted, len(client.scheduler_info(n_workers=-1)["workers"]))
+        # The name of a key up to its last part is the kind of task on Dask's pages.
+        unique = uuid.uuid4().hex
+        futures = {
+            client.submit(
+                _work, name, here, settings, group, retries=RETRIES, key=(f"{name}-{unique}", n)
+            ): group
+            for n, group in enumerate(groups)
+        }
+        found = list(_results(client, futures, bar.advance))
+    return _judge(found, wanted)
+
+
+def _groups(name: str, keys: list[str], workers: int) -> list[list[str]]:
+    """What each task does; interleaved, since a later shard has more earlier rows."""
+    number = min(len(keys), GROUPED[name] * max(workers, 1)) if name in GROUPED else len(keys)
+    return [keys[n::number] for n in range(number)]
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ComputeError(
+            f"compute {address}: Dask is not installed; pip install 'snip_assets[dask]'."
+        ) from error
+    try:
+        client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ComputeError(
+            f"compute {address}: no Dask scheduler answers there ({error}); start one "
+            "(`dask scheduler`) or give another address, as in tcp://host:8786."
+        ) from error
+    # When we close it, our tasks that wait are dropped; what is under way ends on its own.
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+        except TimeoutError as error:
+            raise ComputeError(
+                f"compute {address}: the scheduler has no workers; start some (`dask worker "
+                f"{address} --nthreads 1`)."
+            ) from error
+        yield client
+
+
+def _results(
+    client: Any, futures: dict[Any, list[str]], advance: Callable[[int], None]
+) -> Iterator[dict[str, Manifest] | SnipError]:
+    from distributed import KilledWorker, as_completed
+
+    for future in as_completed(futures, loop=client.loop):
+        keys = futures[future]
+        try:
+            yield future.result()
+        except KilledWorker as error:
+            raise ComputeError(
+                f"shard {keys[0]} ({len(keys)} in the task): its worker died, several times over. "
+                f"Out of memory? Set memory_gb below what a worker has. ({error})"
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise ComputeError(
+                f"a worker cannot run the task ({error}); install the same version of snip_assets "
+                "on all machines."
+            ) from error
+        advance(len(keys))
+
+
+def _judge(found: list[dict[str, Manifest] | SnipError], wanted: list[str]) -> dict[str, Manifest]:
+    """Manifests by ordinal; else the errors of all tasks, as one run of the station has them."""
+    errors = sorted((e for e in found if isinstance(e, SnipError)), key=str)
+    if stopped := [e for e in errors if not isinstance(e, BadInputError)]:
+        raise stopped[0]
+    made: dict[str, Manifest] = {}
+    for part in found:
+        if not isinstance(part, SnipError):
+            made |= part
+    if len(errors) > 1:
+        first = " ".join(str(error) for error in errors[:5])
+        raise BadInputError(f"{len(errors)} shards refused, {len(made)} done. {first}")
+    if errors:
+        raise errors[0]
+    return {key: made[key] for key in wanted if key in made}
+
+
+def _work(
+    name: str, here: dict[str, str], settings: dict[str, Any], keys: list[str]
+) -> dict[str, Manifest] | SnipError:
+    """On a worker: the station for some shards. What the user must mend is not tried again."""
+    from . import stations
+
+    station: Station = getattr(stations, name)
+    with _one_at_a_time:
+        try:
+            _same_files(here)
+            return station(Run(Layout(Path(here["root"])), Settings(**settings)), keys)
+        except SnipError as error:
+            logging.getLogger(__name__).warning("%s %s: %s", name, ", ".join(keys), error)
+            return error
+
+
+def _same_files(here: dict[str, str]) -> None:
+    host, layout = socket.gethostname(), Layout(Path(here["root"]))
+    if here["code"] != CODE_VERSION:
+        raise ComputeError(
+            f"the worker on {host} runs another version of snip_assets; install the same one on "
+            "all machines."
+        )
+    try:
+        same = checksum(layout.registry) == here["registry"]
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise StaleOutputError(
+            f"the worker on {host} does not see the output folder {layout.root} as it is here; "
+            "put it on storage that all machines mount under this path."
+        )

@@ -1,0 +1,243 @@
+"""Source files in object stores: urls as paths, headers by range, a cache for what is mapped.
+
+A url is a `UPath` wherever a local file is a `Path`; `place` makes either of a text. Parquet files
+are read in place, by ranges. Features are memory-mapped, so each file is fetched whole, once, into
+a folder of bounded size, from which those not used for longest go when room is needed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from upath import UPath
+
+from . import files
+from .errors import BadInputError, SnipError
+from .remote import DownloadError, redacted
+
+BLOCK = 1 << 23
+HEADER = 4096
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class CacheFullError(SnipError):
+    """All that lies in the cache is in use, or a file is larger than the cache."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Copies of remote files.
+
+    Attributes
+    ----------
+    folder
+        Where they lie; processes and machines may share it.
+    limit
+        Bytes that they may take. (Downloads under way at the same time may pass it.)
+    """
+
+    folder: Path
+    limit: int
+
+
+_cache: Cache | None = None
+
+
+def use(cache: Cache) -> None:
+    """Set the cache of this process."""
+    global _cache
+    _cache = cache
+
+
+def place(text: str | Path) -> Path:
+    """A path, or for a url (`s3://`, `gs://`, `hf://`, `memory://`) what behaves as one.
+
+    Raises
+    ------
+    BadInputError
+        No file system is known for this kind of url.
+    """
+    if "://" not in str(text) or isinstance(text, UPath):
+        return Path(text) if isinstance(text, str) else text
+    if str(text).startswith("file://"):
+        return Path(str(text).removeprefix("file://"))
+    try:
+        found: Any = UPath(str(text))
+        assert found.fs is not None
+    except (ImportError, ValueError) as error:
+        raise BadInputError(
+            f"{redacted(str(text))}: this kind of url cannot be read here ({error}); for s3:// "
+            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub."
+        ) from error
+    return found
+
+
+def absolute(path: Path) -> Path:
+    """A path that means the same in any working folder."""
+    return path if is_remote(path) else path.resolve()
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is a url."""
+    return isinstance(path, UPath)
+
+
+@contextmanager
+def _reading(path: Any) -> Iterator[None]:
+    try:
+        yield
+    except SnipError:
+        raise
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise BadInputError(f"{path}: access denied; check the credentials ({error}).") from error
+    except Exception as error:
+        # Each store has errors of its own: of the network, of credentials, of the service.
+        raise DownloadError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _info(path: Any) -> dict[str, Any]:
+    with _reading(path):
+        return path.fs.info(path.path, refresh=True)
+
+
+def _state(info: dict[str, Any]) -> str:
+    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+    stamp = next((str(info[name]) for name in names if info.get(name)), "")
+    return f"{info['size']}-{xxhash.xxh3_64_intdigest(stamp)}"
+
+
+def state(path: Path) -> str:
+    """Changes when the remote file does; read without its contents."""
+    return _state(_info(path))
+
+
+def listing(folder: Any) -> list[tuple[str, str]]:
+    """Name and state of each file in a remote folder, listed anew."""
+    with _reading(folder):
+        folder.fs.invalidate_cache()
+        found = folder.fs.ls(folder.path, detail=True)
+    files_only = [info for info in found if info["type"] == "file"]
+    return [(info["name"].rstrip("/").rsplit("/", 1)[-1], _state(info)) for info in files_only]
+
+
+def open_file(path: Any) -> Any:
+    """A handle that reads by ranges."""
+    with _reading(path):
+        return path.fs.open(path.path, "rb")
+
+
+def npy_header(path: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an .npy file from its first bytes, held against its size.
+
+    Raises
+    ------
+    BadInputError
+        No .npy file, one of Python objects, or one whose size is not what its header says.
+    """
+    size = _info(path)["size"]
+    with _reading(path):
+        head = io.BytesIO(path.fs.cat_file(path.path, 0, min(size, HEADER)))
+    try:
+        shape, _, dtype = _READERS[np.lib.format.read_magic(head)](head)
+    except Exception as error:
+        raise BadInputError(f"{path}: not an .npy file, or damaged ({error}).") from error
+    if dtype.hasobject:
+        raise BadInputError(f"{path}: it holds Python objects, never loaded; save it as numbers.")
+    expected = head.tell() + int(np.prod(shape)) * dtype.itemsize
+    if size != expected:
+        raise BadInputError(f"{path}: {size} bytes, but its header says {expected}; copy it again.")
+    return shape, dtype
+
+
+def open_npy(path: Any) -> np.ndarray:
+    """Memory map of a remote .npy file, through the cache; kept there while the map is open.
+
+    Raises
+    ------
+    BadInputError
+        The file is missing or damaged.
+    CacheFullError
+        There is no room for it.
+    """
+    if _cache is None:
+        raise RuntimeError("no cache: make a Run first")
+    local, handle = _held(_cache, path)
+    try:
+        array: Any = files.open_npy(local)
+    except BadInputError as error:
+        os.close(handle)
+        raise BadInputError(str(error).replace(str(local), str(path))) from error
+    weakref.finalize(array._mmap, os.close, handle)
+    return array
+
+
+def _held(cache: Cache, path: Any) -> tuple[Path, int]:
+    """The copy of a file, fetched if need be, and a handle whose lock keeps it from eviction."""
+    info = _info(path)
+    local = cache.folder / f"{files.digest_of([str(path), _state(info)])}-{path.name}"
+    while True:
+        with files.lock(local):
+            if not local.exists():
+                _make_room(cache, info["size"], path)
+                _fetch(path, info["size"], local)
+            handle = os.open(local, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            # It may have been evicted just before we locked it.
+            if local.exists() and os.path.samestat(os.fstat(handle), local.stat()):
+                os.utime(local)
+                return local, handle
+            os.close(handle)
+
+
+def _fetch(path: Any, size: int, local: Path) -> None:
+    with files.atomic_path(local) as temporary, open(temporary, "wb") as copy:
+        with _reading(path), path.fs.open(path.path, "rb", block_size=BLOCK) as remote:
+            while block := remote.read(BLOCK):
+                copy.write(block)
+        if copy.tell() != size:
+            raise DownloadError(f"{path}: {copy.tell()} bytes came of {size}; run again.")
+
+
+def _make_room(cache: Cache, size: int, path: Any) -> None:
+    with files.lock(cache.folder / "room"):
+        found = [p for p in cache.folder.iterdir() if not p.name.startswith(".")]
+        oldest = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in found)
+        total = sum(bytes_ for _, bytes_, _ in oldest)
+        for _, bytes_, copy in oldest:
+            if total + size <= cache.limit:
+                return
+            total -= bytes_ if _evicted(copy) else 0
+    if total + size > cache.limit:
+        raise CacheFullError(
+            f"{path}: {size / 1e9:.2f} GB do not fit into the cache {cache.folder} "
+            f"({cache.limit / 1e9:.2f} GB, {total / 1e9:.2f} of them in use); raise cache_gb."
+        )
+
+
+def _evicted(copy: Path) -> bool:
+    handle = os.open(copy, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        copy.unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)

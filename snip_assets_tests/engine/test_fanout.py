@@ -1,0 +1,204 @@
+"""Shards on the workers of a Dask scheduler, processes on loopback; one is killed in mid-run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from snip_assets.engine import stations
+from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.fanout import ComputeError, fan_out
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.run import Run
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, register
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+
+SHARDS = 8
+ORDER = [
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list"),
+]
+WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
+
+
+@dataclass
+class Cluster:
+    """A scheduler and two workers; the first one may be killed."""
+
+    address: str
+    processes: list[subprocess.Popen] = field(default_factory=list)
+
+    def kill_with_work(self, killed: threading.Event) -> None:
+        """Kill worker "0" while it has a task, and not before it has finished one."""
+        from distributed import Client
+
+        process = self.processes[1]
+        with Client(self.address, set_as_default=False) as client:
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+            name = next(a for a, w in workers.items() if str(w["name"]) == "0")
+            while process.poll() is None:
+                if client.processing()[name] and client.has_what()[name]:
+                    process.send_signal(signal.SIGSTOP)
+                    time.sleep(0.2)
+                    if client.processing()[name]:
+                        process.kill()
+                        killed.set()
+                        return
+                    process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    pytest.importorskip(
+        "distributed", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[dask]'"
+    )
+    file = tmp_path / "scheduler.json"
+    common = ["--no-dashboard", "--scheduler-file", str(file)]
+    scheduler = ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common]
+    worker = ["dask_worker", *common, "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1"]
+    worker += ["--preload", "snip_assets.engine.stations"]
+    commands = [scheduler, *([*worker, "--name", str(n)] for n in range(2))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{name}", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+        )
+        for name, *arguments in commands
+    ]
+    try:
+        address = _wait_for(file, processes)
+        yield Cluster(address, processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(file: Path, processes: list[subprocess.Popen]) -> str:
+    from distributed import Client
+
+    for _ in range(600):
+        assert all(p.poll() is None for p in processes), "a process of the cluster has ended"
+        with suppress(FileNotFoundError, ValueError):
+            address = json.loads(file.read_text())["address"]
+            break
+        time.sleep(0.1)
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+    return address
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """The sample in eight shards."""
+    features = np.concatenate([np.load(p) for p in sorted(SAMPLE_FEATURES.glob("*.npy"))])
+    table = pa.concat_tables(pq.read_table(p) for p in sorted(SAMPLE_METADATA.glob("*.parquet")))
+    found = Source(tmp_path / "img_emb", tmp_path / "metadata")
+    found.features.mkdir()
+    found.metadata.mkdir()
+    size = len(features) // SHARDS
+    for n in range(SHARDS):
+        np.save(found.features / f"img_emb_{n:04d}.npy", features[n * size : (n + 1) * size])
+        pq.write_table(table.slice(n * size, size), found.metadata / f"metadata_{n:04d}.parquet")
+    return found
+
+
+def _digests(out: Path) -> dict[str, str]:
+    """Every output but what holds seconds and settings: manifests and the report."""
+    files = [p for p in sorted(out.rglob("*")) if p.is_file()]
+    names = {p: str(p.relative_to(out)) for p in files}
+    left_out = (".dagster", "dedup_report", "train.json")
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path, name in names.items()
+        if not name.startswith(left_out) and not name.endswith((".manifest.json", "model.json"))
+    }
+
+
+def _whole_pipeline(out: Path, source: Source, settings: Settings) -> None:
+    register(Layout(out), source)
+    run = Run(Layout(out), settings)
+    for name in ORDER:
+        station = getattr(stations, name)
+        if name in WHOLE:
+            station(run)
+        else:
+            assert list(fan_out(station, run, run.registry.keys)) == run.registry.keys
+
+
+def test_a_killed_worker_and_the_same_bytes(
+    cluster: Cluster, source: Source, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "local", tmp_path / "dask"
+    _whole_pipeline(here, source, Settings(check="size"))
+    killed = threading.Event()
+    killer = threading.Thread(target=cluster.kill_with_work, args=[killed], daemon=True)
+    killer.start()
+    _whole_pipeline(there, source, Settings(check="size", compute=cluster.address))
+    killer.join(10)
+    assert killed.is_set(), "the worker never had work to be killed with"
+    expected = _digests(here)
+    assert len(expected) > 6 * SHARDS
+    assert _digests(there) == expected
+    assert not [p for p in there.rglob(".tmp-*")]
+
+
+def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    register(Layout(out), source)
+    for number in (3, 7):
+        path = source.features / f"img_emb_{number:04d}.npy"
+        rows = np.load(path)
+        rows[5] = np.nan
+        np.save(path, rows)
+    messages = []
+    for compute in (cluster.address, "local"):
+        run = Run(Layout(out), Settings(compute=compute))
+        with pytest.raises(BadInputError, match="2 shards refused, 6 done") as caught:
+            fan_out(stations.clip_features, run, run.registry.keys)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "img_emb_0003.npy: row 5" in messages[0]
+    run = Run(Layout(out), Settings(compute=cluster.address))
+    with pytest.raises(StaleOutputError, match="materialise snip_model first"):
+        fan_out(stations.snip_features, run, run.registry.keys)
+
+
+def test_no_scheduler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "distributed", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[dask]'"
+    )
+    monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_TO_CONNECT", 1)
+    register(Layout(tmp_path / "out"), source)
+    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+        run = Run(Layout(tmp_path / "out"), Settings(compute=address))
+        with pytest.raises(ComputeError, match="no Dask scheduler answers"):
+            fan_out(stations.clip_features, run, run.registry.keys)
+
+
+def test_dask_is_missing(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    register(Layout(tmp_path / "out"), source)
+    run = Run(Layout(tmp_path / "out"), Settings(compute="tcp://127.0.0.1:8786"))
+    with pytest.raises(ComputeError, match="pip install 'snip_assets"):
+        fan_out(stations.clip_features, run, run.registry.keys)

@@ -1,0 +1,210 @@
+"""Sources as urls: fsspec's memory store; and S3, a real server on loopback."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from upath import UPath
+
+from snip_assets.engine import files, remote_files, stations
+from snip_assets.engine.copy_out import copy_out
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.remote_files import Cache, CacheFullError, place
+from snip_assets.engine.run import Run
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, discover, load, register
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+
+ORDER = [
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list"),
+]
+WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
+SIZE = (SAMPLE_FEATURES / "img_emb_0000.npy").stat().st_size
+
+
+def _upload(root: str) -> Source:
+    source = Source(place(f"{root}/img_emb"), place(f"{root}/metadata"))
+    for folder, target in ((SAMPLE_FEATURES, source.features), (SAMPLE_METADATA, source.metadata)):
+        for path in folder.iterdir():
+            (target / path.name).write_bytes(path.read_bytes())
+    return source
+
+
+@pytest.fixture
+def memory() -> Iterator[Source]:
+    yield _upload("memory://data")
+    UPath("memory://data").fs.store.clear()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    pytest.importorskip("s3fs", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[s3]'")
+    pytest.importorskip("moto.server", reason="SKIPPED, NOT TESTED: pip install 'moto[server]'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stderr=subprocess.DEVNULL,
+    )
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            _wait_for(port, server)
+            UPath("s3://bucket").fs.mkdir("bucket")
+            yield _upload("s3://bucket/data")
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the S3 server has ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("no S3 server")
+
+
+def _pipeline(out: Path, source: Source, settings: Settings) -> dict[str, str]:
+    """Digests of all outputs but manifests (seconds) and what names the source."""
+    register(Layout(out), source)
+    run = Run(Layout(out), settings)
+    for name in ORDER:
+        station = getattr(stations, name)
+        station(run) if name in WHOLE else station(run, run.registry.keys)
+    left_out = (".manifest.json", "model.json", "shards.json")
+    found = [p for p in sorted(out.rglob("*")) if p.is_file() and "cache" not in p.parts]
+    return {
+        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in found
+        if not p.name.endswith(left_out)
+    }
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a run on local files makes."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    return _pipeline(out, Source(SAMPLE_FEATURES, SAMPLE_METADATA), Settings(check="size"))
+
+
+def test_memory_url_gives_the_same_bytes(
+    memory: Source, local: dict[str, str], tmp_path: Path
+) -> None:
+    # Room for two of four shards: the others come and go.
+    settings = Settings(check="size", cache_gb=2.5 * SIZE / 1e9)
+    out = tmp_path / "out"
+    assert _pipeline(out, memory, settings) == local
+    kept = [p for p in (out / "cache").iterdir() if not p.name.startswith(".")]
+    assert 1 <= len(kept) <= 2
+    assert str(load(Layout(out)).source.features) == "memory://data/img_emb"
+    # Nothing is fetched to see that all is current.
+    shutil.rmtree(out / "cache")
+    run = Run(Layout(out), settings)
+    stations.clip_features(run, run.registry.keys)
+    assert not (out / "cache").exists()
+
+
+def test_s3_gives_the_same_bytes(s3: Source, local: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert _pipeline(out, s3, Settings(check="size")) == local
+    assert len(list((out / "cache").glob("*.npy"))) == 4
+    count = copy_out(Layout(out), "s3://bucket/clean/one")
+    assert count.copied > 8
+    there = UPath("s3://bucket/clean/one")
+    for path in ("deduped_metadata/metadata_0001.parquet", "dup_bitmap/dup_bitmap.npy"):
+        assert (there / path).read_bytes() == (out / path).read_bytes()
+    assert copy_out(Layout(out), "s3://bucket/clean/one").copied == 0
+
+
+def test_a_changed_object_is_noticed(s3: Source, tmp_path: Path) -> None:
+    path = s3.features / "img_emb_0000.npy"
+    before = path.read_bytes()
+    assert remote_files.state(path) == remote_files.state(path)
+    state = remote_files.state(path)
+    rows = np.load(SAMPLE_FEATURES / path.name)[::-1]
+    np.save(tmp_path / "changed.npy", rows)
+    path.write_bytes((tmp_path / "changed.npy").read_bytes())
+    try:
+        assert remote_files.state(path) != state
+    finally:
+        path.write_bytes(before)
+
+
+def test_inspection_fetches_no_features(memory: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    store = type(memory.features.fs)
+    whole = store.cat_file
+
+    def cat_file(self, path, start=None, end=None, **more):
+        read.append(end - start)
+        return whole(self, path, start, end, **more)
+
+    monkeypatch.setattr(store, "cat_file", cat_file)
+    assert discover(memory) == ["0000", "0001", "0002", "0003"]
+    from snip_assets.engine.shards import inspect
+
+    assert inspect(memory, "0002").rows == 500
+    assert sum(read) <= 4096
+
+
+def test_errors_name_the_url(memory: Source, tmp_path: Path) -> None:
+    features = memory.features / "img_emb_0001.npy"
+    whole = features.read_bytes()
+    features.write_bytes(whole[:-10])
+    with pytest.raises(BadInputError, match=r"memory://data/img_emb/img_emb_0001.npy: 512118 byt"):
+        register(Layout(tmp_path / "out"), memory)
+    features.write_bytes(b"<html>")
+    with pytest.raises(BadInputError, match=r"img_emb_0001.npy: not an .npy file"):
+        register(Layout(tmp_path / "out"), memory)
+    features.write_bytes(whole)
+    metadata = memory.metadata / "metadata_0001.parquet"
+    metadata.write_bytes(b"PAR1 no more")
+    with pytest.raises(BadInputError, match=r"metadata_0001.parquet: damaged"):
+        register(Layout(tmp_path / "out"), memory)
+    with pytest.raises(BadInputError, match="no such file"):
+        discover(Source(memory.features, place("memory://data/nowhere")))
+    with pytest.raises(BadInputError, match="this kind of url"):
+        place("nonsense://bucket")
+
+
+def test_cache_keeps_what_is_in_use(memory: Source, tmp_path: Path) -> None:
+    remote_files.use(Cache(tmp_path / "cache", 2 * SIZE))
+    paths = [memory.features / f"img_emb_{n:04d}.npy" for n in range(4)]
+    held = [files.open_npy(p) for p in paths[:2]]
+    with pytest.raises(CacheFullError, match="raise cache_gb"):
+        files.open_npy(paths[2])
+    expected = np.load(SAMPLE_FEATURES / "img_emb_0001.npy")
+    slice_of_second = held.pop()[100:200]
+    held.clear()
+    gc.collect()
+    third = files.open_npy(paths[2])
+    left = {p.name.split("-", 1)[1] for p in (tmp_path / "cache").glob("*.npy")}
+    assert left == {"img_emb_0001.npy", "img_emb_0002.npy"}
+    np.testing.assert_array_equal(slice_of_second, expected[100:200])
+    assert len(third) == 500
+    assert os.listdir(tmp_path / "cache")
