@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from snip_assets.engine.metadata import CAPTION_NAMES, URL_NAMES, Metadata
+from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.shards import Registry
 
 LONGEST_TEXT = 300
@@ -74,7 +75,7 @@ class Pictures:
     Parameters
     ----------
     root
-        Folder that relative urls belong to.
+        Folder that relative urls belong to; where it is remote they have no picture.
     page_folder
         Where the page will lie at last.
     copies
@@ -82,7 +83,8 @@ class Pictures:
     """
 
     def __init__(self, root: Path, page_folder: Path, copies: Path | None) -> None:
-        self.root, self.page_folder = root.resolve(), page_folder.resolve()
+        self.root = None if is_remote(root) else root.resolve()
+        self.page_folder = page_folder.resolve()
         self.copies = copies
         self.copied = 0
 
@@ -115,7 +117,9 @@ class Pictures:
 
     def _local(self, url: str) -> Path | None:
         """The file that a relative url means, if it lies below the root."""
-        if ":" in url or "\\" in url or not url.isprintable() or url.startswith("//"):
+        if self.root is None or not url.isprintable():
+            return None
+        if ":" in url or "\\" in url or url.startswith("//"):
             return None
         for name in (url, unquote(url)):
             try:

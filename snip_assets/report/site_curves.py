@@ -71,6 +71,7 @@ def summary_values(
         "station_columns": columns + (["memory at most"] if memory else []),
         "stations": stations,
         "settings": [[k, v] for k, v in run.settings.__dict__.items()],
+        "made_otherwise": site_data.made_otherwise(run),
         "versions": list(site_data.versions().items()),
         "digests": _digests(run),
     }

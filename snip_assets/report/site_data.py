@@ -21,7 +21,7 @@ from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
 from snip_assets.engine.pair_files import stream
-from snip_assets.engine.run import Run
+from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
 from snip_assets.engine.shards import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
@@ -42,7 +42,7 @@ STATIONS = (
 
 
 def as_made(run: Run) -> Run:
-    """The run with the threshold, tier and keep rule that its pairs and groups were made with.
+    """The run with the settings that its outputs were made with, as far as they name them.
 
     Raises
     ------
@@ -53,8 +53,9 @@ def as_made(run: Run) -> Run:
     facts = [m.facts for _, m in pair_manifests(run) if "max_distance" in m.facts]
     most = min((f["max_distance"] for f in facts), default=run.settings.max_distance)
     tier = facts[0]["tier"] if facts else run.settings.tier
+    known = _recorded(run) | {"max_distance": most, "tier": tier}
     for keep in dict.fromkeys((run.settings.keep, "neighbours", "first")):
-        settings = dataclasses.replace(run.settings, max_distance=most, tier=tier, keep=keep)
+        settings = dataclasses.replace(run.settings, **known, keep=keep)
         made = Run(run.layout, settings)
         if made.digest(("keep", "max_distance")) == groups.inputs["settings"]:
             return made
@@ -62,6 +63,27 @@ def as_made(run: Run) -> Run:
         f"{run.layout.duplicate_groups}: made with another keep rule or threshold; give the same "
         "--keep, or materialise duplicate_groups again."
     )
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """Settings that the outputs themselves name."""
+    model, index = (read_manifest(p) for p in (run.layout.snip_model, run.layout.trained_index))
+    known = dict(model.facts.get("settings", {})) if model else {}
+    known |= {"codec": index.facts["codec"]} if index and "codec" in index.facts else {}
+    names = {field.name for field in dataclasses.fields(run.settings)}
+    return {name: value for name, value in known.items() if name in names}
+
+
+def made_otherwise(run: Run) -> list[str]:
+    """Stations whose output was made with other settings than those of the run."""
+    made = {
+        "snip_model": (run.layout.snip_model, MODEL_SETTINGS),
+        "trained_index": (run.layout.trained_index, INDEX_SETTINGS),
+        **{f"duplicate_pairs {k}": (run.layout.duplicate_pairs(k), PAIR_SETTINGS)
+           for k in run.registry.keys[:1]},
+    }  # fmt: skip
+    found = ((name, read_manifest(path), names) for name, (path, names) in made.items())
+    return [n for n, m, names in found if m and m.inputs.get("settings") != run.digest(names)]
 
 
 def pair_manifests(run: Run) -> list[tuple[str, Manifest]]:

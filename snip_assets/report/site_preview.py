@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -21,7 +22,7 @@ def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
     index = (layout.report / "index.html").resolve()
     facts = manifest.facts
     title, axes = "rows dropped by threshold", ("threshold", "rows dropped")
-    metadata = {
+    metadata: dict[str, Any] = {
         "page": dg.MetadataValue.url(index.as_uri()),
         "path": dg.MetadataValue.path(str(index)),
         "preview": dg.MetadataValue.md(_numbers(manifest)),
