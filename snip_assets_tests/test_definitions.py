@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from snip_assets import automation, partitions
+from snip_assets import partitions
 from snip_assets.definitions import build_defs
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.settings import Settings
@@ -103,15 +103,3 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
         instance.add_dynamic_partitions("shards", ["other"])
         with pytest.raises(StaleOutputError, match="another data set"):
             partitions.announce(instance, data.layout)
-
-
-def test_the_sensor_asks_for_one_run_for_all_new_shards(data: DataSet) -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        context = dg.build_sensor_context(instance, resources={"data": data})
-        result = automation.new_shards(context)
-        assert isinstance(result, dg.SensorResult)
-        (request,) = result.run_requests or []
-        assert request.tags[automation.RANGE_START] == "0000"
-        assert request.tags[automation.RANGE_END] == "0003"
-        again = automation.new_shards(dg.build_sensor_context(instance, resources={"data": data}))
-        assert isinstance(again, dg.SkipReason)

@@ -1,0 +1,121 @@
+"""Files that are whole or absent, under damage, full disks and two writers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import files
+from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import load, register
+from snip_assets.options import default_source
+from snip_assets.resources import DataSet
+
+
+def _limited(work: str, folder: Path, pipe: multiprocessing.connection.Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    array = np.zeros((1000, 8), np.uint8)
+    try:
+        if work == "npy":
+            files.write_npy(folder / "a.npy", array)
+        else:
+            with files.NpyWriter(folder / "a.npy", (1000, 8), np.uint8) as writer:
+                writer.append(array)
+        pipe.send("written")
+    except Exception as error:
+        pipe.send((type(error), str(error)))
+
+
+@pytest.mark.parametrize("work", ["npy", "blocks"])
+def test_a_full_disk_is_told_and_the_old_file_stays(work: str, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"old")
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_limited, args=(work, tmp_path, there))
+    child.start()
+    kind, message = here.recv()
+    child.join()
+    assert kind is DiskFullError and "a.npy" in message and "Free space" in message
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+    assert (tmp_path / "a.npy").read_bytes() == b"old"
+
+
+def test_save_npy_writes_what_numpy_does(tmp_path: Path) -> None:
+    for array in (np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.float16), np.ones(3, bool)):
+        files.save_npy(tmp_path / "ours.npy", array)
+        np.save(tmp_path / "theirs.npy", array)
+        assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_flipped_bit_is_found_unless_only_sizes_are_asked_for(tmp_path: Path) -> None:
+    output = tmp_path / "a.npy"
+    files.write_npy(output, np.arange(100))
+    files.seal(output, {})
+    assert files.require(output, "a", "full").bytes == output.stat().st_size
+    data = bytearray(output.read_bytes())
+    data[-1] ^= 1
+    output.write_bytes(bytes(data))
+    os.utime(output, ns=(1, 1))
+    assert files.require(output, "a", "size")
+    with pytest.raises(StaleOutputError, match=r"checksum differs.*materialise a again"):
+        files.require(output, "a", "full")
+
+
+def test_a_damaged_manifest_is_an_error_and_its_output_is_made_again(tmp_path: Path) -> None:
+    output = tmp_path / "a.npy"
+    files.write_npy(output, np.arange(100))
+    files.seal(output, {})
+    files.manifest_path(output).write_text('{"files"; {}}')
+    assert files.current(output, {}) is None
+    with pytest.raises(StaleOutputError, match="damaged"):
+        files.read_manifest(output)
+
+
+def _hold(output: Path, log: Path) -> None:
+    with files.lock(output):
+        with open(log, "a") as file:
+            file.write("in ")
+        time.sleep(0.05)
+        with open(log, "a") as file:
+            file.write("out ")
+
+
+def test_one_process_at_a_time_holds_the_lock_and_leftovers_go(tmp_path: Path) -> None:
+    output, log = tmp_path / "out" / "a", tmp_path / "log"
+    output.parent.mkdir()
+    (output.parent / ".tmp-a-0123456789ab").write_text("left by a killed process")
+    (output.parent / ".tmp-other-0123456789ab").write_text("of another output")
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_hold, args=(output, log)) for _ in range(6)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert log.read_text().split() == ["in", "out"] * 6
+    assert [p.name for p in output.parent.iterdir()] == [".tmp-other-0123456789ab"]
+
+
+def test_a_damaged_header_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones(3))
+    data = bytearray(path.read_bytes())
+    data[12:14] = b'"""'[:2]
+    path.write_bytes(bytes(data))
+    with pytest.raises(BadInputError, match=r"a\.npy: damaged"):
+        files.open_npy(path)
+
+
+def test_a_changed_registry_is_noticed(tmp_path: Path) -> None:
+    layout = DataSet.of(default_source({}), tmp_path, Settings()).layout
+    register(layout, default_source({}))
+    text = layout.registry.read_text()
+    layout.registry.write_text(text.replace('"rows": 500', '"rows": 501', 1))
+    with pytest.raises(StaleOutputError, match="damaged"):
+        load(layout)

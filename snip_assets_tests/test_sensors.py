@@ -1,0 +1,176 @@
+"""Sensors, schedules and checks as Dagster sees them, without running a station."""
+
+from __future__ import annotations
+
+import datetime
+import http.server
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from snip_assets import automation, sensors, verification
+from snip_assets.definitions import build_defs
+from snip_assets.engine.audit import wilson
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source
+from snip_assets.options import default_source
+from snip_assets.resources import DataSet, Watch
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSet:
+    source = Source(tmp_path / "img_emb", tmp_path / "metadata")
+    for path in (source.features, source.metadata):
+        path.mkdir()
+    return DataSet.of(source, tmp_path / "out", Settings())
+
+
+def put(data: DataSet, *keys: str) -> None:
+    sample = default_source({})
+    for key in keys:
+        shutil.copy(sample.features / f"img_emb_{key}.npy", data.features)
+        shutil.copy(sample.metadata / f"metadata_{key}.parquet", data.metadata)
+
+
+class Ticks:
+    def __init__(self, instance: dg.DagsterInstance, data: DataSet) -> None:
+        self.instance, self.data, self.cursor = instance, data, None
+        self.defs = build_defs({"data": data})
+
+    def __call__(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(
+            self.instance,
+            cursor=self.cursor,
+            resources={"data": self.data, "watch": Watch()},
+            definitions=self.defs,
+        )
+        result = sensors.new_shards(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        return result
+
+
+def test_a_burst_is_one_run_up_to_the_bitmap(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        assert not tick().run_requests
+        put(data, "0000", "0001", "0002")
+        assert not tick().run_requests
+        (request,) = tick().run_requests or []
+        assert request.tags[automation.RANGE_START] == "0000"
+        assert request.tags[automation.RANGE_END] == "0002"
+        assert {k.to_user_string() for k in request.asset_selection or []} == {
+            *automation.INGEST,
+            *automation.TRAIN,
+            *automation.DEDUP,
+        }
+        assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002"]
+        # Until the run has begun, the same request again: Dagster drops it by its run key.
+        (again,) = tick().run_requests or []
+        assert again.run_key == request.run_key
+
+
+def test_complete_shards_wait_for_those_that_grow(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        put(data, "0000")
+        tick()
+        put(data, "0001")
+        assert "still growing" in str(tick().skip_reason)
+        (request,) = tick().run_requests or []
+        assert request.tags[automation.RANGE_END] == "0001"
+
+
+def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        put(data, "0000", "0001")
+        (Path(data.features) / "img_emb_0001.npy").write_bytes(b"<html>")
+        tick()
+        result = tick()
+        (event,) = result.asset_events
+        assert isinstance(event, dg.AssetCheckEvaluation)
+        assert not event.passed and "HTML" in str(event.description)
+        (request,) = result.run_requests or []
+        assert request.tags[automation.RANGE_END] == "0000"
+        assert tick().asset_events == []
+        put(data, "0001")
+        (event,) = tick().asset_events
+        assert isinstance(event, dg.AssetCheckEvaluation) and event.passed
+
+
+def test_a_source_that_cannot_be_read_changes_nothing(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        put(data, "0000")
+        tick()
+        before = tick.cursor
+        shutil.rmtree(data.features)
+        result = tick()
+        assert "cannot be listed" in str(result.skip_reason)
+        assert sensors.Memory.parse(tick.cursor).waiting == sensors.Memory.parse(before).waiting
+
+
+def test_failed_arrivals_are_tried_again_without_what_cannot_be_read() -> None:
+    asked: set[str] = set()
+
+    def choose(todo: str, readable: str) -> str | None:
+        found = sensors.choose(list(todo), set(readable), asked.__contains__)
+        if found is None:
+            return None
+        asked.add(found[0])
+        return "".join(found[1])
+
+    assert choose("abc", "") == "abc"
+    assert [choose("abc", "ac") for _ in range(4)] == ["ac", "ac", "ac", None]
+    assert [choose("b", "") for _ in range(4)] == ["b", "b", "b", None]
+    assert choose("bd", "") == "bd"
+    assert choose("bd", "d") == "d"
+
+
+def test_the_nightly_sample_is_drawn_by_the_date(data: DataSet) -> None:
+    moment = datetime.datetime(2031, 2, 3, 3, tzinfo=datetime.timezone.utc)
+    context = dg.build_schedule_context(scheduled_execution_time=moment, resources={"data": data})
+    assert isinstance(automation.nightly_verification(context), dg.SkipReason)
+    data.layout.dup_bitmap.mkdir(parents=True)
+    request = automation.nightly_verification(context)
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_config["resources"]["verifying"]["config"]["seed"] == 20310203
+
+
+def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
+    error, warn = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+    assert verification.below(wilson(1000, 1000), 1.0, 1.0) is None
+    assert verification.below(wilson(999, 1000), 1.0, 1.0) is error
+    assert verification.below(wilson(992, 1000), 0.995, 0.9) is None
+    assert verification.below(wilson(970, 1000), 0.995, 0.9) is warn
+    assert verification.below(wilson(0, 0), 1.0, 1.0) is None
+    assert verification.above(wilson(0, 1000), 0.0, 0.0) is None
+    assert verification.above(wilson(1, 1000), 0.0, 0.01) is warn
+    assert verification.above(wilson(1, 1000), 0.0, 0.0) is error
+
+
+def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called() -> None:
+    got: list[dict] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        text = sensors.failure_text("arrival", "0123456789", "a\n  b")
+        sensors.post(f"http://127.0.0.1:{server.server_port}/", {"text": text})
+        server.shutdown()
+    assert got == [{"text": "snip: run 01234567 of arrival failed. a b"}]
+    with pytest.raises(ValueError, match="http"):
+        sensors.post("file:///etc/passwd", {})
