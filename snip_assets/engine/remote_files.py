@@ -120,7 +120,7 @@ def _info(path: Any) -> dict[str, Any]:
 def _state(info: dict[str, Any]) -> str:
     names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
     stamp = next((str(info[name]) for name in names if info.get(name)), "")
-    return f"{info['size']}-{xxhash.xxh3_64_intdigest(stamp)}"
+    return f"{info['size']}-{xxhash.xxh3_64_intdigest(stamp.encode())}"
 
 
 def state(path: Path) -> str:

@@ -160,7 +160,7 @@ def test_a_killed_worker_and_the_same_bytes(
     expected = _digests(here)
     assert len(expected) > 6 * SHARDS
     assert _digests(there) == expected
-    assert not [p for p in there.rglob(".tmp-*")]
+    assert not list(there.rglob(".tmp-*"))
 
 
 def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> None:
