@@ -52,7 +52,8 @@ def dedup(
 ) -> None:
     """Remove the duplicates of a data set; called again, do only what is missing or stale."""
     from snip_assets import graph
-    from snip_assets.engine.shards import Source
+    from snip_assets.engine import forecast
+    from snip_assets.engine.shards import Source, load
     from snip_assets.report import terminal
     from snip_assets.report.summary import summary
     from snip_assets.resources import DataSet
@@ -67,6 +68,9 @@ def dedup(
     values["checks"] = {name: check["passed"] for name, check in outcome.checks.items()}
     values["seconds"] = {name: outcome.seconds[name] for name in _ORDER if name in outcome.seconds}
     values["seconds"]["checks"] = sum(s for n, s in outcome.seconds.items() if n not in _ORDER)
+    whole = len(outcome.new) == len(load(data.layout).shards)
+    if whole and values["rows"] >= forecast.FEWEST_ROWS:
+        values["forecast"] = forecast.keep(data.layout, settings, outcome.seconds)
     if json:
         terminal.as_json(values)
     else:
@@ -91,6 +95,13 @@ def _print(values: dict[str, Any]) -> None:
     ]
     terminal.table("Duplicates", ["", ""], rows)
     terminal.table("Time", ["station", "seconds"], list(values["seconds"].items()))
+    if planned := values.get("forecast"):
+        columns = ["station", "predicted, s", "measured, s"]
+        terminal.table(
+            f"The plan, {planned['error']:+.0%} without training",
+            columns,
+            [list(row.values()) for row in planned["stations"]],
+        )
     terminal.table("Outputs", ["", "path"], list(values["outputs"].items()))
     if failed := [name for name, passed in values["checks"].items() if not passed]:
         typer.echo(f"checks that did not pass: {', '.join(failed)}")

@@ -33,6 +33,7 @@ from .files import (
 )
 from .layout import Layout
 from .progress import track
+from .resident import trim
 from .shards import load
 from .trained import TrainedIndex
 
@@ -40,17 +41,17 @@ MERGE_BYTES = 1 << 28
 
 
 @njit(nogil=True, cache=True)
-def _place(rows, codes, offsets, low, high, start, cursor, out_rows, out_codes):
-    """Copy the lists low … high of one part behind what lies there already."""
-    base = offsets[low]
-    for number in range(low, high):
-        position = cursor[number - low]
+def _place(rows, codes, offsets, start, cursor, out_rows, out_codes):
+    """Copy some lists of one part, which end at `offsets`, behind what lies there already."""
+    base = offsets[0]
+    for number in range(len(offsets) - 1):
+        position = cursor[number]
         for i in range(offsets[number] - base, offsets[number + 1] - base):
             out_rows[position] = rows[i] + start
             for b in range(codes.shape[1]):
                 out_codes[position, b] = codes[i, b]
             position += 1
-        cursor[number - low] = position
+        cursor[number] = position
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,12 @@ def row_dtype(rows: int) -> np.dtype:
     return np.dtype(np.uint32 if rows <= 1 << 32 else np.uint64)
 
 
-def merge(parts: list[Part], out: Path, rows: int, memory: int = MERGE_BYTES) -> dict[str, Any]:
+def merge(parts: list[Part], out: Path, rows: int, memory: int = 0) -> dict[str, Any]:
     """Merge parts list by list into a segment.
 
     Reads each part in slices of consecutive lists, so memory stays near `memory` bytes and
-    there is no Python loop over lists.
+    there is no Python loop over lists. One part is open at a time, offsets included: thousands
+    of parts need no more memory, nor open files, than one.
 
     Parameters
     ----------
@@ -93,13 +95,17 @@ def merge(parts: list[Part], out: Path, rows: int, memory: int = MERGE_BYTES) ->
         In order of their row ids.
     rows
         Rows of the whole data set, for the width of row ids.
+    memory
+        0: 256 MiB, more (up to a GiB) for many parts, so that each is opened a few times only.
 
     Returns
     -------
     Facts: rows, bytes.
     """
-    offsets = [np.asarray(p.open("list_offsets")) for p in parts]
-    total = np.sum(offsets, axis=0)
+    memory = memory or min(max(MERGE_BYTES, len(parts) << 19), 1 << 30)
+    total = np.zeros(len(parts[0].open("list_offsets")), np.int64)
+    for part in parts:
+        total += part.open("list_offsets")
     first = parts[0].open("codes")
     dtype, size = row_dtype(rows), first.shape[1]
     entry = size + dtype.itemsize
@@ -117,26 +123,26 @@ def merge(parts: list[Part], out: Path, rows: int, memory: int = MERGE_BYTES) ->
                 bound = total[low] + memory // entry
                 high = max(low + 1, int(np.searchsorted(total, bound, "right")) - 1)
                 high = min(high, lists)
-                out_rows, out_codes = _merge_slice(parts, offsets, total, low, high, dtype, size)
+                out_rows, out_codes = _merge_slice(parts, total, low, high, dtype, size)
                 codes_file.append(out_codes)
                 rows_file.append(out_rows)
                 low = high
     return {"rows": n, "bytes": n * entry}
 
 
-def _merge_slice(parts, offsets, total, low, high, dtype, size):
+def _merge_slice(parts, total, low, high, dtype, size):
     n = int(total[high] - total[low])
     out_rows, out_codes = np.empty(n, dtype), np.empty((n, size), np.uint8)
     cursor = (total[low:high] - total[low]).copy()
-    for part, own in zip(parts, offsets, strict=True):
-        a, b = int(own[low]), int(own[high])
+    for part in parts:
+        own = np.asarray(part.open("list_offsets")[low : high + 1])
+        a, b = int(own[0]), int(own[-1])
         if a == b:
             continue
         rows, codes = part.open("rows")[a:b], part.open("codes")[a:b]
         start = np.asarray(part.start, dtype)
-        _place(
-            np.asarray(rows), np.asarray(codes), own, low, high, start, cursor, out_rows, out_codes
-        )
+        _place(np.asarray(rows), np.asarray(codes), own, start, cursor, out_rows, out_codes)
+        trim()
     return out_rows, out_codes
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ def watch(array: np.ndarray) -> None:
         return
     with _lock:
         if _floor is None:
+            allow_open_files()
             _floor = file_bytes()
         _maps[owner] = array.strides[0] if array.ndim else 0
 
@@ -73,6 +76,15 @@ def _release() -> None:
         width = own
         if not owner.closed:
             owner.madvise(mmap.MADV_DONTNEED)
+
+
+def allow_open_files(most: int = 65_536) -> None:
+    """Raise this process's own limit of open files: each memory map counts as one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if hasattr(os, "register_at_fork"):  # A child must not inherit a lock that another thread holds.

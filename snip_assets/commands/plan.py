@@ -1,0 +1,95 @@
+"""`snip plan`: what a run would take, before it is begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from snip_assets.engine.settings import Settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
+
+if TYPE_CHECKING:
+    from snip_assets.engine.plan import Plan
+
+_DATA, _MACHINE = "Data", "Machine"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan", rich_help_panel="The whole graph")(with_settings(plan))
+
+
+def plan(
+    settings: Settings,
+    features: Annotated[
+        Path | None, typer.Argument(help="Folder of img_emb_{key}.npy; or give --rows.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows.", rich_help_panel=_DATA)] = 0,
+    raw_dim: Annotated[
+        int, typer.Option(help="Numbers of a raw feature.", rich_help_panel=_DATA)
+    ] = 768,
+    shards: Annotated[
+        int, typer.Option(help="0: of a million rows each.", rich_help_panel=_DATA)
+    ] = 0,
+    memory: Annotated[
+        float, typer.Option(help="GiB; 0: memory_gb.", rich_help_panel=_MACHINE)
+    ] = 0.0,
+    cores: Annotated[int, typer.Option(help="0: those here.", rich_help_panel=_MACHINE)] = 0,
+    disk_gb_per_s: Annotated[
+        float, typer.Option(help="0: as measured here.", rich_help_panel=_MACHINE)
+    ] = 0.0,
+    out: Out = DEFAULT_OUT,
+    json: Json = False,
+) -> None:
+    """Predict time, memory and disk of a run, from rates measured on this machine."""
+    from snip_assets.engine import plan as engine
+    from snip_assets.engine import rates
+    from snip_assets.report import terminal
+
+    itemsize = 2
+    if features is not None:
+        rows, raw_dim, itemsize, shards = engine.headers(features)
+    if rows <= 0:
+        raise typer.BadParameter("give a folder of features, or --rows.")
+    measured = rates.measure(out, raw_dim, settings)
+    planned = engine.predict(
+        rows,
+        raw_dim,
+        measured,
+        settings,
+        itemsize=itemsize,
+        shards=shards,
+        cores=cores,
+        memory_gb=memory,
+        disk_gb_per_s=disk_gb_per_s,
+    )
+    if json:
+        terminal.as_json({**planned.to_json(), "rates": measured.__dict__})
+    else:
+        _print(planned)
+
+
+def _print(planned: Plan) -> None:
+    from snip_assets.report import terminal
+
+    title = f"{planned.rows:,} rows x {planned.dim} on {planned.cores} cores"
+    columns = ["station", "minutes", "memory, GiB", "disk read, GB", "written, GB"]
+    terminal.table(
+        title,
+        columns,
+        [[s.name, s.seconds / 60, s.memory_gib, s.read_gb, s.write_gb] for s in planned.stations],
+    )
+    facts = [
+        ("hours in all", planned.seconds / 3600),
+        ("memory at the most, GiB (1 of them file pages)", planned.peak_gib),
+        ("disk for outputs, GB", planned.disk_gb),
+        ("inverted lists", planned.lists),
+        ("codec", planned.codec),
+        ("lists probed a row (assumed)", planned.probes),
+        ("shards joined at once", planned.shards_a_run),
+    ]
+    terminal.table("In all", ["", ""], facts)
+    for problem in planned.problems:
+        typer.echo(f"- {problem}")

@@ -1,0 +1,74 @@
+"""How the plan held: predicted against measured seconds of each station, kept with the outputs."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from . import plan, rates
+from .files import write_json
+from .layout import Layout
+from .settings import Settings
+from .shards import load
+
+# Below this, starting up takes longer than the work that the plan knows of.
+FEWEST_ROWS = 100_000
+FILE = "forecast.json"
+
+
+def keep(layout: Layout, settings: Settings, seconds: dict[str, float]) -> dict[str, Any]:
+    """Compare a whole run with its plan, and add that to `forecast.json` in the output folder.
+
+    Parameters
+    ----------
+    seconds
+        Name of a station (or of a check) -> seconds that it took.
+
+    Returns
+    -------
+    rows, rates, stations (predicted and measured seconds), predicted, measured, error: the sum
+    without the training of the net, whose end nobody knows before.
+    """
+    registry = load(layout)
+    itemsize = np.dtype(registry.shards[0].dtype).itemsize
+    measured_rates = rates.measure(layout.root, registry.dim, settings)
+    planned = plan.predict(
+        registry.rows,
+        registry.dim,
+        measured_rates,
+        settings,
+        itemsize=itemsize,
+        shards=len(registry.shards),
+    )
+    names = {s.name for s in planned.stations}
+    taken = {name: value for name, value in seconds.items() if name in names}
+    taken["checks"] = sum(v for n, v in seconds.items() if n not in names and n != "dedup_report")
+    rows = [
+        {"station": s.name, "predicted": s.seconds, "measured": taken.get(s.name, 0.0)}
+        for s in planned.stations
+    ]
+    counted = [r for r in rows if r["station"] != "snip_model"]
+    predicted = sum(float(r["predicted"]) for r in counted)
+    measured = sum(float(r["measured"]) for r in counted)
+    found = {
+        "rows": registry.rows,
+        "dim": registry.dim,
+        "rates": asdict(measured_rates),
+        "stations": rows,
+        "predicted": predicted,
+        "measured": measured,
+        "error": predicted / max(measured, 1e-9) - 1,
+    }
+    write_json(layout.root / FILE, [*kept(layout), found])
+    return found
+
+
+def kept(layout: Layout) -> list[dict[str, Any]]:
+    """All comparisons of an output folder, oldest first."""
+    with suppress(FileNotFoundError, ValueError):
+        return json.loads((layout.root / FILE).read_text())
+    return []

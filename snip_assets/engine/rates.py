@@ -1,0 +1,221 @@
+"""What this machine does in a second, measured in a few seconds with the engine's own kernels."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from . import copies, threads
+from .assign import BLOCK, SHORTLIST
+from .codec import empty_index
+from .compress import BLOCK_ROWS, compress
+from .encode import encode_block
+from .join import LIST_TILE, QUERY_BLOCK, _scan
+from .model import SnipNet
+from .settings import Settings
+from .shards import Features
+from .trained import TrainedIndex
+from .verify import distances
+
+WIDTH = 32
+FEW, MANY = 256, 2048
+GRAPH_LISTS = 4096
+DISK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of one core while all cores work, and of the disk.
+
+    Attributes
+    ----------
+    cores
+        Cores that were measured.
+    product
+        float32 operations a second of a bare matrix product (a multiplication and an addition
+        are two).
+    compress
+        The same of the compression as a whole: reading, normalising, products, activation.
+    hash_bytes
+        Bytes of raw features checked and hashed a second.
+    assign
+        Distances to centroids a second, of `dim` numbers.
+    encode
+        Rows encoded a second, their assignment apart.
+    graph
+        Rows assigned a second by HNSW over 4,096 centroids.
+    join
+        Pairs a second compared on 32 leading axes.
+    verify
+        Pairs of raw rows in memory verified a second.
+    read, write
+        Bytes a second of the disk, for all cores together.
+    """
+
+    cores: int
+    product: float
+    compress: float
+    hash_bytes: float
+    assign: float
+    encode: float
+    graph: float
+    join: float
+    verify: float
+    read: float
+    write: float
+
+
+def measure(folder: Path, dim: int, settings: Settings) -> Rates:
+    """Measure this machine.
+
+    Parameters
+    ----------
+    folder
+        Where a file of 64 MB may be written for a moment: the disk that is measured.
+    dim
+        Numbers of a raw feature.
+    """
+    workers = threads.count(settings.workers)
+    random = np.random.default_rng(0)
+    while not folder.is_dir():
+        folder = folder.parent
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".snip-rates-") as place:
+        write, read, hashed, verified = _of_files(Path(place), dim, random, workers)
+    few, many = _encoding(settings, random, workers)
+    per_list = max(many - few, 1e-12) / (MANY - FEW)
+    return Rates(
+        cores=workers,
+        product=product_rate(workers) / workers,
+        compress=_compressing(dim, settings, random, workers),
+        hash_bytes=hashed / workers,
+        assign=1 / per_list,
+        encode=1 / max(few - FEW * per_list, few / 10),
+        graph=_graph(settings.dim, random, workers),
+        join=_joining(workers),
+        verify=verified,
+        read=read,
+        write=write,
+    )
+
+
+def _timed(work: Callable[[int], Any], times: int, workers: int) -> float:
+    """Seconds that a call takes on one core while all cores work, after a first call."""
+    work(0)
+    started = time.perf_counter()
+    for _ in threads.ordered_map(work, range(times * workers), workers):
+        pass
+    return (time.perf_counter() - started) / times
+
+
+def product_rate(workers: int) -> float:
+    """float32 operations a second of all cores, in products as the compression has them."""
+    a, b = torch.randn(512, 768), torch.randn(768, 1024)
+
+    def work(_: int) -> None:
+        for _ in range(8):
+            torch.mm(a, b)
+
+    return workers * 8 * 2 * a.shape[0] * b.numel() / _timed(work, 12, workers)
+
+
+def _compressing(dim: int, settings: Settings, random: np.random.Generator, workers: int) -> float:
+    sizes = (dim, *[settings.hidden] * settings.depth, settings.dim)
+    net = SnipNet(sizes).eval()
+    block = random.standard_normal((BLOCK_ROWS, dim), np.float32).astype(np.float16)
+    seconds = _timed(lambda _: compress(net, block, settings), 3, workers)
+    return 2 * BLOCK_ROWS * net_size(dim, settings) / seconds
+
+
+def net_size(dim: int, settings: Settings) -> int:
+    """Weights of the net: multiplications a row."""
+    hidden, depth = settings.hidden, settings.depth
+    return hidden * (dim + settings.dim) + hidden * hidden * max(0, depth - 1)
+
+
+def _of_files(
+    folder: Path, dim: int, random: np.random.Generator, workers: int
+) -> tuple[float, float, float, float]:
+    """Disk write and read, hashing in bytes a second, verified pairs a second and core."""
+    rows = DISK_BYTES // (2 * dim)
+    path = folder / "rows.npy"
+    x = random.standard_normal((rows, dim), np.float32).astype(np.float16)
+    started = time.perf_counter()
+    np.save(path, x)
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+    write = x.nbytes / (time.perf_counter() - started)
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    with open(path, "rb") as handle:
+        while handle.read(1 << 22):
+            pass
+    read = x.nbytes / (time.perf_counter() - started)
+    started = time.perf_counter()
+    copies.hash_shard(path, folder / "hashes.npy", workers)
+    hashed = x.nbytes / (time.perf_counter() - started)
+    left, right = random.integers(0, rows, (2, 8192)).astype(np.uint64)
+
+    def verify(_: int) -> None:
+        distances(Features([path], np.array([0, rows])), left, right)
+
+    return write, read, hashed, len(left) / _timed(verify, 2, workers)
+
+
+def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> tuple[float, float]:
+    """Seconds a row to assign and encode with few and with many lists, on one core."""
+    x = random.standard_normal((BLOCK, settings.dim), np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    axes = np.eye(settings.dim, WIDTH, dtype=np.float32)
+    seconds = []
+    for lists in (FEW, MANY):
+        quantizer = faiss.IndexFlatL2(settings.dim)
+        quantizer.add(x[np.arange(lists) % len(x)] + np.float32(1e-3))
+        index: Any = empty_index(settings.codec, quantizer, lists)
+        if settings.codec.startswith("PQ"):
+            book = random.standard_normal(index.pq.ksub * settings.dim).astype(np.float32)
+            faiss.copy_array_to_vector(0.05 * book, index.pq.centroids)
+        else:
+            index.sq.train(x)
+        index.is_trained = True
+        index.referenced_objects = [quantizer]
+        trained = TrainedIndex.of(index)
+
+        def work(_: int, trained: TrainedIndex = trained) -> None:
+            encode_block(trained, x, axes, 0.05, settings.max_probes)
+
+        seconds.append(_timed(work, 3, workers) / BLOCK)
+    return seconds[0], seconds[1]
+
+
+def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
+    centroids = random.standard_normal((GRAPH_LISTS, dim), np.float32)
+    x = random.standard_normal((BLOCK, dim), np.float32)
+    graph = faiss.IndexHNSWFlat(dim, 32)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = 80, 64
+    graph.add(centroids)
+    return BLOCK / _timed(lambda _: graph.search(x, SHORTLIST), 1, workers)
+
+
+def _joining(workers: int) -> float:
+    a, b = torch.randn(QUERY_BLOCK, WIDTH), torch.randn(LIST_TILE, WIDTH).T
+    bias, bound = torch.zeros(LIST_TILE), np.full(QUERY_BLOCK, 1e6, np.float32)
+    stop = np.full(QUERY_BLOCK, LIST_TILE)
+    found = np.empty(4096, np.int32), np.empty(4096, np.int32)
+
+    def work(_: int) -> None:
+        for _ in range(64):
+            score = torch.addmm(bias, a, b).numpy()
+            _scan(score, bound, stop, 0, 0, *found, 0)
+
+    return 64 * QUERY_BLOCK * LIST_TILE / _timed(work, 8, workers)
