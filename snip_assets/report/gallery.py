@@ -26,7 +26,8 @@ LONGEST_DATA = 1 << 16
 LARGEST_COPY = 1 << 18
 MOST_COPIED_BYTES = 1 << 26
 WIDTH_NAMES, HEIGHT_NAMES = ("original_width", "width"), ("original_height", "height")
-_WEB = re.compile(r"https?://[^\s\x00-\x20\"'<>\\]{1,4000}", re.IGNORECASE)
+_WEB = re.compile(r"https?://[^\s\x00-\x20/?#][^\x00-\x1f\x7f]{0,4000}", re.IGNORECASE)
+_ENCODED = str.maketrans({c: f"%{ord(c):02X}" for c in ' "<>\\`'})
 _DATA = re.compile(r"data:image/(png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
 _MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"GIF8": ".gif"}
 
@@ -56,8 +57,8 @@ class Card:
 
 
 def web(url: str | None) -> str | None:
-    """The url if it is plain http(s)."""
-    return url if url is not None and _WEB.fullmatch(url) else None
+    """The url if it is http(s); blanks, quotes and brackets are encoded as a browser would."""
+    return url.translate(_ENCODED) if url is not None and _WEB.fullmatch(url) else None
 
 
 def shorten(text: str | None) -> str:
@@ -92,8 +93,8 @@ class Pictures:
         """What an `img` may load for this url, or None."""
         if not url:
             return None
-        if _WEB.fullmatch(url):
-            return url
+        if (address := web(url)) is not None:
+            return address
         if len(url) <= LONGEST_DATA and _DATA.fullmatch(url):
             return url
         path = self._local(url)
