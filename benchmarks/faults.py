@@ -9,6 +9,7 @@ Everything runs on the built-in sample (2,000 rows), each station in a process o
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import tempfile
@@ -131,6 +132,8 @@ class Faults:
                 child.kill()
                 killed = child.end().code == -9
                 why = self.again(root, name)
+                if number == times - 1:
+                    print(f"kills in {name} done", flush=True)
                 self.table.add(f"SIGKILL in {name}", not why, why)
                 row = self.table.rows[f"SIGKILL in {name}"]
                 row["killed before the end"] = row.get("killed before the end", 0) + killed
@@ -252,6 +255,15 @@ def flip(file: Path, draw: random.Random) -> None:
     file.write_bytes(bytes(data))
 
 
+def save(table: Table, counts: dict) -> None:
+    """Into benchmarks/results/faults.json; faults that were not tried now keep their rows."""
+    path = common.RESULTS / "faults.json"
+    before = json.loads(path.read_text())["faults"] if path.exists() else {}
+    kept = {k: v for k, v in counts.items() if k != "only"}
+    rows = {**before, **table.rows}
+    common.write("faults", {"machine": common.cores(), "counts": kept, "faults": rows})
+
+
 def main() -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -284,11 +296,10 @@ def main() -> None:
         for name, step in steps.items():
             if name in options.only:
                 step()
+                if options.write:
+                    save(table, vars(options))
                 print(f"{name}: {time.monotonic() - started:.0f} s so far", flush=True)
     table.show()
-    if options.write:
-        result = {"machine": common.cores(), "counts": vars(options), "faults": table.rows}
-        common.write("faults", result)
 
 
 if __name__ == "__main__":

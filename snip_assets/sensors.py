@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 
 import dagster as dg
+import psutil
+from dagster._core.launcher import DefaultRunLauncher
 
 from . import automation, checks
 from .engine import arrivals, stations
@@ -186,19 +187,81 @@ def clean_output(
         parts = _publishable(data)
     except SnipError as error:
         return dg.SkipReason(str(error))
-    requests = [
-        dg.RunRequest(
-            run_key=f"{manifest.version}-{number}", tags=automation.shard_range(data.layout, part)
-        )
-        for number, part in enumerate(parts)
-    ]
-    return dg.SensorResult(run_requests=requests, cursor=manifest.version)
+    requests, given_up = [], 0
+    for part in parts:
+        name = f"{manifest.version}-{digest_of(part)[:8]}"
+        key = _next_attempt(context.instance, name)
+        given_up += key is None
+        if key:
+            tags = automation.shard_range(data.layout, part)
+            requests.append(dg.RunRequest(run_key=key, tags=tags))
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    if given_up:
+        return dg.SkipReason(f"Publishing failed {ATTEMPTS} times; see the runs of `publish`.")
+    return dg.SensorResult(skip_reason="Published.", cursor=manifest.version)
+
+
+def _next_attempt(instance: dg.DagsterInstance, name: str) -> str | None:
+    """A run key not used yet; empty when a run has succeeded, None when all have failed."""
+    for attempt in range(1, ATTEMPTS + 1):
+        runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY: f"{name}-{attempt}"}), limit=1)
+        if not runs:
+            return f"{name}-{attempt}"
+        if runs[0].status is dg.DagsterRunStatus.SUCCESS:
+            return ""
+    return None
 
 
 def _publishable(data: DataSet) -> list[list[str]]:
     missing = set(stations.unpaired(data.run()))
     registry = load(data.layout)
     return stretches(registry, [key for key in registry.keys if key not in missing])
+
+
+@dg.sensor(
+    name="dead_runs",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Marks runs as failed whose process is gone (killed, out of memory, a restart): "
+    "Dagster itself does not notice for runs that are processes of this machine.",
+)
+def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Look for the process of each run that is said to be at work."""
+    instance = context.instance
+    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+        return dg.SkipReason("Runs are not processes of this machine.")
+    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    buried = 0
+    for record in records:
+        pid = _process_of(instance, record.dagster_run.run_id)
+        started = record.start_time or record.create_timestamp.timestamp()
+        if pid is not None and not lives(pid, started):
+            instance.report_run_failed(
+                record.dagster_run,
+                f"Its process ({pid}) is gone: killed, out of memory, or its machine or code "
+                "server was restarted. Outputs are whole or absent; a new run goes on from there.",
+            )
+            buried += 1
+    return dg.SkipReason(f"{len(records)} runs at work, {buried} of them were dead.")
+
+
+def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        data = event.dagster_event.engine_event_data if event.dagster_event else None
+        if data is not None and "pid" in data.metadata:
+            return int(str(data.metadata["pid"].value))
+    return None
+
+
+def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
+    """Whether a process runs that was there at a moment (numbers are used again)."""
+    try:
+        process = psutil.Process(pid)
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        return not dead and process.create_time() <= since + tolerance
+    except psutil.NoSuchProcess:
+        return False
 
 
 WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
@@ -248,4 +311,4 @@ def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
         pass
 
 
-SENSORS = [new_shards, clean_output, alert]
+SENSORS = [new_shards, clean_output, dead_runs, alert]

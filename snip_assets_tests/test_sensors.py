@@ -5,8 +5,11 @@ from __future__ import annotations
 import datetime
 import http.server
 import json
+import os
 import shutil
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -174,3 +177,28 @@ def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called() -> None:
     assert got == [{"text": "snip: run 01234567 of arrival failed. a b"}]
     with pytest.raises(ValueError, match="http"):
         sensors.post("file:///etc/passwd", {})
+
+
+def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
+    assert sensors.lives(os.getpid(), time.time())
+    assert not sensors.lives(os.getpid(), 1000.0)
+    child = subprocess.Popen(["true"])
+    time.sleep(0.2)
+    assert not sensors.lives(child.pid, time.time())
+    child.wait()
+    assert not sensors.lives(child.pid, time.time())
+
+
+def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def end(status: dg.DagsterRunStatus) -> str | None:
+            key = sensors._next_attempt(instance, "v")
+            instance.add_run(
+                dg.DagsterRun(job_name="publish", status=status, tags={sensors.RUN_KEY: key or ""})
+            )
+            return key
+
+        assert end(dg.DagsterRunStatus.FAILURE) == "v-1"
+        assert end(dg.DagsterRunStatus.SUCCESS) == "v-2"
+        assert sensors._next_attempt(instance, "v") == ""

@@ -23,10 +23,12 @@ def summary(layout: Layout) -> dict[str, Any]:
     registry = shards.load(layout)
     pairs = copies = 0
     for key in registry.keys:
-        distances = pq.ParquetFile(layout.duplicate_pairs(key))
-        pairs += distances.metadata.num_rows
         manifest = read_manifest(layout.duplicate_pairs(key))
-        copies += int((manifest.facts if manifest else {}).get("exact_copies", 0))
+        if manifest is None:
+            # Registered since, or refused: it has no pairs.
+            continue
+        pairs += pq.ParquetFile(layout.duplicate_pairs(key)).metadata.num_rows
+        copies += int(manifest.facts.get("exact_copies", 0))
     dropped = int(np.count_nonzero(open_npy(layout.dup_bitmap / "dup_bitmap.npy")))
     index = read_manifest(layout.snip_index)
     return {
