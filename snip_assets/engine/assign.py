@@ -14,7 +14,8 @@ import torch
 from numba import njit
 
 FLAT_LISTS = 16_384
-SHORTLIST = 16
+SHORTLIST = 12
+CHUNK = 32
 BLOCK = 2048
 LOWEST = np.float32(-3e38)
 
@@ -29,14 +30,16 @@ def _best(score, count, best):
             value[p] = LOWEST
             best[i, p] = 0
         floor = value[count - 1]
-        for base in range(0, columns, 32):
-            stop = min(base + 32, columns)
-            high = score[i, base]
-            for j in range(base, stop):
-                high = max(high, score[i, j])
-            if high <= floor:
-                continue
-            for j in range(base, stop):
+        for base in range(0, columns, CHUNK):
+            if base + CHUNK <= columns:
+                # A slice of fixed length, as its loop is vectorised where base + j is not.
+                chunk = score[i, base : base + CHUNK]
+                high = chunk[0]
+                for j in range(CHUNK):
+                    high = max(high, chunk[j])
+                if high <= floor:
+                    continue
+            for j in range(base, min(base + CHUNK, columns)):
                 s = score[i, j]
                 if s <= floor:
                     continue
@@ -50,7 +53,7 @@ def _best(score, count, best):
                 floor = value[count - 1]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 def _exact(x, centroids, lists, distance):
     """Squared distances in one fixed order of summation; sorts each row by (distance, list)."""
     dim = x.shape[1]
@@ -73,7 +76,7 @@ def _exact(x, centroids, lists, distance):
             distance[i, q], lists[i, q] = value, number
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 def _margins(centroids, lists, distance, margin):
     """Distance of each row to the plane between its home and each other list of its shortlist."""
     dim = centroids.shape[1]

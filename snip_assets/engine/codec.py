@@ -13,36 +13,27 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from numba import njit
 
 from .errors import BadInputError
 
+BLOCK = 512
+WORDS = 256
 CODECS = ("PQ4", "PQ8", "PQ16", "PQ32", "SQ8", "SQfp16")
 
 
-@njit(nogil=True, cache=True, fastmath=True)
-def _pq_encode(x, table, codes):
-    """Nearest codeword of each sub-vector; `table` is M x dsub x 256."""
-    m_count, dsub, ksub = table.shape
-    norms = np.zeros((m_count, ksub), np.float32)
-    for m in range(m_count):
-        for d in range(dsub):
-            for c in range(ksub):
-                norms[m, c] += table[m, d, c] * table[m, d, c] * np.float32(0.5)
-    score = np.empty(ksub, np.float32)
-    for i in range(x.shape[0]):
-        for m in range(m_count):
-            for c in range(ksub):
-                score[c] = norms[m, c]
-            for d in range(dsub):
-                value = x[i, m * dsub + d]
-                for c in range(ksub):
-                    score[c] -= value * table[m, d, c]
-            lowest = score[0]
-            for c in range(ksub):
-                lowest = min(lowest, score[c])
-            for c in range(ksub):
-                if score[c] == lowest:
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
+def _smallest(score, codes):
+    """Column of the smallest score of each row and sub-quantiser, the first of equals."""
+    for m in range(score.shape[0]):
+        for i in range(score.shape[1]):
+            row = score[m, i]
+            lowest = row[0]
+            for c in range(WORDS):
+                lowest = min(lowest, row[c])
+            for c in range(WORDS):
+                if row[c] == lowest:
                     codes[i, m] = c
                     break
 
@@ -89,7 +80,9 @@ class Codec:
             pq = index.pq
             book = faiss.vector_to_array(pq.centroids)
             self.book = book.reshape(pq.M, pq.ksub, pq.dsub).astype(np.float32)
-            self._table = np.ascontiguousarray(self.book.transpose(0, 2, 1))
+            words = torch.from_numpy(self.book)
+            self._table = words.transpose(1, 2).contiguous()
+            self._norms = 0.5 * (words.double() ** 2).sum(2).float()[:, None]
 
     def encode(self, residuals: np.ndarray) -> np.ndarray:
         """Codes of residuals.
@@ -107,7 +100,11 @@ class Codec:
         if self.book is None:
             return self.index.sq.compute_codes(residuals)
         codes = np.empty((len(residuals), self.size), np.uint8)
-        _pq_encode(residuals, self._table, codes)
+        for start in range(0, len(residuals), BLOCK):
+            part = torch.from_numpy(residuals[start : start + BLOCK])
+            parts = part.unflatten(1, (self.size, -1)).transpose(0, 1)
+            score = torch.baddbmm(self._norms, parts, self._table, alpha=-1)
+            _smallest(score.numpy(), codes[start : start + BLOCK])
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

@@ -46,16 +46,18 @@ def _scan(score, bound, stop, start, base, found_query, found_row, count):
         floor = bound[i]
         whole = end - end % CHUNK
         for low in range(0, whole, CHUNK):
-            best = score[i, low]
+            # A slice of fixed length, as its loop is vectorised where low + j is not.
+            chunk = score[i, low : low + CHUNK]
+            best = chunk[0]
             for j in range(CHUNK):
-                best = max(best, score[i, low + j])
+                best = max(best, chunk[j])
             if best >= floor:
                 if count > room:
                     return -1
-                for j in range(low, low + CHUNK):
+                for j in range(CHUNK):
                     found_query[count] = start + i
-                    found_row[count] = base + j
-                    count += score[i, j] >= floor
+                    found_row[count] = base + low + j
+                    count += chunk[j] >= floor
         if count > room:
             return -1
         for j in range(whole, end):
