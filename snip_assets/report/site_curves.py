@@ -28,10 +28,34 @@ def summary_values(
     reviewed: dict[str, Interval],
 ) -> dict[str, Any]:
     """Of the page `index.html`."""
+    names = {
+        "precision": "precision: pairs within the threshold in the raw features",
+        "recall": "recall: of the duplicates that exact search finds",
+    }
+    trusted = [(names[k], v) for k, v in quality.items()]
+    trusted += [(_REVIEWED[k], v) for k, v in reviewed.items()]
+    columns, stations = _stations(run)
+    return {
+        "rows": values["rows"],
+        "dropped": values["dropped"],
+        "max_distance": run.settings.max_distance,
+        "tiles": _tiles(run, values),
+        "quality": trusted,
+        "reviewed": bool(reviewed),
+        "station_columns": columns,
+        "stations": stations,
+        "settings": [[k, v] for k, v in run.settings.__dict__.items()],
+        "made_otherwise": site_data.made_otherwise(run),
+        "versions": list(site_data.versions().items()),
+        "digests": _digests(run),
+    }
+
+
+def _tiles(run: Run, values: dict[str, Any]) -> list[tuple[str, str, str]]:
     groups = read_manifest(run.layout.duplicate_groups)
     facts = groups.facts if groups else {}
     near = values["dropped"] - values["exact_copies"]
-    tiles = [
+    return [
         ("rows", number(values["rows"]), f"{len(run.registry.shards):,} shards"),
         ("kept", number(values["kept"]), percent(values["kept"] / (values["rows"] or 1))),
         ("dropped: exact copies", number(values["exact_copies"]), "equal byte for byte"),
@@ -41,12 +65,9 @@ def summary_values(
         ("groups that keep several", number(facts.get("chained_groups")), "chains"),
         ("index", f"{values['index_bytes_per_row'] or 0:.1f}", "bytes a row"),
     ]
-    names = {
-        "precision": "precision: pairs within the threshold in the raw features",
-        "recall": "recall: of the duplicates that exact search finds",
-    }
-    trusted = [(names[k], v) for k, v in quality.items()]
-    trusted += [(_REVIEWED[k], v) for k, v in reviewed.items()]
+
+
+def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
     measured = site_data.stations(run)
     memory = any(s["memory"] for s in measured)
     stations = [
@@ -61,20 +82,7 @@ def summary_values(
         for s in measured
     ]
     columns = ["station", "outputs", "seconds", "rows a second", "size"]
-    return {
-        "rows": values["rows"],
-        "dropped": values["dropped"],
-        "max_distance": run.settings.max_distance,
-        "tiles": tiles,
-        "quality": trusted,
-        "reviewed": bool(reviewed),
-        "station_columns": columns + (["memory at most"] if memory else []),
-        "stations": stations,
-        "settings": [[k, v] for k, v in run.settings.__dict__.items()],
-        "made_otherwise": site_data.made_otherwise(run),
-        "versions": list(site_data.versions().items()),
-        "digests": _digests(run),
-    }
+    return columns + (["memory at most"] if memory else []), stations
 
 
 def _digests(run: Run) -> list[list[str]]:
