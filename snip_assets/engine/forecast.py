@@ -20,13 +20,20 @@ FEWEST_ROWS = 100_000
 FILE = "forecast.json"
 
 
-def keep(layout: Layout, settings: Settings, seconds: dict[str, float]) -> dict[str, Any]:
+def keep(
+    layout: Layout,
+    settings: Settings,
+    seconds: dict[str, float],
+    machine: rates.Rates | None = None,
+) -> dict[str, Any]:
     """Compare a whole run with its plan, and add that to `forecast.json` in the output folder.
 
     Parameters
     ----------
     seconds
         Name of a station (or of a check) -> seconds that it took.
+    machine
+        Its rates; default: measured now.
 
     Returns
     -------
@@ -35,11 +42,11 @@ def keep(layout: Layout, settings: Settings, seconds: dict[str, float]) -> dict[
     """
     registry = load(layout)
     itemsize = np.dtype(registry.shards[0].dtype).itemsize
-    measured_rates = rates.measure(layout.root, registry.dim, settings)
+    machine = machine or rates.measure(layout.root, registry.dim, settings)
     planned = plan.predict(
         registry.rows,
         registry.dim,
-        measured_rates,
+        machine,
         settings,
         itemsize=itemsize,
         shards=len(registry.shards),
@@ -57,7 +64,7 @@ def keep(layout: Layout, settings: Settings, seconds: dict[str, float]) -> dict[
     found = {
         "rows": registry.rows,
         "dim": registry.dim,
-        "rates": asdict(measured_rates),
+        "rates": asdict(machine),
         "stations": rows,
         "predicted": predicted,
         "measured": measured,

@@ -1,0 +1,83 @@
+"""What a shard costs that arrives behind others, against the whole.
+
+    python benchmarks/incremental.py [--shards 100] [--rows 2000] [--dim 256]
+
+All shards but the last are worked, station by station; then the last arrives. Shards are small, so
+a station that goes through all rows again stands out by its share. Prints a table and writes
+benchmarks/results/incremental.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import cores, table, write
+from scale import generate
+
+from snip_assets.engine import shards, stations
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.settings import Settings
+
+
+def times(run: stations.Run, keys: list[str]) -> dict[str, float]:
+    """Seconds of each station for some shards, and for what stands between shards and all rows."""
+    found: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> None:
+        started = time.perf_counter()
+        work()
+        found[name] = time.perf_counter() - started
+
+    timed("metadata", lambda: stations.metadata(run, keys))
+    timed("clip_features", lambda: stations.clip_features(run, keys))
+    timed("snip_model", lambda: stations.snip_model(run))
+    timed("snip_features", lambda: stations.snip_features(run, keys))
+    timed("trained_index", lambda: stations.trained_index(run))
+    timed("index_shards", lambda: stations.index_shards(run, keys))
+    timed("snip_index", lambda: stations.snip_index(run))
+    timed("duplicate_pairs", lambda: stations.duplicate_pairs(run, keys))
+    timed("duplicate_groups", lambda: stations.duplicate_groups(run))
+    timed("dup_bitmap", lambda: stations.dup_bitmap(run))
+    timed("deduped_metadata", lambda: stations.deduped_metadata(run, run.registry.keys))
+    timed("drop_list", lambda: stations.drop_list(run, run.registry.keys))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=2000, help="Of a shard.")
+    parser.add_argument("--dim", type=int, default=256)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        generate(folder, options.shards * options.rows, options.dim, options.shards)
+        source = shards.Source(folder / "img_emb", folder / "metadata")
+        layout, keys = Layout(folder / "out"), shards.discover(source)
+        # A PCA: training of the net is done once and is not the matter here.
+        settings = Settings(pca_below=1 << 40)
+        shards.register(layout, source, keys[:-1])
+        whole = times(stations.Run(layout, settings), keys[:-1])
+        shards.register(layout, source, keys)
+        arrival = times(stations.Run(layout, settings), keys[-1:])
+    rows = [
+        {"station": n, "all before, s": whole[n], "one more, s": arrival[n]}
+        | {"share": arrival[n] / max(whole[n], 1e-9)}
+        for n in whole
+    ]
+    total = {"station": "in all", "all before, s": sum(whole.values())}
+    total |= {"one more, s": sum(arrival.values())}
+    total |= {"share": total["one more, s"] / total["all before, s"]}  # type: ignore[operator]
+    title = f"A shard of {options.rows:,} rows behind {options.shards - 1} others"
+    table(title, [*rows, total])
+    facts = {"machine": cores(), "shards": options.shards, "rows_per_shard": options.rows}
+    write("incremental", {**facts, "dim": options.dim, "stations": [*rows, total]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The planner's table in docs/scale.md, and the measured tables beside it.
+
+    python benchmarks/plan.py [--folder DIR]
+
+Measures the rates of this machine, plans 10 million to 2.17 billion rows on 2, 16 and 64 cores,
+and writes what lies between the marks in docs/scale.md; what scale.py, merge.py and incremental.py
+left in benchmarks/results goes there too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, _cell, cores, table, write
+
+from snip_assets.engine import plan, rates
+from snip_assets.engine.settings import Settings
+
+PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
+SIZES = (10_000_000, 100_000_000, 1_000_000_000, 2_169_580_984)
+# Cores, memory in GiB, disk in GB/s.
+MACHINES = ((2, 24, 1.0), (16, 32, 2.0), (64, 256, 6.0))
+
+
+def planned(measured: rates.Rates, dim: int) -> list[dict[str, Any]]:
+    rows = []
+    for size in SIZES:
+        for count, memory, disk in MACHINES:
+            found = plan.predict(
+                size, dim, measured, cores=count, memory_gb=memory, disk_gb_per_s=disk
+            )
+            slowest = max(found.stations, key=lambda s: s.seconds)
+            rows.append(
+                {
+                    "rows": size,
+                    "cores": count,
+                    "memory GiB": memory,
+                    "disk GB/s": disk,
+                    "hours": found.seconds / 3600,
+                    "most of it": f"{slowest.name} ({slowest.seconds / found.seconds:.0%})",
+                    "peak GiB": found.peak_gib,
+                    "outputs GB": found.disk_gb,
+                    "index GB": next(s.write_gb for s in found.stations if s.name == "snip_index"),
+                    "lists": found.lists,
+                    "fits": "no" if found.peak_gib > memory else "yes",
+                }
+            )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row.get(n)) for n in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def result(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def fill(mark: str, text: str) -> None:
+    """Put a text between `<!-- mark -->` and `<!-- end -->`."""
+    page = PAGE.read_text()
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+    page, count = pattern.subn(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page)
+    assert count == 1, mark
+    PAGE.write_text(page)
+
+
+def machine(found: dict[str, Any]) -> str:
+    own = found["machine"]
+    return f"{own['processor']}, {own['cores']} cores, {own['memory_gib']} GiB."
+
+
+def measured_tables() -> None:
+    if scale := result("scale"):
+        parts = [machine(scale), markdown(scale["summary"])]
+        for size in scale["sizes"]:
+            parts += [f"{size['rows']:,} rows:", markdown(size["stations"])]
+        fill("scale", "\n\n".join(parts))
+        held = [run[-1] for size in scale["sizes"] if (run := size.get("planned"))]
+        keys = ("rows", "predicted", "measured", "error")
+        if held:
+            fill("forecast", markdown([{k: run[k] for k in keys} for run in held]))
+    if merged := result("merge"):
+        fill("merge", f"{machine(merged)}\n\n{markdown(merged['runs'])}")
+    if added := result("incremental"):
+        fill("incremental", f"{machine(added)}\n\n{markdown(added['stations'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--folder", type=Path, default=Path("out"), help="On the disk to measure.")
+    options = parser.parse_args()
+    measured = rates.measure(options.folder, options.dim, Settings())
+    rows = planned(measured, options.dim)
+    table("Plans (training of the net included)", rows)
+    write("plan", {"machine": cores(), "rates": asdict(measured), "plans": rows})
+    known = ", ".join(f"{name} {value:,.3g}" for name, value in asdict(measured).items())
+    fill("plan", f"Rates of one core (disk: of all): {known}.\n\n{markdown(rows)}")
+    measured_tables()
+
+
+if __name__ == "__main__":
+    main()
