@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-postgres test-e2e faults ui lint types venv clean
+.PHONY: demo test test-dask test-s3 test-postgres test-e2e faults ui lint types venv clean
 
 demo: venv
 	$(BIN)/snip shards sync --out $(OUT)
@@ -40,6 +40,16 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
+
+# Shards on Dask workers, processes on loopback, one killed in mid-run: the same bytes as here.
+test-dask: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask]'
+	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_fanout.py
+
+# Sources in an S3-compatible store, a server on loopback.
+test-s3: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3]' 'moto[server]>=5'
+	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_remote_files.py
 
 # PostgreSQL as Dagster's storage, really: exit code 3 where there is no server to start.
 test-postgres: $(VENV)/.test

@@ -153,7 +153,7 @@ def npy_header(path: Any) -> tuple[tuple[int, ...], np.dtype]:
     """
     size = _info(path)["size"]
     with _reading(path):
-        head = io.BytesIO(path.fs.cat_file(path.path, 0, min(size, HEADER)))
+        head = io.BytesIO(path.fs.cat_file(path.path, start=0, end=min(size, HEADER)))
     try:
         shape, _, dtype = _READERS[np.lib.format.read_magic(head)](head)
     except Exception as error:
@@ -226,8 +226,8 @@ def _make_room(cache: Cache, size: int, path: Any) -> None:
             total -= bytes_ if _evicted(copy) else 0
     if total + size > cache.limit:
         raise CacheFullError(
-            f"{path}: {size / 1e9:.2f} GB do not fit into the cache {cache.folder} "
-            f"({cache.limit / 1e9:.2f} GB, {total / 1e9:.2f} of them in use); raise cache_gb."
+            f"{path}: {size:,} bytes do not fit into the cache {cache.folder} ({cache.limit:,} "
+            f"bytes, {total:,} of them in use); raise cache_gb. Every thread needs two files."
         )
 
 
