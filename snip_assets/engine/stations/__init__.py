@@ -1,0 +1,28 @@
+"""The stations: one function an asset. Each skips what is current, else works, writes and seals.
+
+A notebook, the command line and Dagster all call these.
+"""
+
+from snip_assets.engine.run import Run
+
+from .duplicates import dup_bitmap, duplicate_groups, duplicate_pairs, unpaired
+from .features import clip_features, metadata, snip_features, snip_model
+from .index import index_shards, snip_index, trained_index
+from .publish import deduped_metadata, drop_list
+
+__all__ = [
+    "Run",
+    "clip_features",
+    "deduped_metadata",
+    "drop_list",
+    "dup_bitmap",
+    "duplicate_groups",
+    "duplicate_pairs",
+    "index_shards",
+    "metadata",
+    "snip_features",
+    "snip_index",
+    "snip_model",
+    "trained_index",
+    "unpaired",
+]

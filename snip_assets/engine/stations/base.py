@@ -1,0 +1,67 @@
+"""What the stations have in common: skip what is current, work under a lock, seal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.files import Manifest, current, lock, seal
+from snip_assets.engine.remote_files import is_remote
+from snip_assets.engine.remote_files import state as remote_state
+from snip_assets.engine.run import Run
+from snip_assets.engine.shards import Shard
+
+Work = Callable[[Shard, Path], dict[str, Any]]
+
+
+def finish(output: Path, inputs: dict[str, str], work: Callable[[], dict[str, Any]]) -> Manifest:
+    """The manifest of an output; made now unless it is current."""
+    if (manifest := current(output, inputs)) is not None:
+        return manifest
+    with lock(output):
+        # Another run may have made it while we waited.
+        if (manifest := current(output, inputs)) is not None:
+            return manifest
+        started = time.perf_counter()
+        facts = work()
+        seconds = round(time.perf_counter() - started, 3)
+        return seal(output, inputs, **{"seconds": seconds, **facts})
+
+
+def each(
+    run: Run,
+    keys: list[str],
+    place: Callable[[str], Path],
+    inputs: Callable[[Shard], dict[str, str]],
+    work: Work,
+) -> dict[str, Manifest]:
+    """Work shard by shard; a bad shard is refused at the end, after the good ones are done."""
+    result: dict[str, Manifest] = {}
+    refused: list[BadInputError] = []
+    for shard in run.registry.only(keys):
+        output = place(shard.key)
+        try:
+            result[shard.key] = finish(output, inputs(shard), partial(work, shard, output))
+        except BadInputError as error:
+            refused.append(error)
+    if len(refused) > 1:
+        first = " ".join(str(error) for error in refused[:5])
+        raise BadInputError(f"{len(refused)} shards refused, {len(result)} done. {first}")
+    if refused:
+        raise refused[0]
+    return result
+
+
+def source_state(path: Path) -> str:
+    """Changes when a source file does, without reading it."""
+    if is_remote(path):
+        return remote_state(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); put it back.") from error
+    return f"{status.st_size}-{status.st_mtime_ns}"

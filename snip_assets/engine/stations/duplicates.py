@@ -1,0 +1,188 @@
+"""Stations of duplicates: duplicate_pairs, duplicate_groups, dup_bitmap."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snip_assets.engine import index
+from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.files import Manifest, current, damage, digest_of, lock, read_manifest, seal
+from snip_assets.engine.group_table import duplicate_groups as group_rows
+from snip_assets.engine.metadata import Metadata
+from snip_assets.engine.pairs import find_pairs, write_pairs
+from snip_assets.engine.publish import dup_bitmap as publish_bitmap
+from snip_assets.engine.run import PAIR_SETTINGS, Run
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.verify import Pairs
+
+from .base import finish, source_state
+
+# Rows whose pairs are held in memory at once, for each GiB that may be planned with.
+JOIN_ROWS_PER_GB = 4_000_000
+
+
+def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Join shards with all earlier rows; what is not current is done together, by memory."""
+    layout, wanted = run.layout, run.registry.only(keys)
+    inputs = _pair_inputs(run)
+    todo = [s for s in wanted if current(layout.duplicate_pairs(s.key), inputs[s.key]) is None]
+    merged = {k for s in index.read_segments(layout.snip_index) for k in s["keys"]}
+    if absent := [s.key for s in wanted if s.key not in merged]:
+        raise StaleOutputError(
+            f"shard {absent[0]}: not in snip_index yet; materialise index_shards for it, then "
+            "snip_index."
+        )
+    most = int(run.settings.memory_gb * JOIN_ROWS_PER_GB)
+    group: list[Shard] = []
+    for shard in [*todo, None]:
+        if group and (shard is None or sum(s.rows for s in group) + shard.rows > most):
+            _join_group(run, group, inputs)
+            group = []
+        if shard is not None:
+            group.append(shard)
+    found = {s.key: current(layout.duplicate_pairs(s.key), inputs[s.key]) for s in wanted}
+    return {key: manifest for key, manifest in found.items() if manifest is not None}
+
+
+def _pair_inputs(run: Run) -> dict[str, dict[str, str]]:
+    """What the pairs of each shard are made from: the shards up to itself, never later ones."""
+    trained = run.version(run.layout.trained_index, "trained_index")
+    settings = run.digest(PAIR_SETTINGS)
+    return {
+        key: {"trained_index": trained, "rows": chain, "settings": settings}
+        for key, chain in _chains(run).items()
+    }
+
+
+def _chains(run: Run) -> dict[str, str]:
+    """Key -> digest of the codes of its shard and of all earlier ones."""
+    versions = {s.key: s.version for s in run.indexed()}
+    chain, result = "", {}
+    for key in run.registry.keys:
+        chain = digest_of([chain, key, versions.get(key)])
+        result[key] = chain
+    return result
+
+
+def unpaired(run: Run) -> list[str]:
+    """Shards without pairs, or whose pairs lack rows of an earlier shard that came since."""
+
+    def paired(key: str, chain: str) -> bool:
+        manifest = read_manifest(run.layout.duplicate_pairs(key))
+        return manifest is not None and manifest.inputs.get("rows") == chain
+
+    return [key for key, chain in _chains(run).items() if not paired(key, chain)]
+
+
+def _require_earlier(run: Run, last: int) -> None:
+    """Check what the join of shards up to ordinal `last` reads, before it reads it."""
+    earlier = [s for s in run.hashed() if s.ordinal <= last]
+    run.version(run.layout.snip_index, "snip_index")
+    run.require_shards("clip_features", earlier)
+    run.require_shards("index_shards", earlier)
+    if run.settings.tier != "codes":
+        run.require_shards("snip_features", earlier)
+
+
+def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
+    started = time.perf_counter()
+    last = group[-1].ordinal
+    _require_earlier(run, last)
+    later, first = run.exact_copies(last)
+    work = run.join(last, later)
+    found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
+    seconds = time.perf_counter() - started
+    rows = sum(s.rows for s in group)
+    for shard, near in zip(group, found, strict=True):
+        own = (later >= shard.start) & (later < shard.stop)
+        same = Pairs(
+            later[own].astype(np.uint64),
+            first[own].astype(np.uint64),
+            np.zeros(int(own.sum()), np.float32),
+        )
+        pairs = Pairs.concatenate([near, same]).ordered()
+        output = run.layout.duplicate_pairs(shard.key)
+        distances = np.histogram(pairs.distance, 50, (0, run.settings.max_distance))[0]
+        facts = {
+            "rows": shard.rows,
+            "pairs": len(pairs),
+            "exact_copies": len(same),
+            "tier": run.settings.tier,
+            "max_distance": run.settings.max_distance,
+            "candidates_per_row": counts.candidates / max(rows, 1),
+            "compared_per_row": counts.products / max(rows, 1),
+            "distances": distances.tolist(),
+            "seconds": round(seconds * shard.rows / max(rows, 1), 3),
+        }
+        with lock(output):
+            write_pairs(output, pairs)
+            seal(output, inputs[shard.key], **facts)
+
+
+def duplicate_groups(run: Run) -> Manifest:
+    """Connected components of all pairs, and who stays."""
+    layout, registry, settings = run.layout, run.registry, run.settings
+    found = {
+        key: run.version(layout.duplicate_pairs(key), f"duplicate_pairs {key}")
+        for key in registry.keys
+        if read_manifest(layout.duplicate_pairs(key))
+    }
+    if not found:
+        raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
+    described = {s.key: source_state(s.metadata) for s in registry.shards}
+    inputs = {
+        "duplicate_pairs": digest_of(found),
+        "rows": str(registry.rows),
+        "metadata": digest_of(described),
+        "settings": run.digest(("keep", "max_distance")),
+    }
+
+    def same_bytes(rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+        return run.hashes(rows) == run.hashes(earlier)
+
+    def work() -> dict[str, Any]:
+        run.require_shards("clip_features", run.hashed())
+        facts = group_rows(
+            [layout.duplicate_pairs(key) for key in found],
+            registry.rows,
+            layout.duplicate_groups,
+            max_distance=settings.max_distance,
+            rule=settings.keep,
+            metadata=Metadata.of(registry),
+            copies=same_bytes if len(run.hashed()) == len(registry.shards) else None,
+            former=_former(run, found),
+            memory_gb=settings.memory_gb,
+        )
+        missing = [key for key in registry.keys if key not in found]
+        return {**facts, "pair_versions": found, "shards_missing": missing}
+
+    return finish(layout.duplicate_groups, inputs, work)
+
+
+def _former(run: Run, found: dict[str, str]) -> tuple[Path, set[Path]] | None:
+    """The labels of the last run, if all that went into them still holds."""
+    folder = run.layout.duplicate_groups
+    manifest = read_manifest(folder)
+    settings = run.digest(("keep", "max_distance"))
+    if manifest is None or manifest.inputs["settings"] != settings:
+        return None
+    before: dict[str, str] = manifest.facts.get("pair_versions", {})
+    if any(found.get(key) != version for key, version in before.items()):
+        return None
+    if damage(folder, manifest, run.check):
+        return None
+    return folder / "labels.npy", {run.layout.duplicate_pairs(key) for key in before}
+
+
+def dup_bitmap(run: Run) -> Manifest:
+    """One bool a row, True = drop."""
+    decided = run.version(run.layout.duplicate_groups, "duplicate_groups")
+    return finish(
+        run.layout.dup_bitmap,
+        {"duplicate_groups": decided},
+        lambda: publish_bitmap(run.layout.duplicate_groups, run.layout.dup_bitmap),
+    )

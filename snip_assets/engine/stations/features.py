@@ -1,0 +1,88 @@
+"""Stations of sources and SNIP: metadata, clip_features, snip_model, snip_features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from snip_assets.engine import copies, shards
+from snip_assets.engine.compress import compress_shard
+from snip_assets.engine.files import Manifest, checksum, write_json
+from snip_assets.engine.given_model import given_model, take_model
+from snip_assets.engine.model import load_model
+from snip_assets.engine.run import MODEL_SETTINGS, Run
+from snip_assets.engine.sample import text_features
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.train import train
+
+from .base import each, finish, source_state
+
+
+def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Check the metadata shards and note their columns."""
+
+    def work(shard: Shard, output: Path) -> dict[str, Any]:
+        file = shards.parquet_file(shard.metadata)
+        schema = {f.name: str(f.type) for f in file.schema_arrow}
+        facts = {"rows": file.metadata.num_rows, "columns": schema}
+        write_json(output, facts)
+        return {**facts, "bytes": int(source_state(shard.metadata).partition("-")[0])}
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        shards.changed(shard)
+        return {"source": source_state(shard.metadata)}
+
+    return each(run, keys, run.layout.metadata, inputs, work)
+
+
+def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Check every row of the feature shards and hash it."""
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        shards.changed(shard)
+        return {"source": source_state(shard.features)}
+
+    return each(
+        run,
+        keys,
+        run.layout.clip_features,
+        inputs,
+        lambda shard, output: copies.hash_shard(shard.features, output, run.settings.workers),
+    )
+
+
+def snip_model(run: Run) -> Manifest:
+    """Train the net on the shards now registered, or take over one; kept when shards arrive."""
+    inputs = {"settings": run.digest(MODEL_SETTINGS)}
+    given = given_model(run)
+    if given is not None:
+        inputs["file"] = checksum(given)
+
+    def work() -> dict[str, Any]:
+        if given is not None:
+            return take_model(run, given)
+        # Rows that were never checked are not trained on.
+        ready = tuple(run.hashed()) or run.registry.shards
+        registry = shards.Registry(run.registry.source, ready)
+        features, text = shards.raw_features(registry), text_features(registry)
+        return train(features, run.settings, run.layout.snip_model, text=text)
+
+    return finish(run.layout.snip_model, inputs, work)
+
+
+def snip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Compress feature shards."""
+    model = run.version(run.layout.snip_model, "snip_model")
+    net = load_model(run.layout.snip_model)
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        features = run.version(run.layout.clip_features(shard.key), f"clip_features {shard.key}")
+        return {"snip_model": model, "clip_features": features}
+
+    return each(
+        run,
+        keys,
+        run.layout.snip_features,
+        inputs,
+        lambda shard, output: compress_shard(net, shard.features, output, run.settings),
+    )

@@ -1,0 +1,164 @@
+"""Stations of the index: trained_index, index_shards, snip_index."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snip_assets.engine import calibrate, calibration, encode, index, shards
+from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.files import (
+    Manifest,
+    atomic_path,
+    current,
+    digest_of,
+    lock,
+    read_manifest,
+    save_npy,
+    seal,
+    seal_parts,
+    write_json,
+)
+from snip_assets.engine.run import INDEX_SETTINGS, Run
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.trained import TrainedIndex, choose_lists
+
+from .base import each, finish
+
+HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
+
+
+def trained_index(run: Run) -> Manifest:
+    """Train the inverted lists and the codec, and calibrate; kept when shards arrive."""
+    model = run.version(run.layout.snip_model, "snip_model")
+    inputs = {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
+    return finish(run.layout.trained_index, inputs, lambda: _train_index(run))
+
+
+def _train_index(run: Run) -> dict[str, Any]:
+    registry, settings = run.registry, run.settings
+    lists = settings.lists or choose_lists(registry.rows)
+    ready = run.hashed()
+    run.require_shards("clip_features", ready)
+    run.require_shards("snip_features", ready)
+    rows = _first_copies(run, max(65_536, lists * 128))
+    # A fifth is held out: the codec fits the rows it was trained on better than any other.
+    held_out = np.random.default_rng(settings.seed).random(len(rows)) < HELD_OUT
+    held_out &= len(rows) > FEWEST_TO_HOLD_OUT
+    rows = rows[~held_out]
+    snip = shards.snip_features(run.layout, registry)
+    trained = TrainedIndex.train(
+        snip.take(rows).astype(np.float32), lists, settings.codec, settings.seed, settings.workers
+    )
+    chosen = _first_copies(run, calibration.budget(registry.rows, registry.dim))
+    raw = _unit_rows(shards.raw_features(registry), chosen)
+    sample = calibration.Sample(
+        raw, snip.take(chosen).astype(np.float32), ~np.isin(chosen, rows), registry.rows
+    )
+    found, axes = calibrate.calibrate(trained, sample, settings)
+    with atomic_path(run.layout.trained_index) as folder:
+        folder.mkdir(parents=True)
+        trained.save(folder / "trained.index")
+        write_json(folder / "calibration.json", found.to_json())
+        save_npy(folder / "axes.npy", axes)
+    return {
+        "lists": trained.lists,
+        "codec": settings.codec,
+        "code_bytes": trained.codec.size,
+        "rows_read": len(rows),
+        **found.to_json(),
+    }
+
+
+def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
+    """Rows by row id, float32, of unit length; never held in two precisions as a whole."""
+    out = np.empty((len(rows), features.shard(0).shape[1]), np.float32)
+    for start in range(0, len(rows), 8192):
+        part = features.take(rows[start : start + 8192]).astype(np.float32)
+        out[start : start + 8192] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    return out
+
+
+def _first_copies(run: Run, most: int) -> np.ndarray:
+    """Row ids of a random sample, ascending, without exact copies."""
+    ready = run.hashed()
+    ends = np.cumsum([s.rows for s in ready])
+    total = int(ends[-1]) if ready else 0
+    if total > most:
+        drawn = np.random.default_rng(run.settings.seed).choice(total, most, replace=False)
+        rows = np.sort(drawn)
+    else:
+        rows = np.arange(total)
+    # Place among the checked rows -> row id.
+    ahead = np.array([s.stop for s in ready], np.int64) - ends
+    rows = rows + ahead[np.searchsorted(ends, rows, "right")]
+    first = np.unique(run.hashes(rows), return_index=True)[1]
+    return rows[np.sort(first)]
+
+
+def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
+    """Assign and encode shards."""
+    version = run.version(run.layout.trained_index, "trained_index")
+    trained, axes, chosen = run.trained(), run.axes(), run.calibration()
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
+        return {"trained_index": version, "snip_features": snip}
+
+    def work(shard: Shard, output: Path) -> dict[str, Any]:
+        source = run.layout.snip_features(shard.key)
+        radius, probes = chosen.radius, chosen.probes
+        workers = run.settings.workers
+        return encode.encode_shard(trained, source, output, axes, radius, probes, workers)
+
+    return each(run, keys, run.layout.index_shard, inputs, work)
+
+
+def snip_index(run: Run) -> Manifest:
+    """Merge the index shards that are there."""
+    layout = run.layout
+    present = run.indexed()
+    if not present:
+        raise StaleOutputError(f"{layout.root}: no index shards; materialise index_shards first.")
+    inputs = {
+        "trained_index": run.version(layout.trained_index, "trained_index"),
+        "index_shards": digest_of({s.key: s.version for s in present}),
+    }
+    with lock(layout.snip_index):
+        if (manifest := current(layout.snip_index, inputs)) is not None:
+            return manifest
+        return _merge_index(run, present, inputs)
+
+
+def _merge_index(run: Run, present: list[index.IndexedShard], inputs: dict[str, str]) -> Manifest:
+    layout, started = run.layout, time.perf_counter()
+    segments = index.update(layout.snip_index, present, run.registry.rows, run.check)
+    seal(layout.snip_index / "segments.json", inputs)
+    sizes = index.SnipIndex.open(layout).list_sizes
+    rows = int(sizes.sum())
+    parts = [layout.snip_index / name for name in ("segments.json", *(s["name"] for s in segments))]
+    trained = (layout.trained_index / "trained.index").stat().st_size
+    bytes_all = trained + sum(m.bytes for p in parts if (m := read_manifest(p)))
+    return seal_parts(
+        layout.snip_index,
+        inputs,
+        parts,
+        rows=rows,
+        segments=len(segments),
+        bytes_per_row=bytes_all / rows,
+        list_sizes=_histogram(sizes),
+        imbalance=float(len(sizes) * (sizes.astype(float) ** 2).sum() / rows**2),
+        shards_missing=[k for k in run.registry.keys if k not in {s.key for s in present}],
+        seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _histogram(values: np.ndarray) -> list[int]:
+    """At most 4,096 values, sorted: enough to draw a histogram."""
+    ordered = np.sort(values)
+    if len(ordered) > 4096:
+        ordered = ordered[np.linspace(0, len(ordered) - 1, 4096).astype(int)]
+    return ordered.tolist()
