@@ -229,6 +229,8 @@ def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
     generator = np.random.default_rng(run.settings.seed)
     for ordinal in generator.permutation(len(run.registry.shards)):
         shard = run.registry.shards[ordinal]
+        if shard.stop > len(drop):  # registered after the last decision
+            continue
         with parquet_file(shard.metadata) as file:
             column = find_column(file.schema_arrow, URL_NAMES)
             if column is None:
