@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -234,11 +235,19 @@ def _remote_parquet(path: Path) -> pq.ParquetFile:
 def load(layout: Layout) -> Registry:
     """The registry of an output folder."""
     try:
-        value = json.loads(layout.registry.read_text())
+        status = layout.registry.stat()
     except FileNotFoundError as error:
         raise StaleOutputError(
             f"{layout.root}: no shards registered here; run `snip shards sync`."
         ) from error
+    return _load(layout, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=8)
+def _load(layout: Layout, state: tuple[int, int, int]) -> Registry:
+    """Read once for each state of the file: a sensor asks for it often."""
+    try:
+        value = json.loads(layout.registry.read_text())
     except ValueError as error:
         raise _damaged(layout.registry) from error
     # Row ids of everything hang on it. (Those of older versions hold no digest.)
