@@ -54,13 +54,13 @@ def keep(
     names = {s.name for s in planned.stations}
     taken = {name: value for name, value in seconds.items() if name in names}
     taken["checks"] = sum(v for n, v in seconds.items() if n not in names and n != "dedup_report")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"station": s.name, "predicted": s.seconds, "measured": taken.get(s.name, 0.0)}
         for s in planned.stations
     ]
     counted = [r for r in rows if r["station"] != "snip_model"]
-    predicted = sum(float(r["predicted"]) for r in counted)
-    measured = sum(float(r["measured"]) for r in counted)
+    predicted = sum(r["predicted"] for r in counted)
+    measured = sum(r["measured"] for r in counted)
     found = {
         "rows": registry.rows,
         "dim": registry.dim,

@@ -279,16 +279,17 @@ def _features(case: _Case) -> dict[str, Cost]:
     training = steps * TRAINING_OVERHEAD * 3 * forward / rates.product
     if sample < settings.pca_below:
         training = 2.0 * sample * case.dim**2 / rates.product
-    block = 4.0 * case.cores * case.dim * (case.itemsize + 4)
+    # Bytes a row that one core works on: as read, as float32, and squared in float64.
+    row = float(case.cores * case.dim)
     products = flops(rows, case.dim, case.lists, 0, settings)["snip_features"]
     return {
         "metadata": (1e-7 * rows, 0.0, 0.01 * METADATA_BYTES * rows, 0.0),
-        "clip_features": (case.raw / rates.hash_bytes, 8192 * 3 * block, case.raw, 8.0 * rows),
+        "clip_features": (case.raw / rates.hash_bytes, 8192 * 24 * row, case.raw, 8.0 * rows),
         # One process trains on all cores, at the rate of the measured ones.
         "snip_model": (training, 3.0 * sample * case.dim * case.itemsize, 0.0, 0.0),
         "snip_features": (
             products / rates.compress,
-            4096 * 3 * block,
+            4096 * 10 * row,
             case.uncached(case.raw),
             2.0 * settings.dim * rows,
         ),
@@ -356,7 +357,7 @@ def _results(case: _Case) -> dict[str, Cost]:
         "dup_bitmap": (2e-8 * rows, float(rows), 0.0, 1.125 * rows),
         "deduped_metadata": (ROW_PUBLISHED * rows, 0.2 * GIB, words, words),
         "drop_list": (ROW_PUBLISHED * rows, 0.2 * GIB, words, 0.3 * words),
-        "checks": (audit, 8192 * 4.0 * case.cores * case.dim * 8, case.uncached(case.raw), 0.0),
+        "checks": (audit, 4096 * 16.0 * case.cores * case.dim, case.uncached(case.raw), 0.0),
     }
 
 

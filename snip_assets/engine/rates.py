@@ -155,11 +155,11 @@ def _of_files(
         os.fsync(handle.fileno())
     write = x.nbytes / (time.perf_counter() - started)
     if hasattr(os, "posix_fadvise"):
-        with open(path, "rb") as handle:
-            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(path, "rb") as cached:
+            os.posix_fadvise(cached.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()
-    with open(path, "rb") as handle:
-        while handle.read(1 << 22):
+    with open(path, "rb") as source:
+        while source.read(1 << 22):
             pass
     read = x.nbytes / (time.perf_counter() - started)
     started = time.perf_counter()
