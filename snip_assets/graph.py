@@ -82,8 +82,12 @@ def _engine_errors() -> Iterator[None]:
         yield
     except Exception as error:
         cause: BaseException | None = error
+        seen: set[int] = set()
+        # Errors that cross threads and event loops may come to name each other.
         while cause is not None and not isinstance(cause, SnipError):
+            seen.add(id(cause))
             cause = cause.__cause__ or cause.__context__
+            cause = None if id(cause) in seen else cause
         if cause is None:
             raise
         raise cause from None

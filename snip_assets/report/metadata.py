@@ -8,10 +8,10 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from snip_assets.engine import stations
 from snip_assets.engine.files import CODE_VERSION, Manifest, digest_of, read_manifest
+from snip_assets.engine.shards import parquet_file
 
 from . import plots
 
@@ -53,7 +53,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
     """The first rows of a parquet file as a markdown table; texts cut, markup made harmless."""
-    batch = next(pq.ParquetFile(path).iter_batches(batch_size=count), None)
+    batch = next(parquet_file(path).iter_batches(batch_size=count), None)
     if batch is None:
         return dg.MetadataValue.md("*no rows*")
     table = pa.Table.from_batches([batch]).slice(0, count)
