@@ -196,7 +196,7 @@ def play(folder: Path, *, kill: bool) -> dict:
 
 def _reported(services: Services) -> str:
     found = services.query(
-        "query($k:AssetKeyInput!){assetCheckExecutions(assetKey:$k,checkName:\"sources_in_order\","
+        'query($k:AssetKeyInput!){assetCheckExecutions(assetKey:$k,checkName:"sources_in_order",'
         "limit:1){status evaluation{success description}}}",
         k={"path": ["metadata"]},
     )["assetCheckExecutions"]
