@@ -242,6 +242,8 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
                 f"Its process ({pid}) is gone: killed, out of memory, or its machine or code "
                 "server was restarted. Outputs are whole or absent; a new run goes on from there.",
             )
+            # Or its place in the pool would stay taken, and the next run wait for ever.
+            instance.event_log_storage.free_concurrency_slots_for_run(record.dagster_run.run_id)
             buried += 1
     return dg.SkipReason(f"{len(records)} runs at work, {buried} of them were dead.")
 
