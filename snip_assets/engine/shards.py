@@ -17,18 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError, StaleOutputError
+from .features import Features
 from .files import digest_of, lock, open_npy, write_json, write_npy
 from .layout import Layout
-from .remote_files import CacheFullError, absolute, is_remote, listing, npy_header, open_file, place
-from .resident import trim
+from .remote_files import absolute, is_remote, listing, npy_header, open_file, place
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"
 METADATA_PATTERN = "metadata_{key}.parquet"
 _FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
 _METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
-# Each row may bring 64 KB of its file into memory, so look at what is there in between.
-TAKEN_AT_ONCE = 2048
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -365,65 +363,6 @@ def _save(layout: Layout, registry: Registry) -> None:
         ],
     }
     write_json(layout.registry, {**value, "digest": digest_of(value)})
-
-
-class Features:
-    """The raw (or SNIP) features of all shards as one array of rows.
-
-    Parameters
-    ----------
-    paths
-        One .npy a shard, by ordinal.
-    offsets
-        int64[S + 1]: row ids at which they start.
-    """
-
-    def __init__(self, paths: list[Path], offsets: np.ndarray) -> None:
-        self.paths = paths
-        self.offsets = np.asarray(offsets, np.int64)
-        self._open: dict[int, np.ndarray] = {}
-
-    def shard(self, ordinal: int) -> np.ndarray:
-        """Memory map of a shard, n x dimension."""
-        trim()
-        if ordinal not in self._open:
-            if len(self._open) >= 256:
-                self._open.pop(next(iter(self._open)))
-            try:
-                self._open[ordinal] = open_npy(self.paths[ordinal])
-            except CacheFullError:
-                # Our own maps keep files in the cache; without them there may be room.
-                self._open.clear()
-                self._open[ordinal] = open_npy(self.paths[ordinal])
-        return self._open[ordinal]
-
-    def __len__(self) -> int:
-        return int(self.offsets[-1])
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by row id, in the order given; read in order of their place in the files.
-
-        Returns
-        -------
-        ndarray
-            len(rows) x dimension, dtype of the first file.
-        """
-        rows = np.asarray(rows).astype(np.int64, copy=False)
-        ascending = bool((rows[1:] >= rows[:-1]).all())
-        order = np.arange(len(rows)) if ascending else np.argsort(rows, kind="stable")
-        ordered = rows if ascending else rows[order]
-        cuts = np.searchsorted(ordered, self.offsets)
-        first = self.shard(
-            int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
-        )
-        out = np.empty((len(rows), first.shape[1]), first.dtype)
-        for ordinal in np.flatnonzero(np.diff(cuts)):
-            for low in range(cuts[ordinal], cuts[ordinal + 1], TAKEN_AT_ONCE):
-                high = min(low + TAKEN_AT_ONCE, cuts[ordinal + 1])
-                out[order[low:high]] = self.shard(int(ordinal))[
-                    ordered[low:high] - self.offsets[ordinal]
-                ]
-        return out
 
 
 def raw_features(registry: Registry) -> Features:

@@ -1,0 +1,73 @@
+"""Features of all shards as one array of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .files import open_npy
+from .remote_files import CacheFullError
+from .resident import trim
+
+# Each row may bring 64 KB of its file into memory, so look at what is there in between.
+TAKEN_AT_ONCE = 2048
+
+
+class Features:
+    """The raw (or SNIP) features of all shards as one array of rows.
+
+    Parameters
+    ----------
+    paths
+        One .npy a shard, by ordinal.
+    offsets
+        int64[S + 1]: row ids at which they start.
+    """
+
+    def __init__(self, paths: list[Path], offsets: np.ndarray) -> None:
+        self.paths = paths
+        self.offsets = np.asarray(offsets, np.int64)
+        self._open: dict[int, np.ndarray] = {}
+
+    def shard(self, ordinal: int) -> np.ndarray:
+        """Memory map of a shard, n x dimension."""
+        trim()
+        if ordinal not in self._open:
+            if len(self._open) >= 256:
+                self._open.pop(next(iter(self._open)))
+            try:
+                self._open[ordinal] = open_npy(self.paths[ordinal])
+            except CacheFullError:
+                # Our own maps keep files in the cache; without them there may be room.
+                self._open.clear()
+                self._open[ordinal] = open_npy(self.paths[ordinal])
+        return self._open[ordinal]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by row id, in the order given; read in order of their place in the files.
+
+        Returns
+        -------
+        ndarray
+            len(rows) x dimension, dtype of the first file.
+        """
+        rows = np.asarray(rows).astype(np.int64, copy=False)
+        ascending = bool((rows[1:] >= rows[:-1]).all())
+        order = np.arange(len(rows)) if ascending else np.argsort(rows, kind="stable")
+        ordered = rows if ascending else rows[order]
+        cuts = np.searchsorted(ordered, self.offsets)
+        first = self.shard(
+            int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
+        )
+        out = np.empty((len(rows), first.shape[1]), first.dtype)
+        for ordinal in np.flatnonzero(np.diff(cuts)):
+            for low in range(cuts[ordinal], cuts[ordinal + 1], TAKEN_AT_ONCE):
+                high = min(low + TAKEN_AT_ONCE, cuts[ordinal + 1])
+                out[order[low:high]] = self.shard(int(ordinal))[
+                    ordered[low:high] - self.offsets[ordinal]
+                ]
+        return out
