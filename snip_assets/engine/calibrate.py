@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .calibration import QUERIES, Calibration, Sample
+from .calibration import QUERIES, Calibration, Sample, affordable
 from .errors import SnipError
 from .join import leading_axes
 from .settings import Settings
@@ -106,7 +106,9 @@ def calibrate(
         The target recall cannot be reached; the message says by what.
     """
     n = len(sample.raw)
-    queries = sample.queries(max(QUERIES, _affordable(sample)), settings.seed)
+    each = 2.0 * n * (sample.raw.shape[1] + 128)
+    count = max(QUERIES, int(affordable(sample.rows, sample.raw.shape[1]) / each))
+    queries = sample.queries(count, settings.seed)
     later, earlier, _ = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
     planted = len(later) < FEWEST_PAIRS
     placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
@@ -154,11 +156,6 @@ def calibrate(
         tiers=tiers,
     )
     return calibration, np.ascontiguousarray(axes[:, :width])
-
-
-def _affordable(sample: Sample) -> int:
-    n, dim = sample.raw.shape
-    return int(4e11 / (2.0 * n * (dim + 128)))
 
 
 def _sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 QUERIES = 2048
 FEWEST_QUERIES = 256
+SAMPLE_ROWS = 262_144
 
 
 @dataclass
@@ -91,11 +92,18 @@ class Sample:
         return np.sort(order[: min(count, fresh) if fresh >= FEWEST_QUERIES else count])
 
 
-def budget(rows: int, dim: int) -> int:
-    """Rows to sample: as many as exact search of the queries can afford.
+def affordable(rows: int, dim: int) -> float:
+    """Floating-point operations that exact search may cost.
 
     About a tenth of the work of compressing the data set, between 0.4 and 4 TFLOP.
     """
-    compress = 2.0 * rows * 1024 * (dim + 128)
-    work = min(max(0.1 * compress, 4e11), 4e12)
-    return int(min(rows, work / (2.0 * min(QUERIES, rows) * (dim + 128))))
+    return min(max(0.1 * 2.0 * rows * 1024 * (dim + 128), 4e11), 4e12)
+
+
+def budget(rows: int, dim: int) -> int:
+    """Rows to sample: as many as exact search of the fewest queries can afford, 262,144 at most.
+
+    So the sample stays below 0.8 GB at 768 numbers, however large the data set is.
+    """
+    most = affordable(rows, dim) / (2.0 * min(QUERIES, rows) * (dim + 128))
+    return int(min(rows, most, SAMPLE_ROWS))
