@@ -4,6 +4,7 @@ Checks have no partitions: one that belongs to a partitioned asset looks at the 
 run, or at all shards on disk when it runs on its own. Blocking ones stop what lies downstream.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .engine.progress import track
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
+# Seconds after which a file that nobody writes to is not still growing.
+SETTLED = 600.0
 UNIT_TOLERANCE = 2e-3
 
 
@@ -190,7 +193,16 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     except shards.BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
-    return _result([f"{key}: {why}" for key, why in seen.problems.items()], len(known))
+    problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    for key in seen.growing:
+        # Neither registered nor still being written: refused.
+        state = now.state(key)
+        if state is not None and max(state[1], state[3]) / 1e9 < time.time() - SETTLED:
+            try:
+                shards.inspect(data.source, key)
+            except shards.BadInputError as error:
+                problems.append(str(error))
+    return _result(problems, len(known))
 
 
 def _outputs(data: DataSet, asset: str) -> list[Path]:
@@ -258,6 +270,10 @@ ALL = [
 
 
 def keys_of(assets: Collection[str]) -> list[dg.AssetCheckKey]:
-    """Keys of the checks of some assets, but for the checksums."""
-    keys = [key for check in ALL for key in check.check_keys]
+    """Keys of the checks of some assets, for a run that the sensor asks for.
+
+    Without the checksums, and without `sources_in_order`: that the sensor reports itself.
+    """
+    some = [check for check in ALL if check is not sources_in_order]
+    keys = [key for check in some for key in check.check_keys]
     return [key for key in keys if key.asset_key.to_user_string() in assets]

@@ -216,6 +216,7 @@ def main() -> None:
     assert told["older shards redone"] == 0
     assert told["recall"] >= 0.95
     assert "bad" not in told["registered"]
+    assert "img_emb_bad.npy" in told["the malformed shard is reported"]
     if not options.keep:
         shutil.rmtree(folder)
     print("ok")
