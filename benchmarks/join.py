@@ -20,8 +20,18 @@ import torch
 from common import cores, peak_gb, table, write
 from synthetic import Generator
 
-from snip_assets.engine import encode, index, join, pairs, threads, verify
+from snip_assets.engine import (
+    calibrate,
+    calibration,
+    encode,
+    index,
+    join,
+    pairs,
+    threads,
+    verify,
+)
 from snip_assets.engine.codec import Projector
+from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 
@@ -71,15 +81,34 @@ def search_baseline(
     return {"seconds": wall * scale, "cpu": used * scale, "recall": float(recall)}
 
 
+def calibrated(
+    trained: TrainedIndex, x: np.ndarray, truth: tuple[np.ndarray, np.ndarray]
+) -> tuple[calibration.Calibration, np.ndarray]:
+    """Slacks, radius and axes as `trained_index` would choose them, from a part of the truth."""
+    random = np.random.default_rng(0)
+    some = np.sort(random.choice(len(x), min(len(x), 50_000), replace=False))
+    sample = x[some].astype(np.float32)
+    part = random.choice(len(truth[0]), min(len(truth[0]), 20_000), replace=False)
+    ends = np.concatenate([truth[0][part], truth[1][part]])
+    names, place = np.unique(ends, return_inverse=True)
+    later, earlier = place[: len(part)], place[len(part) :]
+    known = calibrate.KnownPairs(x[names].astype(np.float32), later, earlier)
+    fresh = np.ones(len(some), bool)
+    given = calibration.Sample(sample, sample, fresh, len(x))
+    return calibrate.calibrate(trained, given, Settings(), known)
+
+
 def our_join(
-    trained: TrainedIndex, folder: Path, x: np.ndarray, slack: float, radius: float, width: int
+    trained: TrainedIndex,
+    folder: Path,
+    x: np.ndarray,
+    chosen: calibration.Calibration,
+    axes: np.ndarray,
+    radius: float,
 ) -> tuple[pairs.Join, list[pairs.QueryShard]]:
     """Encode the shards and set up the join; not timed."""
     cuts = np.linspace(0, len(x), SHARDS + 1).astype(int)
     paths, parts, shards = [], [], []
-    sample = x[:: max(1, len(x) // 8192)].astype(np.float32)
-    home = trained.assigner.nearest(sample, 1)[0][:, 0]
-    axes = join.leading_axes(sample - trained.centroids[home], width)
     for number in range(SHARDS):
         path, out = folder / f"{number}.npy", folder / f"index-{number}"
         np.save(path, x[cuts[number] : cuts[number + 1]])
@@ -91,7 +120,7 @@ def our_join(
     index.merge(parts, segment, len(x))
     return pairs.Join(
         index=index.SnipIndex(trained, [index.Part(segment, 0)]),
-        rule=join.Rule(slack, slack, Projector(trained.codec, axes)),
+        rule=join.Rule(chosen.slack, chosen.short_slack, Projector(trained.codec, axes)),
         verifier=verify.Verifier(None, None, MAX_DISTANCE, MAX_DISTANCE),
         queries=Features(paths, cuts),
         exact_queries=True,
@@ -125,8 +154,6 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=2_000_000)
     arguments.add_argument("--lists", type=int, default=2048)
     arguments.add_argument("--queries", type=int, default=20_000)
-    arguments.add_argument("--slack", type=float, default=0.1)
-    arguments.add_argument("--width", type=int, default=32)
     options = arguments.parse_args()
     x, source = Generator(128, options.rows).shard(0)
     truth = planted(x, source)
@@ -136,10 +163,11 @@ def main() -> None:
     rate = product_rate(workers)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for radius, name in ((0.0, "join, 1 probe"), (0.1, "join, probes within 0.1")):
+        chosen, axes = calibrated(trained, x, truth)
+        for radius, name in ((0.0, "join, 1 probe"), (chosen.radius, "join, calibrated probes")):
             place = Path(folder) / name.replace(" ", "-")
             place.mkdir()
-            work, shards = our_join(trained, place, x, options.slack, radius, options.width)
+            work, shards = our_join(trained, place, x, chosen, axes, radius)
             time_join(work, shards[:1], truth, len(x))
             rows.append({"method": name, **time_join(work, shards, truth, len(x))})
             imbalance = work.index.list_sizes.astype(float)
@@ -169,6 +197,10 @@ def main() -> None:
         "rows": options.rows,
         "lists": options.lists,
         "cores": workers,
+        "slack": chosen.slack,
+        "short_slack": chosen.short_slack,
+        "width": chosen.width,
+        "radius": chosen.radius,
         "imbalance": float(len(imbalance) * (imbalance**2).sum() / imbalance.sum() ** 2),
         "bare_product_pairs_per_second": rate,
         "peak_gb": peak_gb(),

@@ -15,6 +15,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,8 @@ def baseline(
     cpu, wall = time.process_time(), time.perf_counter()
     if name == "IVF-Flat":
         found.nprobe = 8
-        hits = big_batch_search(found, queries, K, method="knn_function", threaded=4)[1]
+        with redirect_stdout(StringIO()):
+            hits = big_batch_search(found, queries, K, method="knn_function", threaded=4)[1]
     else:
         coarse.nprobe = 8
         hits = found.search(queries, K)[1]

@@ -6,6 +6,7 @@ and neighbours found by exact search over all rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,9 +87,13 @@ def pair_precision(run: Run, sample: int, seed: int) -> Interval:
 
 
 def exact_neighbours(
-    features: Features, queries: np.ndarray, limit: float, workers: int = 0
+    features: Features,
+    queries: np.ndarray,
+    limit: float,
+    workers: int = 0,
+    ordinals: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows within a raw distance of some rows, by exact search over everything.
+    """All rows within a distance of some rows, by exact search over everything.
 
     Memory: a block of 4,096 rows a thread.
 
@@ -96,6 +101,8 @@ def exact_neighbours(
     ----------
     queries
         int64[q], row ids.
+    ordinals
+        Shards to search; default: all.
 
     Returns
     -------
@@ -114,7 +121,8 @@ def exact_neighbours(
         return queries[query], row + start + features.offsets[ordinal]
 
     sizes = np.diff(features.offsets)
-    places = [(o, s) for o, size in enumerate(sizes) for s in range(0, int(size), BLOCK)]
+    searched = range(len(sizes)) if ordinals is None else ordinals
+    places = [(o, s) for o in searched for s in range(0, int(sizes[o]), BLOCK)]
     found = []
     with task("exact search", len(places), "blocks") as progress:
         for part in ordered_map(work, places, workers):

@@ -26,7 +26,7 @@ FEWEST_PAIRS = 50
 ALLOWANCE = 1.1
 WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
-NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.15, 0.0225, 20.0, 1000.0
+NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.3, 0.03, 50.0, 1000.0
 
 
 def exact_pairs(
@@ -89,10 +89,69 @@ class _Placed:
         return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
+@dataclass
+class KnownPairs:
+    """True pairs whose rows are not in the sample: in a large data set it holds few.
+
+    Attributes
+    ----------
+    snip
+        float32[n, dim], SNIP features of their rows, ascending by row id.
+    later, earlier
+        int64[m], positions in `snip`.
+    """
+
+    snip: np.ndarray
+    later: np.ndarray
+    earlier: np.ndarray
+
+
+@dataclass
+class _Needs:
+    """What it takes to find each true pair.
+
+    Margin, whole and short excess (one column a width) and SNIP distance.
+    """
+
+    margin: np.ndarray
+    excess: np.ndarray
+    short: np.ndarray
+    snip: np.ndarray
+
+    @classmethod
+    def of(cls, x, placed, later, earlier, axes) -> _Needs:
+        at = placed.lists[later] == placed.lists[earlier, :1]
+        margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
+        excess = _sum_squares(x[later], placed.decoded[earlier]) - placed.error[later]
+        apart = np.cumsum(((x[later] - placed.decoded[earlier]) @ axes) ** 2, axis=1)
+        own = np.cumsum(((x[later] - placed.decoded[later]) @ axes) ** 2, axis=1)
+        ends = np.array(_widths(axes)) - 1
+        snip = _sum_squares(x[later], x[earlier])
+        return cls(margin, excess, (apart - own)[:, ends], snip)
+
+    def __add__(self, other: _Needs) -> _Needs:
+        names = ("margin", "excess", "short", "snip")
+        return _Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+    def shifted(self, by: float) -> _Needs:
+        return _Needs(self.margin, self.excess + by, self.short + by, self.snip + by)
+
+
+def _widths(axes: np.ndarray) -> list[int]:
+    return [w for w in WIDTHS if w < len(axes)] or [len(axes)]
+
+
 def calibrate(
-    trained: TrainedIndex, sample: Sample, settings: Settings
+    trained: TrainedIndex, sample: Sample, settings: Settings, known: KnownPairs | None = None
 ) -> tuple[Calibration, np.ndarray]:
     """Choose slack, probe radius and the rest.
+
+    Parameters
+    ----------
+    sample
+        Random rows.
+    known
+        More true pairs.
 
     Returns
     -------
@@ -110,23 +169,22 @@ def calibrate(
     count = max(QUERIES, int(affordable(sample.rows, sample.raw.shape[1]) / each))
     queries = sample.queries(count, settings.seed)
     later, earlier, _ = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
-    planted = len(later) < FEWEST_PAIRS
     placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
+    home = placed.lists[:, 0]
+    axes = leading_axes((sample.snip - trained.centroids[home])[:65_536], trained.dim)
+    needs = _Needs.of(sample.snip, placed, later, earlier, axes)
+    if known is not None:
+        theirs = _Placed.of(trained, known.snip, settings.max_probes, settings.workers)
+        needs += _Needs.of(known.snip, theirs, known.later, known.earlier, axes)
+    planted = len(needs.snip) < FEWEST_PAIRS
     if planted:
         # Too few true pairs: a row and the decoded code of itself stand in for one.
-        later = earlier = queries
-    home = placed.lists[:, 0]
-    at = placed.lists[later] == home[earlier][:, None]
-    margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
-    excess = _sum_squares(sample.snip[later], placed.decoded[earlier]) - placed.error[later]
-    snip = _sum_squares(sample.snip[later], sample.snip[earlier])
-    if planted:
-        excess, snip = excess + settings.max_distance, snip + settings.max_distance
-    axes = leading_axes((sample.snip - trained.centroids[home])[:65_536], trained.dim)
-    short = _Short.of(sample, placed, later, earlier, axes, settings)
+        needs = _Needs.of(sample.snip, placed, queries, queries, axes).shifted(
+            settings.max_distance
+        )
+    short = _Short.of(sample, placed, needs, axes, settings)
     width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
-    if planted:
-        short_slack += settings.max_distance
+    margin, excess, snip = needs.margin, needs.excess, needs.snip
     histogram = _candidate_curve(placed, sample, queries[:512])
     slack, radius, snip_limit = _choose(
         margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, settings
@@ -148,7 +206,7 @@ def calibrate(
         lost_by_code=float((excess > slack).mean()),
         lost_by_short_code=float(lost_short.mean()),
         lost_by_snip_limit=float((snip > snip_limit).mean()),
-        pairs=len(later),
+        pairs=len(snip),
         candidates_per_row=_candidates(histogram, slack, sample.rows, n),
         probes_per_row=probes_per_row,
         planted=planted,
@@ -240,17 +298,15 @@ class _Short:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, sample, placed, later, earlier, axes, settings) -> _Short:
-        widths = [w for w in WIDTHS if w < len(axes)] or [len(axes)]
+    def of(cls, sample, placed, needs, axes, settings) -> _Short:
+        widths = _widths(axes)
         # A tenth of the allowed loss may be due to the preselection.
         allowed = (1 - settings.target_recall) / 10
         ends = np.array(widths) - 1
         errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
-        apart = np.cumsum(((sample.snip[later] - placed.decoded[earlier]) @ axes) ** 2, axis=1)
-        excess = apart[:, ends] - errors[later]
-        quantiles = np.quantile(excess, 1 - allowed, axis=0, method="higher")
+        quantiles = np.quantile(needs.short, 1 - allowed, axis=0, method="higher")
         slacks = (ALLOWANCE * quantiles + 1e-4).tolist()
-        lost = [e > s for e, s in zip(excess.T, slacks, strict=True)]
+        lost = [e > s for e, s in zip(needs.short.T, slacks, strict=True)]
         return cls(axes, widths, slacks, lost, errors)
 
     def choose(self, placed, sample, queries) -> tuple[int, float, np.ndarray]:

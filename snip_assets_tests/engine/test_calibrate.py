@@ -72,3 +72,17 @@ def test_without_any_pair_rows_stand_in_for_their_own() -> None:
     found, _ = calibrate.calibrate(trained, sample, Settings())
     assert found.planted
     assert found.slack >= 0.1
+
+
+def test_known_pairs_make_up_for_a_sample_with_few() -> None:
+    x = rows(1)
+    trained = TrainedIndex.train(x, 20, "PQ8")
+    later, earlier, _ = calibrate.exact_pairs(x, np.arange(len(x)), 0.1)
+    some = x[:40]
+    sample = calibration.Sample(some, some, np.ones(40, bool), len(x))
+    alone, _ = calibrate.calibrate(trained, sample, Settings())
+    known = calibrate.KnownPairs(x, later, earlier)
+    found, _ = calibrate.calibrate(trained, sample, Settings(), known)
+    assert alone.planted and not found.planted
+    assert found.pairs >= len(later)
+    assert found.recall >= 0.995
