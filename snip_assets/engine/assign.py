@@ -32,12 +32,12 @@ def _best(score, count, best):
         floor = value[count - 1]
         for base in range(0, columns, CHUNK):
             if base + CHUNK <= columns:
-                # A slice of fixed length, as its loop is vectorised where base + j is not.
+                # This form is vectorised: a slice of fixed length, and no branch.
                 chunk = score[i, base : base + CHUNK]
-                high = chunk[0]
+                some = np.int32(0)
                 for j in range(CHUNK):
-                    high = max(high, chunk[j])
-                if high <= floor:
+                    some |= np.int32(chunk[j] > floor)
+                if not some:
                     continue
             for j in range(base, min(base + CHUNK, columns)):
                 s = score[i, j]

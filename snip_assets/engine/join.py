@@ -32,7 +32,7 @@ from .index import SnipIndex
 
 QUERY_BLOCK = 256
 LIST_TILE = 1024
-CHUNK = 16
+CHUNK = 32
 _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 
 
@@ -46,12 +46,12 @@ def _scan(score, bound, stop, start, base, found_query, found_row, count):
         floor = bound[i]
         whole = end - end % CHUNK
         for low in range(0, whole, CHUNK):
-            # A slice of fixed length, as its loop is vectorised where low + j is not.
+            # This form is vectorised: a slice of fixed length, and no branch.
             chunk = score[i, low : low + CHUNK]
-            best = chunk[0]
+            some = np.int32(0)
             for j in range(CHUNK):
-                best = max(best, chunk[j])
-            if best >= floor:
+                some |= np.int32(chunk[j] >= floor)
+            if some:
                 if count > room:
                     return -1
                 for j in range(CHUNK):
@@ -156,8 +156,9 @@ class ListJoin:
         self.rows, self.rule = rows, rule
         self.centroid = index.trained.centroids[number]
         self._short = rule.projector(codes)
-        self._columns = torch.from_numpy(self._short).T
-        self._bias = -0.5 * (self._columns**2).sum(0)
+        # One more column takes half the squared norms into the product.
+        norms = np.einsum("ij,ij->i", self._short, self._short)
+        self._columns = torch.from_numpy(np.column_stack([self._short, -0.5 * norms])).T
         self._whole = index.trained.codec.decode(codes)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
@@ -183,7 +184,8 @@ class ListJoin:
         norms = np.einsum("ij,ij->i", short, short)
         # Rounding of the product must not lose a pair: widen the bound by its largest error.
         bound = 0.5 * (norms - error[:, 0] - slacks[0]) - np.float32(2e-5) * (1 + norms)
-        for query, row in self._preselected(torch.from_numpy(short), bound, stop):
+        wide = torch.from_numpy(np.column_stack([short, np.ones(len(short), np.float32)]))
+        for query, row in self._preselected(wide, bound, stop):
             excess = np.empty(len(query), np.float32)
             operands = (short, self._short, residual, self._whole, error, slacks)
             kept = _check(*operands, query, row, excess)
@@ -193,12 +195,15 @@ class ListJoin:
         """Entries that pass on the leading axes, a few hundred thousand at a time, by query."""
         room = 1 << 18
         query, row, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
+        scores = torch.empty(QUERY_BLOCK * LIST_TILE)
         for start in range(0, len(bound), QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
             end = int(stop[part].max(initial=0))
             for base in range(0, end, LIST_TILE):
                 columns = slice(base, min(base + LIST_TILE, end))
-                score = torch.addmm(self._bias[columns], queries[part], self._columns[:, columns])
+                left, right = queries[part], self._columns[:, columns]
+                score = scores[: len(left) * right.shape[1]].view(len(left), -1)
+                torch.mm(left, right, out=score)
                 operands = (score.numpy(), bound[part], stop[part], start, base)
                 while (found := _scan(*operands, query, row, count)) < 0:
                     query = np.concatenate([query, np.empty_like(query)])
