@@ -75,8 +75,8 @@ def _train_index(run: Run) -> dict[str, Any]:
     }
 
 
-def _known_pairs(run: Run, rows: np.ndarray) -> calibrate.KnownPairs:
-    """True pairs of some of these rows with any other row.
+def _known_pairs(run: Run, rows: np.ndarray) -> calibrate.KnownPairs | None:
+    """True pairs of some of these rows with any other row, None when there are none.
 
     Rows near in SNIP features are found by exact search over all of them, at about a tenth of the
     work of compression; raw features then decide which are pairs.
@@ -93,6 +93,8 @@ def _known_pairs(run: Run, rows: np.ndarray) -> calibrate.KnownPairs:
     distance = verify.distances(shards.raw_features(registry), query, row)
     true = (distance <= settings.max_distance) & (run.hashes(query) != run.hashes(row))
     query, row = query[true], row[true]
+    if not len(query):
+        return None
     names, place = np.unique(np.concatenate([query, row]), return_inverse=True)
     ends = np.unique(np.sort(place.reshape(2, -1), axis=0), axis=1)
     return calibrate.KnownPairs(snip.take(names).astype(np.float32), ends[1], ends[0])
