@@ -30,20 +30,21 @@ from snip_assets.engine import (
     threads,
     verify,
 )
-from snip_assets.engine.codec import Projector
+from snip_assets.engine.axes import Axes
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 
 MAX_DISTANCE = 0.1
 SHARDS = 4
+QUERY_BLOCK, ROW_BLOCK = 256, 1024
 
 
 def product_rate(workers: int, dim: int = 128) -> float:
-    """Pairs a second of the bare float32 product, blocks as in the join, all cores."""
+    """Pairs a second of the bare float32 product, in blocks that suit the caches, all cores."""
 
     def work(_: int) -> float:
-        a, b = torch.randn(join.QUERY_BLOCK, dim), torch.randn(join.LIST_TILE, dim)
+        a, b = torch.randn(QUERY_BLOCK, dim), torch.randn(ROW_BLOCK, dim)
         out = torch.empty(len(a), len(b))
         torch.mm(a, b.T, out=out)
         started = time.perf_counter()
@@ -52,7 +53,7 @@ def product_rate(workers: int, dim: int = 128) -> float:
         return time.perf_counter() - started
 
     slowest = max(threads.ordered_map(work, range(workers), workers))
-    return workers * 300 * join.QUERY_BLOCK * join.LIST_TILE / slowest
+    return workers * 300 * QUERY_BLOCK * ROW_BLOCK / slowest
 
 
 def planted(rows: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,11 +109,13 @@ def our_join(
 ) -> tuple[pairs.Join, list[pairs.QueryShard]]:
     """Encode the shards and set up the join; not timed."""
     cuts = np.linspace(0, len(x), SHARDS + 1).astype(int)
+    own = Axes(axes, chosen.axis_scale)
+    encoder = encode.Encoder(trained, own, radius, 8)
     paths, parts, shards = [], [], []
     for number in range(SHARDS):
         path, out = folder / f"{number}.npy", folder / f"index-{number}"
         np.save(path, x[cuts[number] : cuts[number + 1]])
-        encode.encode_shard(trained, path, out, axes, radius, 8)
+        encode.encode_shard(encoder, path, out)
         paths.append(path)
         parts.append(index.Part(out, int(cuts[number])))
         shards.append(pairs.QueryShard(int(cuts[number]), out))
@@ -120,7 +123,7 @@ def our_join(
     index.merge(parts, segment, len(x))
     return pairs.Join(
         index=index.SnipIndex(trained, [index.Part(segment, 0)]),
-        rule=join.Rule(chosen.slack, chosen.short_slack, Projector(trained.codec, axes)),
+        rule=join.Rule(chosen.slack, chosen.short_slack, own),
         verifier=verify.Verifier(None, None, MAX_DISTANCE, MAX_DISTANCE),
         queries=Features(paths, cuts),
         exact_queries=True,

@@ -13,33 +13,34 @@ import numpy as np
 import torch
 from numba import njit
 
+from .kernels import LANES, above, lowest_bit
+
 FLAT_LISTS = 16_384
 SHORTLIST = 12
-CHUNK = 32
 BLOCK = 2048
+# Rows whose scores stay in the cache.
+PART = 256
 LOWEST = np.float32(-3e38)
 
 
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
+@njit(nogil=True, cache=True)
 def _best(score, count, best):
-    """Positions of the `count` largest values of each row, largest first."""
+    """Positions of the `count` largest values of each row, largest first, the first of equals."""
     rows, columns = score.shape
     value = np.empty(count, np.float32)
     for i in range(rows):
         for p in range(count):
             value[p] = LOWEST
             best[i, p] = 0
-        floor = value[count - 1]
-        for base in range(0, columns, CHUNK):
-            if base + CHUNK <= columns:
-                # This form is vectorised: a slice of fixed length, and no branch.
-                chunk = score[i, base : base + CHUNK]
-                some = np.int32(0)
-                for j in range(CHUNK):
-                    some |= np.int32(chunk[j] > floor)
-                if not some:
-                    continue
-            for j in range(base, min(base + CHUNK, columns)):
+        floor = LOWEST
+        for base in range(0, columns, LANES):
+            if base + LANES <= columns:
+                mask = above(score, i * columns + base, floor)
+            else:
+                mask = np.uint32((1 << (columns - base)) - 1)
+            while mask != 0:
+                j = base + lowest_bit(mask)
+                mask &= mask - np.uint32(1)
                 s = score[i, j]
                 if s <= floor:
                     continue
@@ -132,9 +133,11 @@ class Assigner:
         if self._graph is not None:
             lists = self._graph.search(x, shortlist)[1].astype(np.int32)
         else:
-            score = torch.addmm(self._bias, torch.from_numpy(x), self._columns).numpy()
             lists = np.empty((len(x), shortlist), np.int32)
-            _best(score, shortlist, lists)
+            for start in range(0, len(x), PART):
+                part = slice(start, start + PART)
+                score = torch.addmm(self._bias, torch.from_numpy(x[part]), self._columns)
+                _best(score.numpy(), shortlist, lists[part])
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]

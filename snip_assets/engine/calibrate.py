@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
 from .errors import SnipError
-from .join import leading_axes
 from .settings import Settings
 from .threads import ordered_map
 from .trained import TrainedIndex
@@ -26,7 +26,7 @@ FEWEST_PAIRS = 50
 ALLOWANCE = 1.1
 WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
-NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.3, 0.03, 50.0, 1000.0
+NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.1, 0.016, 30.0, 1000.0
 
 
 def exact_pairs(
@@ -171,7 +171,8 @@ def calibrate(
     later, earlier, _ = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
     placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
     home = placed.lists[:, 0]
-    axes = leading_axes((sample.snip - trained.centroids[home])[:65_536], trained.dim)
+    residuals = (sample.snip - trained.centroids[home])[:65_536]
+    axes = leading_axes(residuals, trained.dim)
     needs = _Needs.of(sample.snip, placed, later, earlier, axes)
     if known is not None:
         theirs = _Placed.of(trained, known.snip, settings.max_probes, settings.workers)
@@ -184,6 +185,7 @@ def calibrate(
         )
     short = _Short.of(sample, placed, needs, axes, settings)
     width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
+    chosen_axes = np.ascontiguousarray(axes[:, :width])
     margin, excess, snip = needs.margin, needs.excess, needs.snip
     histogram = _candidate_curve(placed, sample, queries[:512])
     slack, radius, snip_limit = _choose(
@@ -197,6 +199,7 @@ def calibrate(
         radius=radius,
         probes=settings.max_probes,
         width=width,
+        axis_scale=scale_of(residuals, chosen_axes),
         short_slack=short_slack,
         snip_limit=snip_limit,
         snip_max_distance=tiers["snip"]["max_distance"],
@@ -213,7 +216,7 @@ def calibrate(
         curve=_curve(excess, margin, radius, histogram, sample.rows, n),
         tiers=tiers,
     )
-    return calibration, np.ascontiguousarray(axes[:, :width])
+    return calibration, chosen_axes
 
 
 def _sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ class Calibration:
     ----------
     slack, radius, probes
         See `join.Rule` and `assign`; `probes` is the most lists a row probes.
-    width, short_slack
-        Leading axes that preselect, and the slack on them.
+    width, axis_scale, short_slack
+        Leading axes that preselect, their steps a unit of length, and the slack on them.
     snip_limit
         Candidates beyond this SNIP distance are dropped before raw rows are read.
     snip_max_distance, code_max_distance
@@ -42,6 +42,7 @@ class Calibration:
     radius: float
     probes: int
     width: int
+    axis_scale: float
     short_slack: float
     snip_limit: float
     snip_max_distance: float

@@ -13,42 +13,23 @@ from typing import Any
 
 import faiss
 import numpy as np
-import torch
 from numba import njit
 
 from .errors import BadInputError
+from .kernels import nearest_word
 
-BLOCK = 512
-WORDS = 256
+BLOCK = 256
 CODECS = ("PQ4", "PQ8", "PQ16", "PQ32", "SQ8", "SQfp16")
 
 
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
-def _smallest(score, codes):
-    """Column of the smallest score of each row and sub-quantiser, the first of equals."""
-    for m in range(score.shape[0]):
-        for i in range(score.shape[1]):
-            row = score[m, i]
-            lowest = row[0]
-            for c in range(WORDS):
-                lowest = min(lowest, row[c])
-            for c in range(WORDS):
-                if row[c] == lowest:
-                    codes[i, m] = c
-                    break
-
-
 @njit(nogil=True, cache=True)
-def _pq_decode(codes, book, out):
-    """Sum of codewords; `book` is M x 256 x width, each row as wide as the result."""
-    width = book.shape[2]
-    for i in range(codes.shape[0]):
-        for d in range(width):
-            out[i, d] = book[0, codes[i, 0], d]
-        for m in range(1, codes.shape[1]):
-            code = codes[i, m]
-            for d in range(width):
-                out[i, d] += book[m, code, d]
+def _pq_encode(residuals, table, norms, codes):
+    """Nearest word of each part, the first of equals; `table` is M x dsub x 256."""
+    parts, dsub, _ = table.shape
+    for start in range(0, residuals.shape[0], BLOCK):
+        for m in range(parts):
+            for i in range(start, min(start + BLOCK, residuals.shape[0])):
+                codes[i, m] = nearest_word(residuals, i, m * dsub, table, m, norms)
 
 
 @njit(nogil=True, cache=True)
@@ -80,9 +61,9 @@ class Codec:
             pq = index.pq
             book = faiss.vector_to_array(pq.centroids)
             self.book = book.reshape(pq.M, pq.ksub, pq.dsub).astype(np.float32)
-            words = torch.from_numpy(self.book)
-            self._table = words.transpose(1, 2).contiguous()
-            self._norms = 0.5 * (words.double() ** 2).sum(2).float()[:, None]
+            self._table = np.ascontiguousarray(self.book.transpose(0, 2, 1))
+            norms = (self.book.astype(np.float64) ** 2).sum(2)
+            self._norms = (0.5 * norms).astype(np.float32)
 
     def encode(self, residuals: np.ndarray) -> np.ndarray:
         """Codes of residuals.
@@ -100,11 +81,7 @@ class Codec:
         if self.book is None:
             return self.index.sq.compute_codes(residuals)
         codes = np.empty((len(residuals), self.size), np.uint8)
-        for start in range(0, len(residuals), BLOCK):
-            part = torch.from_numpy(residuals[start : start + BLOCK])
-            parts = part.unflatten(1, (self.size, -1)).transpose(0, 1)
-            score = torch.baddbmm(self._norms, parts, self._table, alpha=-1)
-            _smallest(score.numpy(), codes[start : start + BLOCK])
+        _pq_encode(residuals, self._table, self._norms, codes)
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -114,31 +91,6 @@ class Codec:
             return self.index.sq.decode(codes)
         out = np.empty((len(codes), self.dim), np.float32)
         _pq_concat(codes, self.book, out)
-        return out
-
-    def projector(self, axes: np.ndarray) -> Projector:
-        """Decoder straight onto a few orthonormal axes (dim x width)."""
-        return Projector(self, np.ascontiguousarray(axes, np.float32))
-
-
-class Projector:
-    """Decodes codes onto fewer axes: for a product quantiser, a sum of projected codewords."""
-
-    def __init__(self, codec: Codec, axes: np.ndarray) -> None:
-        self.codec, self.axes = codec, axes
-        self.width = axes.shape[1]
-        self._book: np.ndarray | None = None
-        if codec.book is not None:
-            m_count, _, dsub = codec.book.shape
-            parts = axes.reshape(m_count, dsub, self.width)
-            self._book = np.ascontiguousarray(np.einsum("mkd,mdw->mkw", codec.book, parts))
-
-    def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """float32[n, width]."""
-        if self._book is None:
-            return self.codec.decode(codes) @ self.axes
-        out = np.empty((len(codes), self.width), np.float32)
-        _pq_decode(np.ascontiguousarray(codes), self._book, out)
         return out
 
 

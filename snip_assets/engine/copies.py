@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 import xxhash
 
 from .errors import BadInputError
@@ -24,8 +25,8 @@ BLOCK = 8192
 BUCKET_BYTES = 1 << 30
 
 
-def check_rows(block: np.ndarray, path: Path, start: int) -> None:
-    """Raise BadInputError for the first row that is not finite, or zero.
+def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
+    """Lengths of rows; raises BadInputError for the first that is not finite, or zero.
 
     Parameters
     ----------
@@ -34,15 +35,23 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> None:
     start
         Row in shard of the first.
     """
-    norms = (block.astype(np.float64) ** 2).sum(1)
+    norms = torch.linalg.vector_norm(torch.from_numpy(block), dim=1, dtype=_wide(block)).numpy()
     if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
-        return
+        return norms
+    # Squares of float32 may have left its range.
+    norms = np.linalg.norm(block.astype(np.float64), axis=1)
+    if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
+        return norms
     row = int(np.flatnonzero(bad)[0])
     what = "all zeros" if norms[row] == 0 else "not finite (NaN or infinite)"
     raise BadInputError(
         f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); drop "
         "these rows from features and metadata, or compute their features again."
     )
+
+
+def _wide(block: np.ndarray) -> torch.dtype:
+    return torch.float64 if block.itemsize == 8 else torch.float32
 
 
 def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
@@ -62,10 +71,8 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     features = open_npy(source)
 
     def work(start: int) -> tuple[np.ndarray, float]:
-        block = np.ascontiguousarray(features[start : start + BLOCK])
-        wide = block.astype(np.float32 if block.itemsize < 8 else np.float64)
-        check_rows(wide, source, start)
-        norms = np.linalg.norm(wide, axis=1)
+        block = np.array(features[start : start + BLOCK], order="C")
+        norms = check_rows(block, source, start)
         raw = block.view(np.uint8).reshape(len(block), -1)
         hashes = np.fromiter(
             (xxhash.xxh3_64_intdigest(row.data) for row in raw), np.uint64, len(block)

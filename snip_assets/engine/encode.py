@@ -18,8 +18,9 @@ import numpy as np
 from numba import njit
 
 from .assign import BLOCK
+from .axes import Axes
+from .features import as_float32
 from .files import atomic_path, open_npy, save_npy
-from .join import project
 from .progress import task
 from .threads import ordered_map
 from .trained import TrainedIndex
@@ -37,24 +38,48 @@ def squared_norms(x):
     return out
 
 
-def encode_block(
-    trained: TrainedIndex, x: np.ndarray, axes: np.ndarray, radius: float, probes: int
-) -> tuple[np.ndarray, ...]:
-    """Home, codes, quantisation errors and probed lists of a block.
+class Encoder:
+    """Assigns rows to lists and encodes them.
 
-    Returns
-    -------
-    home int32[n], codes uint8[n, size], errors float32[n, 2], row in block and list of each probe.
+    Parameters
+    ----------
+    axes
+        Leading axes of the residuals.
+    radius, probes
+        A row probes the lists within this margin, `probes` at the most.
     """
-    lists, distance = trained.assigner.nearest(x, probes)
-    margin = trained.assigner.margins(lists, distance)
-    home = lists[:, 0]
-    residuals = x - trained.centroids[home]
-    codes = trained.codec.encode(residuals)
-    lost = residuals - trained.codec.decode(codes)
-    errors = np.stack([squared_norms(project(lost, axes)), squared_norms(lost)], axis=1)
-    row, rank = np.nonzero(margin <= radius)
-    return home, codes, errors, row, lists[row, rank]
+
+    def __init__(self, trained: TrainedIndex, axes: Axes, radius: float, probes: int) -> None:
+        self.trained, self.axes, self.radius, self.probes = trained, axes, radius, probes
+        self._book = axes.book(trained.codec)
+        self._centroids = axes.project(trained.centroids)
+        self._origin = np.zeros(axes.width, np.float32)
+
+    def block(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Home, codes, quantisation errors and probed lists of a block.
+
+        Parameters
+        ----------
+        x
+            float32[n, dim].
+
+        Returns
+        -------
+        home int32[n], codes uint8[n, size], errors float32[n, 2] (squared steps on the leading
+        axes, and as a whole), row in block and list of each probe.
+        """
+        trained, axes = self.trained, self.axes
+        lists, distance = trained.assigner.nearest(x, self.probes)
+        margin = trained.assigner.margins(lists, distance)
+        home = lists[:, 0]
+        residuals = x - trained.centroids[home]
+        codes = trained.codec.encode(residuals)
+        lost = residuals - trained.codec.decode(codes)
+        short = axes.coordinates(axes.project(x) - self._centroids[home], self._origin)
+        short -= axes.decode(trained.codec, self._book, codes)
+        errors = np.stack([squared_norms(short[:, :-1]), squared_norms(lost)], axis=1)
+        row, rank = np.nonzero(margin <= self.radius)
+        return home, codes, errors, row, lists[row, rank]
 
 
 def by_list(lists: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,38 +90,26 @@ def by_list(lists: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return order, offsets
 
 
-def encode_shard(
-    trained: TrainedIndex,
-    source: Path,
-    out: Path,
-    axes: np.ndarray,
-    radius: float,
-    probes: int,
-    workers: int = 0,
-) -> dict:
+def encode_shard(encoder: Encoder, source: Path, out: Path, workers: int = 0) -> dict:
     """Encode one shard of SNIP features into an index shard.
 
     Parameters
     ----------
     source
         float16[n, dim].
-    axes
-        float32[dim, width]: leading axes of the residuals.
-    radius, probes
-        A row probes the lists within this margin, `probes` at the most.
 
     Returns
     -------
     Facts: rows, probes a row, mean squared quantisation error.
     """
-    features = open_npy(source)
+    features, trained = open_npy(source), encoder.trained
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(features), BLOCK):
             yield features[start : start + BLOCK]
 
     def work(block: np.ndarray) -> tuple:
-        return encode_block(trained, block.astype(np.float32), axes, radius, probes)
+        return encoder.block(as_float32(np.array(block)))
 
     parts = []
     with task(f"encode {source.stem}", len(features)) as progress:
@@ -118,7 +131,7 @@ def encode_shard(
         save_npy(folder / "rows.npy", order.astype(np.uint32))
         save_npy(folder / "probe_offsets.npy", probe_offsets)
         save_npy(folder / "probe_rows.npy", row[probe_order].astype(np.uint32))
-        save_npy(folder / "errors.npy", errors)
+        save_npy(folder / "errors.npy", errors[row[probe_order]])
     rows = len(home)
     return {
         "rows": rows,

@@ -5,10 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .files import open_npy
 from .remote_files import CacheFullError
 from .resident import trim
+
+
+def as_float32(rows: np.ndarray) -> np.ndarray:
+    """Rows in float32; half precision through torch, which is ten times faster at it than NumPy.
+
+    Parameters
+    ----------
+    rows
+        Any float; not a read-only memory map.
+    """
+    if rows.dtype == np.float16:
+        return torch.from_numpy(rows).float().numpy()
+    return rows.astype(np.float32, copy=False)
+
 
 # Each row may bring 64 KB of its file into memory, so look at what is there in between.
 TAKEN_AT_ONCE = 2048
@@ -57,8 +72,8 @@ class Features:
         """
         rows = np.asarray(rows).astype(np.int64, copy=False)
         ascending = bool((rows[1:] >= rows[:-1]).all())
-        order = np.arange(len(rows)) if ascending else np.argsort(rows, kind="stable")
-        ordered = rows if ascending else rows[order]
+        order = None if ascending else np.argsort(rows, kind="stable")
+        ordered = rows if order is None else rows[order]
         cuts = np.searchsorted(ordered, self.offsets)
         first = self.shard(
             int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
@@ -67,7 +82,11 @@ class Features:
         for ordinal in np.flatnonzero(np.diff(cuts)):
             for low in range(cuts[ordinal], cuts[ordinal + 1], TAKEN_AT_ONCE):
                 high = min(low + TAKEN_AT_ONCE, cuts[ordinal + 1])
-                out[order[low:high]] = self.shard(int(ordinal))[
-                    ordered[low:high] - self.offsets[ordinal]
-                ]
+                shard, local = self.shard(int(ordinal)), ordered[low:high] - self.offsets[ordinal]
+                if local[-1] >= len(shard):
+                    raise IndexError(f"{self.paths[ordinal]}: no row {local[-1]}")
+                if order is None and shard.dtype == out.dtype:
+                    np.take(shard, local, axis=0, out=out[low:high], mode="clip")
+                else:
+                    out[slice(low, high) if order is None else order[low:high]] = shard[local]
         return out

@@ -10,96 +10,75 @@ ADC(i, i) the quantisation error of i itself: a threshold that adapts to each qu
 The same must hold in a few leading axes of the residuals, with a slack of their own (a rotation
 puts half of the energy into a quarter of the axes): true pairs differ as little there as anywhere,
 most other rows already differ too much. So a list is read once, its codes are decoded onto those
-axes, one small matrix product and a fused scan throw out nearly everything, and the few rows that
-remain get their exact ADC. Both conditions are computed in one fixed order of summation, the
-product only preselects with a margin for its rounding: hence candidates do not depend on block
-sizes, threads, or which shards are joined together.
+axes, one small matrix product throws out nearly everything, and one scan of it computes the ADC of
+the few rows that remain. The product is exact (see `axes`) and each ADC has one fixed order of
+summation: hence candidates do not depend on block sizes, threads, or which shards are joined
+together.
 
 Only earlier rows are compared, and there is no limit on hits a row.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 from numba import njit
 
-from .codec import Projector
+from .axes import Axes
 from .index import SnipIndex
+from .kernels import LANES, QUERIES, compare, fill_up, lowest_bit, panels
 
-QUERY_BLOCK = 256
-LIST_TILE = 1024
-CHUNK = 32
+# Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
+GROUP = 64
+ROOM = 1 << 18
 _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _scan(score, bound, stop, start, base, found_query, found_row, count):
-    """Append (query, row) where score >= bound and row < stop; -1 when the buffer is full."""
-    columns = score.shape[1]
-    room = found_query.shape[0] - CHUNK
-    for i in range(score.shape[0]):
-        end = min(stop[i] - base, columns)
-        floor = bound[i]
-        whole = end - end % CHUNK
-        for low in range(0, whole, CHUNK):
-            # This form is vectorised: a slice of fixed length, and no branch.
-            chunk = score[i, low : low + CHUNK]
-            some = np.int32(0)
-            for j in range(CHUNK):
-                some |= np.int32(chunk[j] >= floor)
-            if some:
-                if count > room:
-                    return -1
-                for j in range(CHUNK):
-                    found_query[count] = start + i
-                    found_row[count] = base + low + j
-                    count += chunk[j] >= floor
-        if count > room:
-            return -1
-        for j in range(whole, end):
-            found_query[count] = start + i
-            found_row[count] = base + j
-            count += score[i, j] >= floor
-    return count
+def scan(panel, short, bound, stop, x, rows, error, slack, start, group, query, row, excess):
+    """Find candidates, group by group of queries, until half of the room is taken.
 
+    A candidate is a (query, row) with row < stop of the query, a short product >= its bound, and
+    an excess <= slack.
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
-def project(x, axes):
-    """Rows on axes, each summed in one fixed order (a BLAS product depends on the batch)."""
-    out = np.zeros((x.shape[0], axes.shape[1]), np.float32)
-    for i in range(x.shape[0]):
-        for d in range(x.shape[1]):
-            value = x[i, d]
-            for k in range(axes.shape[1]):
-                out[i, k] += value * axes[d, k]
-    return out
-
-
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _check(short, short_rows, x, rows, error, slacks, query, row, excess):
-    """Keep the (query, row) entries whose short and whole excess are within the slacks."""
-    kept = 0
-    for k in range(query.shape[0]):
-        i, j = query[k], row[k]
-        total = np.float32(0.0)
-        for d in range(short.shape[1]):
-            difference = short[i, d] - short_rows[j, d]
-            total += difference * difference
-        if total - error[i, 0] > slacks[0]:
-            continue
-        total = np.float32(0.0)
-        for d in range(x.shape[1]):
-            difference = x[i, d] - rows[j, d]
-            total += difference * difference
-        value = total - error[i, 1]
-        if value <= slacks[1]:
-            query[kept], row[kept], excess[kept] = i, j, value
-            kept += 1
-    return kept
+    Returns
+    -------
+    The query to go on with, and the number of candidates: -1 when one group needs more room.
+    """
+    masks = np.empty(QUERIES, np.uint32)
+    count = 0
+    while start < bound.shape[0] and 2 * count <= query.shape[0]:
+        end = min(start + group, bound.shape[0])
+        complete, last = count, 0
+        for i in range(start, min(end, stop.shape[0])):
+            last = max(last, stop[i])
+        for number in range((last + LANES - 1) // LANES):
+            base = number * LANES
+            for first in range(start, end, QUERIES):
+                compare(panel, number, short, first, bound, masks)
+                if count + QUERIES * LANES > query.shape[0]:
+                    return start, complete if complete > 0 else -1
+                for own in range(QUERIES):
+                    mask, i = masks[own], first + own
+                    if mask == 0:
+                        continue
+                    while mask != 0:
+                        j = base + lowest_bit(mask)
+                        mask &= mask - np.uint32(1)
+                        if j >= stop[i]:
+                            break
+                        total = np.float32(0.0)
+                        for d in range(x.shape[1]):
+                            difference = x[i, d] - rows[j, d]
+                            total += difference * difference
+                        query[count], row[count], excess[count] = i, j, total - error[i]
+                        count += total - error[i] <= slack
+        start = end
+    return start, count
 
 
 @dataclass(frozen=True)
@@ -112,22 +91,34 @@ class Rule:
         Largest ADC(i, j) - ADC(i, i).
     short_slack
         The same on the leading axes alone.
-    projector
-        Decodes codes onto the leading axes of the residuals.
+    axes
+        The leading axes.
     """
 
     slack: float
     short_slack: float
-    projector: Projector
+    axes: Axes
+
+    @cached_property
+    def short_steps(self) -> float:
+        """`short_slack` in squared steps of the axes."""
+        return self.axes.steps(self.short_slack)
 
 
 @dataclass
 class Hits:
-    """Candidates of a block of queries in one list: positions, and ADC(i, j) - ADC(i, i)."""
+    """Candidates in one list, by (query, row): positions, and ADC(i, j) - ADC(i, i)."""
 
     query: np.ndarray
     row: np.ndarray
     excess: np.ndarray
+
+    def ordered(self) -> Hits:
+        """By query; what was found panel by panel has its rows in order already."""
+        if not (self.query[1:] < self.query[:-1]).any():
+            return self
+        order = np.argsort(self.query, kind="stable")
+        return Hits(self.query[order], self.row[order], self.excess[order])
 
 
 class ListJoin:
@@ -139,6 +130,8 @@ class ListJoin:
         Where the list's rows and codes are.
     rule
         See `Rule`.
+    book
+        What `Axes.book` gives of the index's codec.
     number
         The list.
     is_copy
@@ -146,7 +139,12 @@ class ListJoin:
     """
 
     def __init__(
-        self, index: SnipIndex, rule: Rule, number: int, is_copy: np.ndarray | None = None
+        self,
+        index: SnipIndex,
+        rule: Rule,
+        book: np.ndarray | None,
+        number: int,
+        is_copy: np.ndarray | None = None,
     ) -> None:
         rows, codes = index.read_list(number)
         if is_copy is not None and len(rows):
@@ -155,11 +153,11 @@ class ListJoin:
                 rows, codes = rows[keep], codes[keep]
         self.rows, self.rule = rows, rule
         self.centroid = index.trained.centroids[number]
-        self._short = rule.projector(codes)
-        # One more column takes half the squared norms into the product.
-        norms = np.einsum("ij,ij->i", self._short, self._short)
-        self._columns = torch.from_numpy(np.column_stack([self._short, -0.5 * norms])).T
-        self._whole = index.trained.codec.decode(codes)
+        self._own = rule.axes.project(self.centroid[None])[0]
+        codec = index.trained.codec
+        self._panels = panels(rule.axes.decode(codec, book, codes))
+        self._whole = codec.decode(codes)
+        self._whole += self.centroid
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
@@ -171,56 +169,43 @@ class ListJoin:
         x
             float32[q, dim], their SNIP features.
         error
-            float32[q, 2], their ADC(i, i) on the leading axes and as a whole.
+            float32[q, 2], their ADC(i, i): squared steps on the leading axes, and as a whole.
 
         Yields
         ------
         Hits with positions in `ids` and in `self.rows`.
         """
         stop = np.searchsorted(self.rows, ids)
-        slacks = np.array([self.rule.short_slack, self.rule.slack], np.float32)
-        residual = x - self.centroid
-        short = project(residual, self.rule.projector.axes)
-        norms = np.einsum("ij,ij->i", short, short)
-        # Rounding of the product must not lose a pair: widen the bound by its largest error.
-        bound = 0.5 * (norms - error[:, 0] - slacks[0]) - np.float32(2e-5) * (1 + norms)
-        wide = torch.from_numpy(np.column_stack([short, np.ones(len(short), np.float32)]))
-        for query, row in self._preselected(wide, bound, stop):
-            excess = np.empty(len(query), np.float32)
-            operands = (short, self._short, residual, self._whole, error, slacks)
-            kept = _check(*operands, query, row, excess)
-            yield Hits(query[:kept], row[:kept], excess[:kept])
+        axes = self.rule.axes
+        short = axes.coordinates(axes.project(x), self._own)
+        bound = -short[:, -1] - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
+        short[:, -1] = 1
+        limit = np.float32(self.rule.slack)
+        operands = (x, self._whole, np.ascontiguousarray(error[:, 1]), limit)
+        yield from self._scanned(fill_up(short, 0), fill_up(bound, np.inf), stop, operands)
 
-    def _preselected(self, queries, bound, stop) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Entries that pass on the leading axes, a few hundred thousand at a time, by query."""
-        room = 1 << 18
-        query, row, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
-        scores = torch.empty(QUERY_BLOCK * LIST_TILE)
-        for start in range(0, len(bound), QUERY_BLOCK):
-            part = slice(start, start + QUERY_BLOCK)
-            end = int(stop[part].max(initial=0))
-            for base in range(0, end, LIST_TILE):
-                columns = slice(base, min(base + LIST_TILE, end))
-                left, right = queries[part], self._columns[:, columns]
-                score = scores[: len(left) * right.shape[1]].view(len(left), -1)
-                torch.mm(left, right, out=score)
-                operands = (score.numpy(), bound[part], stop[part], start, base)
-                while (found := _scan(*operands, query, row, count)) < 0:
-                    query = np.concatenate([query, np.empty_like(query)])
-                    row = np.concatenate([row, np.empty_like(row)])
-                count = found
-            # A query's hits stay together, so that its partners are judged in one piece.
-            if count > room // 2:
-                yield query[:count], row[:count]
-                query, row, count = np.empty(room, np.int32), np.empty(room, np.int32), 0
-        if count:
-            yield query[:count], row[:count]
+    def _scanned(self, short, bound, stop, operands) -> Iterator[Hits]:
+        """Candidates, some hundred thousand at a time; those of a query together."""
+        found, start = _scratch(), 0
+        while start < len(bound):
+            where = (self._panels, short, bound, stop, *operands, start, GROUP)
+            start, count = scan(*where, *found)
+            if count < 0:
+                found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
+            elif count:
+                yield Hits(*(a[:count].copy() for a in found)).ordered()
 
 
-def leading_axes(residuals: np.ndarray, width: int) -> np.ndarray:
-    """The principal axes of residuals, float32[dim, width], largest variance first."""
-    wide = residuals.astype(np.float64)
-    _, vectors = np.linalg.eigh(wide.T @ wide)
-    axes = vectors[:, ::-1][:, :width]
-    sign = np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    return np.ascontiguousarray((axes * sign).astype(np.float32))
+_local = threading.local()
+
+
+def _scratch() -> tuple[np.ndarray, ...]:
+    """Room for candidates, the same for all lists of a thread."""
+    if getattr(_local, "room", None) != ROOM:
+        _local.room, _local.scratch = ROOM, buffers(ROOM)
+    return _local.scratch
+
+
+def buffers(room: int) -> tuple[np.ndarray, ...]:
+    """Where `scan` puts query, row and excess."""
+    return np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)

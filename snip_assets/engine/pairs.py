@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .features import as_float32
 from .files import atomic_path, open_npy
 from .index import SnipIndex
 from .join import ListJoin, Rule
@@ -53,7 +54,7 @@ class QueryShard:
 
     @cached_property
     def errors(self) -> np.ndarray:
-        """float32[n, 2]."""
+        """float32[m, 2], of those rows: as often as they probe, so that a list's are together."""
         return np.asarray(open_npy(self.folder / "errors.npy"))
 
 
@@ -100,19 +101,24 @@ class Join:
     is_copy: np.ndarray | None
     max_partners: int
 
+    @cached_property
+    def book(self) -> np.ndarray | None:
+        """The codec's words on the leading axes."""
+        return self.rule.axes.book(self.index.trained.codec)
+
 
 def _queries(shard: QueryShard, number: int) -> tuple[np.ndarray, np.ndarray]:
     """Row ids that probe a list, and their quantisation errors."""
     offsets = shard.probe_offsets
-    local = shard.probe_rows[offsets[number] : offsets[number + 1]]
-    return local.astype(np.uint64) + np.uint64(shard.start), shard.errors[local]
+    here = slice(offsets[number], offsets[number + 1])
+    return shard.probe_rows[here].astype(np.uint64) + np.uint64(shard.start), shard.errors[here]
 
 
 def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[Pairs], Counts]:
     """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
     counts = Counts(lists=1)
     nothing = [Pairs.empty() for _ in shards]
-    listed = ListJoin(join.index, join.rule, number, join.is_copy)
+    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy)
     parts = [_queries(shard, number) for shard in shards]
     ids, error = (np.concatenate(p) for p in zip(*parts, strict=True))
     if join.is_copy is not None and len(ids):
@@ -121,7 +127,7 @@ def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[P
     if not len(ids) or not len(listed.rows):
         return nothing, counts
     counts.products = int(np.searchsorted(listed.rows, ids).sum())
-    x = join.queries.take(ids).astype(np.float32)
+    x = as_float32(join.queries.take(ids))
     if not join.exact_queries:
         error = np.zeros_like(error)
     found = []
@@ -143,10 +149,10 @@ def _gathered(listed: ListJoin, ids, x, error) -> Iterator[Pairs]:
         waiting.append(Pairs(ids[hits.query], listed.rows[hits.row], hits.excess))
         size += len(hits.query)
         if size >= VERIFY_BLOCK:
-            yield Pairs.concatenate(waiting).ordered()
+            yield Pairs.concatenate(waiting)
             waiting, size = [], 0
     if size:
-        yield Pairs.concatenate(waiting).ordered()
+        yield Pairs.concatenate(waiting)
 
 
 def find_pairs(
@@ -159,6 +165,7 @@ def find_pairs(
     One `Pairs` a shard, sorted, and the counts.
     """
     lists = join.index.trained.lists
+    join.book  # noqa: B018  (made once, here, and not by each thread)
     parts: list[list[Pairs]] = [[] for _ in shards]
     total = Counts()
     order = np.argsort(-join.index.list_sizes, kind="stable")
@@ -173,7 +180,11 @@ def find_pairs(
             total.candidates += counts.candidates
             trim()
             progress.advance()
-    merged = [thin(Pairs.concatenate(own).ordered(), join.max_partners) for own in parts]
+
+    def merge(own: list[Pairs]) -> Pairs:
+        return thin(Pairs.concatenate(own).ordered(), join.max_partners)
+
+    merged = list(ordered_map(merge, parts, workers))
     total.per_shard = [len(p) for p in merged]
     total.lists = lists
     return merged, total

@@ -17,10 +17,12 @@ from threadpoolctl import threadpool_limits
 
 from . import copies, threads
 from .assign import BLOCK, SHORTLIST
+from .axes import TOP, Axes
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress
-from .encode import encode_block
-from .join import LIST_TILE, QUERY_BLOCK, _scan
+from .encode import Encoder
+from .join import GROUP, buffers, scan
+from .kernels import panels
 from .model import SnipNet
 from .settings import Settings
 from .shards import Features
@@ -177,7 +179,7 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
     """Seconds a row to assign and encode with few and with many lists, on one core."""
     x = random.standard_normal((BLOCK, settings.dim), np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    axes = np.eye(settings.dim, WIDTH, dtype=np.float32)
+    axes = Axes(np.eye(settings.dim, WIDTH, dtype=np.float32), TOP)
     seconds = []
     for lists in (FEW, MANY):
         quantizer = faiss.IndexFlatL2(settings.dim)
@@ -192,8 +194,10 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
         index.referenced_objects = [quantizer]
         trained = TrainedIndex.of(index)
 
-        def work(_: int, trained: TrainedIndex = trained) -> None:
-            encode_block(trained, x, axes, 0.05, settings.max_probes)
+        encoder = Encoder(trained, axes, 0.05, settings.max_probes)
+
+        def work(_: int, encoder: Encoder = encoder) -> None:
+            encoder.block(x)
 
         seconds.append(_timed(work, 3, workers) / BLOCK)
     return seconds[0], seconds[1]
@@ -211,14 +215,15 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
 
 
 def _joining(workers: int) -> float:
-    a, b = torch.randn(QUERY_BLOCK, WIDTH), torch.randn(LIST_TILE, WIDTH).T
-    bias, bound = torch.zeros(LIST_TILE), np.full(QUERY_BLOCK, 1e6, np.float32)
-    stop = np.full(QUERY_BLOCK, LIST_TILE)
-    found = np.empty(4096, np.int32), np.empty(4096, np.int32)
+    queries, rows = 4 * GROUP, 1024
+    short = torch.randn(queries, WIDTH + 1).numpy()
+    panel = panels(torch.randn(rows, WIDTH + 1).numpy())
+    bound, stop = np.full(queries, 1e6, np.float32), np.full(queries, rows)
+    x, whole = np.zeros((queries, 128), np.float32), np.zeros((rows, 128), np.float32)
+    error, slack, found = np.zeros(queries, np.float32), np.float32(0), buffers(4096)
 
     def work(_: int) -> None:
         for _ in range(64):
-            score = torch.addmm(bias, a, b).numpy()
-            _scan(score, bound, stop, 0, 0, *found, 0)
+            scan(panel, short, bound, stop, x, whole, error, slack, 0, GROUP, *found)
 
-    return 64 * QUERY_BLOCK * LIST_TILE / _timed(work, 8, workers)
+    return 64 * queries * rows / _timed(work, 8, workers)

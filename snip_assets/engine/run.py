@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from . import copies, remote_files, shards
+from .axes import Axes
 from .calibration import Calibration
-from .codec import Projector
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
@@ -135,9 +135,10 @@ class Run:
         """The trained index."""
         return TrainedIndex.load(self.layout.trained_index / "trained.index")
 
-    def axes(self) -> np.ndarray:
-        """float32[dim, width]: leading axes of the residuals."""
-        return np.asarray(open_npy(self.layout.trained_index / "axes.npy"))
+    def axes(self) -> Axes:
+        """Leading axes of the residuals."""
+        axes = np.asarray(open_npy(self.layout.trained_index / "axes.npy"))
+        return Axes(axes, self.calibration().axis_scale)
 
     def indexed(self) -> list[IndexedShard]:
         """Index shards that are materialised, by ordinal."""
@@ -160,20 +161,20 @@ class Run:
         layout, registry, tier = self.layout, self.registry, self.settings.tier
         calibration = self.calibration()
         index = SnipIndex.open(layout)
-        projector = Projector(index.trained.codec, self.axes())
         is_copy = np.zeros(registry.rows, bool)
         is_copy[self.exact_copies(last)[0] if copies is None else copies] = True
         slack, short = calibration.slack, calibration.short_slack
         if tier == "codes":
-            # A distance in a subspace never exceeds the whole one: nothing is lost by the short.
-            slack = short = calibration.code_max_distance
+            # A distance in a subspace never exceeds the whole one, but for rounding to steps.
+            slack = calibration.code_max_distance
+            short = 1.05 * slack
         raw = shards.raw_features(registry) if tier == "raw" else None
         snip = shards.snip_features(layout, registry)
         queries = Decoded(self, index.trained) if tier == "codes" else snip
         limit = calibration.snip_limit if tier == "raw" else calibration.snip_max_distance
         return Join(
             index=index,
-            rule=Rule(slack, short, projector),
+            rule=Rule(slack, short, self.axes()),
             verifier=Verifier(
                 raw, None if tier == "codes" else snip, self.settings.max_distance, limit
             ),

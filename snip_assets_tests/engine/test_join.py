@@ -10,6 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from snip_assets.engine import encode, index, join, pairs, verify
+from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
@@ -49,14 +50,16 @@ class World:
     def __init__(self, folder: Path, codec: str, start: int = 0) -> None:
         self.x = make_rows(1)
         self.trained = TrainedIndex.train(self.x.astype(np.float32), LISTS, codec)
-        self.axes = join.leading_axes(self.x.astype(np.float32), 16)
+        leading = leading_axes(self.x.astype(np.float32), 16)
+        self.axes = Axes(leading, scale_of(self.x.astype(np.float32), leading))
         self.offsets = np.concatenate([[0], np.cumsum(SIZES)])
         self.start = start
         self.paths, self.parts, self.shards = [], [], []
         for number, (low, high) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
             path, out = folder / f"{number}.npy", folder / f"index-{number}"
             np.save(path, self.x[low:high])
-            encode.encode_shard(self.trained, path, out, self.axes, RADIUS, PROBES)
+            encoder = encode.Encoder(self.trained, self.axes, RADIUS, PROBES)
+            encode.encode_shard(encoder, path, out)
             self.paths.append(path)
             self.parts.append(index.Part(out, start + int(low)))
             self.shards.append(pairs.QueryShard(start + int(low), out))
@@ -65,13 +68,21 @@ class World:
         snip = Shifted(self.paths, self.offsets, self.start)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
-            rule=join.Rule(SLACK, SHORT_SLACK, self.trained.codec.projector(self.axes)),
+            rule=join.Rule(SLACK, SHORT_SLACK, self.axes),
             verifier=verify.Verifier(snip, None, 4.0, 4.0),
             queries=snip,
             exact_queries=True,
             is_copy=None,
             max_partners=10**9,
         )
+
+    def steps(self, x: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """Coordinates on the leading axes, in whole numbers throughout."""
+        axes = np.rint(self.axes.axes * 1024).astype(np.int64)
+        whole, first = (np.rint(v * 4096).astype(np.int64) @ axes for v in (x, origin))
+        factor = np.float32(self.axes.scale / (4096 * 1024))
+        steps = np.rint((whole - first).astype(np.float32) * factor)
+        return np.clip(steps, -255, 255).astype(np.int64)
 
     def expected(self) -> tuple[set, set]:
         """Pairs that must be found, and pairs that may be (rounding at the threshold)."""
@@ -83,16 +94,19 @@ class World:
         decoded = self.trained.codec.decode(self.trained.codec.encode(residual))
         vectors = (decoded + self.trained.centroids[home]).astype(np.float64)
         error = ((x - vectors) ** 2).sum(1)
-        short = vectors @ self.axes - x @ self.axes
-        short_error = (short**2).sum(1)
+        centroids = self.trained.centroids
+        rows = np.array([self.steps(x, c) for c in centroids])
+        codes = self.steps(decoded, np.zeros(DIM))
+        short_error = ((rows[home, np.arange(len(x))] - codes) ** 2).sum(1)
         must, may = set(), set()
         for i in range(len(x)):
             probed = np.isin(home[:i], lists[i][margin[i] <= RADIUS])
             excess = ((x[i] - vectors[:i]) ** 2).sum(1) - error[i]
-            apart = (vectors[:i] - x[i]) @ self.axes
-            short_excess = (apart**2).sum(1) - short_error[i]
-            worst = np.maximum(excess - SLACK, short_excess - SHORT_SLACK)
-            for j in np.flatnonzero(probed & (worst <= 1e-5)):
+            own = rows[home[:i], i]
+            short_excess = ((own - codes[:i]) ** 2).sum(1) - short_error[i]
+            worst = excess - SLACK
+            near = short_excess <= np.floor(SHORT_SLACK * self.axes.scale**2)
+            for j in np.flatnonzero(probed & near & (worst <= 1e-5)):
                 may.add((i + self.start, int(j) + self.start))
                 if worst[j] <= -1e-5:
                     must.add((i + self.start, int(j) + self.start))
@@ -132,10 +146,10 @@ def test_blocks_threads_grouping_and_segments_change_nothing(
     reference, _ = pairs.find_pairs(world.join(), world.shards, workers=1)
     index.merge(world.parts[:2], tmp_path / "one", 2000)
     parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
-    for query_block, tile, workers in ((7, 33, 2), (1000, 5000, 3)):
-        monkeypatch.setattr(join, "QUERY_BLOCK", query_block)
-        monkeypatch.setattr(join, "LIST_TILE", tile)
-        monkeypatch.setattr(pairs, "VERIFY_BLOCK", tile)
+    for group, room, workers in ((8, 33, 2), (1024, 5000, 3)):
+        monkeypatch.setattr(join, "GROUP", group)
+        monkeypatch.setattr(join, "ROOM", room)
+        monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
         alone = [
             pairs.find_pairs(world.join(parts=parts), [shard], workers)[0][0]
             for shard in world.shards
@@ -200,18 +214,19 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) 
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
     np.save(tmp_path / "x.npy", x)
     trained = TrainedIndex.train(np.concatenate([make_rows(2), x]).astype(np.float32), 4, "PQ8")
-    axes = join.leading_axes(x.astype(np.float32), 16)
+    axes = Axes(leading_axes(x.astype(np.float32), 16), 200.0)
+    encoder = encode.Encoder(trained, axes, 0.2, 4)
     shards, parts = [], []
     for number, (low, high) in enumerate(((0, 3000), (3000, rows))):
         np.save(tmp_path / f"{number}.npy", x[low:high])
         out = tmp_path / f"index-{number}"
-        encode.encode_shard(trained, tmp_path / f"{number}.npy", out, axes, 0.2, 4)
+        encode.encode_shard(encoder, tmp_path / f"{number}.npy", out)
         parts.append(index.Part(out, low))
         shards.append(pairs.QueryShard(low, out))
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),
-        rule=join.Rule(1.0, 1.0, trained.codec.projector(axes)),
+        rule=join.Rule(1.0, 1.0, axes),
         verifier=verify.Verifier(snip, None, 0.1, 0.1),
         queries=snip,
         exact_queries=True,

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import audit, calibrate, calibration, encode, index, shards, verify
+from snip_assets.engine import audit, calibrate, calibration, index, shards, verify
+from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
     Manifest,
@@ -129,7 +130,8 @@ def _first_copies(run: Run, most: int) -> np.ndarray:
 def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Assign and encode shards."""
     version = run.version(run.layout.trained_index, "trained_index")
-    trained, axes, chosen = run.trained(), run.axes(), run.calibration()
+    chosen = run.calibration()
+    encoder = Encoder(run.trained(), run.axes(), chosen.radius, chosen.probes)
 
     def inputs(shard: Shard) -> dict[str, str]:
         snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
@@ -137,9 +139,7 @@ def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         source = run.layout.snip_features(shard.key)
-        radius, probes = chosen.radius, chosen.probes
-        workers = run.settings.workers
-        return encode.encode_shard(trained, source, output, axes, radius, probes, workers)
+        return encode_shard(encoder, source, output, run.settings.workers)
 
     return each(run, keys, run.layout.index_shard, inputs, work)
 
