@@ -4,6 +4,7 @@ Checks have no partitions: one that belongs to a partitioned asset looks at the 
 run, or at all shards on disk when it runs on its own. Blocking ones stop what lies downstream.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from . import verification
 from .engine import arrivals, audit, index, shards
+from .engine.drift import measure as measure_drift
 from .engine.files import damage, open_npy, read_manifest
 from .engine.progress import track
 from .resources import Audit, DataSet
@@ -127,6 +129,41 @@ def pair_precision(
     severity = verification.below(found, verifying.precision_warn, verifying.precision_fail)
     wrong = f"{found.trials - found.successes} of {found.trials} pairs are too far apart"
     return verification.result(context, found, severity, wrong)
+
+
+@dg.asset_check(asset="duplicate_pairs")
+def drift(
+    context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
+) -> dg.AssetCheckResult:
+    """Net and index fit what has come since they were trained; a warning says to train again.
+
+    It warns when the recall of rows of later shards, with its whole confidence interval, lies
+    below the target, or when there are `growth_warn` times the rows of the training.
+    """
+    run = data.run()
+    found = measure_drift(run, verifying.queries, data.seed + verifying.seed)
+    target = verifying.recall_warn or found.target
+    why = []
+    if verification.below(found.recall, target, 0.0) is not None:
+        why.append(
+            f"recall of rows that came after training is {found.recall.estimate:.4f} (95%: "
+            f"{found.recall.low:.4f} to {found.recall.high:.4f}), below {target:.4g}: they differ "
+            "from what net and index were trained on"
+        )
+    if found.growth >= verifying.growth_warn:
+        why.append(
+            f"there are {found.growth:.3g} times the rows that the index was trained on "
+            f"(growth_warn {verifying.growth_warn:g}): it has too few lists, and searching is slow"
+        )
+    source = run.registry.source
+    command = ["snip", "dedup", "--train-again", "--features", source.features]
+    command += ["--metadata", source.metadata, "--out", data.out]
+    cure = f"Train again: `{shlex.join(map(str, command))}`, with your settings."
+    severity = dg.AssetCheckSeverity.WARN if why else None
+    rows = {"trained_rows": found.trained_rows, "fresh_rows": found.fresh_rows}
+    more = {**rows, "growth": found.growth, "target": target}
+    say = f"{'; '.join(why)}. {cure}"
+    return verification.result(context, found.recall, severity, say, **more)
 
 
 @dg.asset_check(asset="duplicate_groups", blocking=True)
@@ -262,6 +299,7 @@ ALL = [
     unit_length,
     every_row_once,
     pair_precision,
+    drift,
     query_recall,
     bitmap_has_all_rows,
     no_orphans,
