@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import http.server
-import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -155,28 +152,6 @@ def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
     assert verification.above(wilson(0, 1000), 0.0, 0.0) is None
     assert verification.above(wilson(1, 1000), 0.0, 0.01) is warn
     assert verification.above(wilson(1, 1000), 0.0, 0.0) is error
-
-
-def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called() -> None:
-    got: list[dict] = []
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        text = sensors.failure_text("arrival", "0123456789", "a\n  b")
-        sensors.post(f"http://127.0.0.1:{server.server_port}/", {"text": text})
-        server.shutdown()
-    assert got == [{"text": "snip: run 01234567 of arrival failed. a b"}]
-    with pytest.raises(ValueError, match="http"):
-        sensors.post("file:///etc/passwd", {})
 
 
 def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
