@@ -18,6 +18,7 @@ from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.files import damage, open_npy, read_manifest
 from .engine.progress import track
+from .engine.remote_files import is_remote
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
@@ -226,15 +227,18 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     """
     known = arrivals.registered(data.layout)
     try:
-        now = arrivals.listing(data.source, len(known))
+        now = arrivals.listing(data.source, known, thorough=True)
     except shards.BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
     problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    # A url tells no time that could be compared.
+    source, settled = data.source, time.time() - SETTLED
+    remote = is_remote(source.features) or is_remote(source.metadata)
     for key in seen.growing:
         # Neither registered nor still being written: refused.
         state = now.state(key)
-        if state is not None and max(state[1], state[3]) / 1e9 < time.time() - SETTLED:
+        if state is not None and (remote or max(state[1], state[3]) / 1e9 < settled):
             try:
                 shards.inspect(data.source, key)
             except shards.BadInputError as error:

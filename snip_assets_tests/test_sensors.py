@@ -14,7 +14,9 @@ import pytest
 
 from snip_assets import automation, sensors, verification
 from snip_assets.definitions import build_defs
+from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
+from snip_assets.engine.remote_files import place
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.options import default_source
@@ -113,6 +115,39 @@ def test_a_source_that_cannot_be_read_changes_nothing(data: DataSet) -> None:
         result = tick()
         assert "cannot be listed" in str(result.skip_reason)
         assert sensors.Memory.parse(tick.cursor).waiting == sensors.Memory.parse(before).waiting
+
+
+def test_a_url_is_watched_as_a_folder_is(tmp_path: Path) -> None:
+    source = Source(place("memory://watched/img_emb"), place("memory://watched/metadata"))
+    sample = default_source({})
+    data = DataSet.of(source, tmp_path / "out", Settings())
+
+    def upload(key: str, whole: bool = True) -> None:
+        for folder, to in ((sample.features, source.features), (sample.metadata, source.metadata)):
+            (path,) = folder.glob(f"*_{key}.*")
+            (to / path.name).write_bytes(path.read_bytes()[: None if whole else 1000])
+
+    try:
+        with dg.DagsterInstance.ephemeral() as instance:
+            tick = Ticks(instance, data)
+            assert "no such file" in str(tick().skip_reason)
+            upload("0000", whole=False)
+            (source.features / "img_emb_0001.npy.part").write_bytes(b"1")
+            assert not tick().run_requests
+            upload("0000")
+            assert not tick().run_requests
+            (request,) = tick().run_requests or []
+            assert request.tags[automation.RANGE_END] == "0000"
+            run = data.run()
+            stations.metadata(run, ["0000"])
+            stations.clip_features(run, ["0000"])
+            assert tick().asset_events == []
+            upload("0000")
+            (event,) = tick().asset_events
+            assert isinstance(event, dg.AssetCheckEvaluation)
+            assert "img_emb_0000.npy has changed" in str(event.description)
+    finally:
+        source.features.fs.store.clear()  # type: ignore[attr-defined]
 
 
 def test_failed_arrivals_are_tried_again_without_what_cannot_be_read() -> None:
