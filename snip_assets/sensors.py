@@ -228,12 +228,13 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     instance = context.instance
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return dg.SkipReason("Runs are not processes of this machine.")
-    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    records = instance.get_run_records(dg.RunsFilter(statuses=at_work))
     buried = 0
     for record in records:
-        pid = _process_of(instance, record.dagster_run.run_id)
-        started = record.start_time or record.create_timestamp.timestamp()
-        if pid is not None and not lives(pid, started):
+        pid, told = _process_of(instance, record.dagster_run.run_id)
+        # Killed before it told its process: Dagster's own limit for starting is for that.
+        if pid is not None and not lives(pid, told):
             instance.report_run_failed(
                 record.dagster_run,
                 f"Its process ({pid}) is gone: killed, out of memory, or its machine or code "
@@ -245,12 +246,13 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{len(records)} runs at work, {buried} of them were dead.")
 
 
-def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+def _process_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int | None, float]:
+    """The process of a run, and when the run said so."""
     for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         data = event.dagster_event.engine_event_data if event.dagster_event else None
         if data is not None and "pid" in data.metadata:
-            return int(str(data.metadata["pid"].value))
-    return None
+            return int(str(data.metadata["pid"].value)), event.timestamp
+    return None, 0.0
 
 
 def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
