@@ -35,7 +35,7 @@ train = _job(
     "train",
     TRAIN,
     "Train net and index, when settings have changed or `again` is set. All codes and pairs are "
-    "made again after it: launch it over all shards, then `dedup` and `publish`.",
+    "stale after it: launch `arrival` and `publish` over all shards.",
 )
 dedup = _job("dedup", DEDUP, "Codes, index, pairs, groups, bitmap.")
 publish = _job("publish", PUBLISH, "Write the cleaned data set; what has not changed stays.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
 from snip_assets import automation, sensors, verification
 from snip_assets.definitions import build_defs
@@ -197,6 +198,29 @@ def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
     assert not sensors.lives(child.pid, time.time())
     child.wait()
     assert not sensors.lives(child.pid, time.time())
+
+
+def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with dg.DagsterInstance.local_temp() as instance:
+
+        def add(status: dg.DagsterRunStatus, pid: int | None) -> str:
+            run = dg.DagsterRun(job_name="arrival", status=status)
+            instance.add_run(run)
+            if pid is not None:
+                told = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
+                instance.report_engine_event("Started process", run, told)
+            return run.run_id
+
+        starting, started = dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED
+        dead = [add(starting, gone.pid), add(started, gone.pid)]
+        alive = [add(starting, os.getpid()), add(started, os.getpid()), add(starting, None)]
+        told = sensors.dead_runs(dg.build_sensor_context(instance))
+        assert "5 runs at work, 2 of them were dead" in str(told)
+        statuses = {r.run_id: r.status for r in instance.get_runs()}
+        assert [statuses[r] for r in dead] == [dg.DagsterRunStatus.FAILURE] * 2
+        assert [statuses[r] for r in alive] == [starting, started, starting]
 
 
 def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:

@@ -71,7 +71,7 @@ def use(cache: Cache) -> None:
 
 
 def place(text: str | Path) -> Path:
-    """A path, or for a url (`s3://`, `gs://`, `hf://`, `memory://`) what behaves as one.
+    """A path, or for a url (`s3://`, `gs://`, `hf://`, `https://`) what behaves as one.
 
     Raises
     ------
@@ -88,7 +88,8 @@ def place(text: str | Path) -> Path:
     except (ImportError, ValueError) as error:
         raise BadInputError(
             f"{redacted(str(text))}: this kind of url cannot be read here ({error}); for s3:// "
-            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub."
+            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub, for "
+            "https:// aiohttp."
         ) from error
     return found
 

@@ -14,6 +14,8 @@ import argparse
 import json
 import random
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -165,6 +167,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="to benchmarks/results/faults.json")
     parser.add_argument("--add", action="store_true", help="to what is written there")
     options = parser.parse_args()
+    # Stopped by a time limit, leave no service behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     survived, launches = 0, []
     for number in range(options.times):
         folder = Path(tempfile.mkdtemp(prefix="snip-backfill-"))
