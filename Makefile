@@ -56,9 +56,11 @@ test-postgres: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[postgres]'
 	$(BIN)/python -m snip_assets_tests.e2e.postgres
 
-# From arrival to clean output with real services (some ten minutes), and the table of faults.
+# With real services: from arrival to clean output, and backfills whose daemon and code server are
+# killed (some ten minutes each); and the table of faults.
 test-e2e: $(VENV)/.test
 	$(BIN)/python -m snip_assets_tests.e2e.arrivals --kill
+	$(BIN)/python -m snip_assets_tests.e2e.backfill --times 5
 
 faults: $(VENV)/.test
 	$(BIN)/python -m benchmarks.faults

@@ -32,7 +32,10 @@ def _job(name: str, assets: tuple[str, ...], description: str) -> Any:
 
 ingest = _job("ingest", INGEST, "Read and judge new shards.")
 train = _job(
-    "train", TRAIN, "Train net and index. After a change of either, all codes are made again."
+    "train",
+    TRAIN,
+    "Train net and index, when settings have changed or `again` is set. All codes and pairs are "
+    "stale after it: launch `arrival` and `publish` over all shards.",
 )
 dedup = _job("dedup", DEDUP, "Codes, index, pairs, groups, bitmap.")
 publish = _job("publish", PUBLISH, "Write the cleaned data set; what has not changed stays.")

@@ -4,6 +4,7 @@ Checks have no partitions: one that belongs to a partitioned asset looks at the 
 run, or at all shards on disk when it runs on its own. Blocking ones stop what lies downstream.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 
 from . import verification
 from .engine import arrivals, audit, index, shards
+from .engine.drift import measure as measure_drift
 from .engine.files import damage, open_npy, read_manifest
 from .engine.progress import track
+from .engine.remote_files import is_remote
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
@@ -129,6 +132,41 @@ def pair_precision(
     return verification.result(context, found, severity, wrong)
 
 
+@dg.asset_check(asset="duplicate_pairs")
+def drift(
+    context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
+) -> dg.AssetCheckResult:
+    """Net and index fit what has come since they were trained; a warning says to train again.
+
+    It warns when the recall of rows of later shards, with its whole confidence interval, lies
+    below the target, or when there are `growth_warn` times the rows of the training.
+    """
+    run = data.run()
+    found = measure_drift(run, verifying.queries, data.seed + verifying.seed)
+    target = verifying.recall_warn or found.target
+    why = []
+    if verification.below(found.recall, target, 0.0) is not None:
+        why.append(
+            f"recall of rows that came after training is {found.recall.estimate:.4f} (95%: "
+            f"{found.recall.low:.4f} to {found.recall.high:.4f}), below {target:.4g}: they differ "
+            "from what net and index were trained on"
+        )
+    if found.growth >= verifying.growth_warn:
+        why.append(
+            f"there are {found.growth:.3g} times the rows that the index was trained on "
+            f"(growth_warn {verifying.growth_warn:g}): it has too few lists, and searching is slow"
+        )
+    source = run.registry.source
+    command = ["snip", "dedup", "--train-again", "--features", source.features]
+    command += ["--metadata", source.metadata, "--out", data.out]
+    cure = f"Train again: `{shlex.join(map(str, command))}`, with your settings."
+    severity = dg.AssetCheckSeverity.WARN if why else None
+    rows = {"trained_rows": found.trained_rows, "fresh_rows": found.fresh_rows}
+    more = {**rows, "growth": found.growth, "target": target}
+    say = f"{'; '.join(why)}. {cure}"
+    return verification.result(context, found.recall, severity, say, **more)
+
+
 @dg.asset_check(asset="duplicate_groups", blocking=True)
 def query_recall(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
@@ -189,15 +227,18 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     """
     known = arrivals.registered(data.layout)
     try:
-        now = arrivals.listing(data.source, len(known))
+        now = arrivals.listing(data.source, known, thorough=True)
     except shards.BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
     problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    # A url tells no time that could be compared.
+    source, settled = data.source, time.time() - SETTLED
+    remote = is_remote(source.features) or is_remote(source.metadata)
     for key in seen.growing:
         # Neither registered nor still being written: refused.
         state = now.state(key)
-        if state is not None and max(state[1], state[3]) / 1e9 < time.time() - SETTLED:
+        if state is not None and (remote or max(state[1], state[3]) / 1e9 < settled):
             try:
                 shards.inspect(data.source, key)
             except shards.BadInputError as error:
@@ -262,6 +303,7 @@ ALL = [
     unit_length,
     every_row_once,
     pair_precision,
+    drift,
     query_recall,
     bitmap_has_all_rows,
     no_orphans,

@@ -46,7 +46,9 @@ def sync(data: DataSet, limit: int = 0) -> list[Shard]:
     return new
 
 
-def materialize(data: DataSet, limit: int = 0, *, only_new: bool = False) -> Outcome:
+def materialize(
+    data: DataSet, limit: int = 0, *, only_new: bool = False, train_again: bool = False
+) -> Outcome:
     """Register what is new and materialise everything that is missing or stale.
 
     Parameters
@@ -55,6 +57,9 @@ def materialize(data: DataSet, limit: int = 0, *, only_new: bool = False) -> Out
         Use this many shards at the most; 0 means all.
     only_new
         Work on the shards that are new only, and on what lies between shards and all of them.
+
+    train_again
+        Train net and index on all that is there, though nothing that they depend on has changed.
 
     Raises
     ------
@@ -70,9 +75,16 @@ def materialize(data: DataSet, limit: int = 0, *, only_new: bool = False) -> Out
         tags = automation.shard_range(data.layout, keys)
         with _engine_errors():
             result = job.execute_in_process(
-                run_config=_QUIET, instance=instance, tags={**tags, PROGRESS_TAG: "bars"}
+                run_config=_run_config(train_again),
+                instance=instance,
+                tags={**tags, PROGRESS_TAG: "bars"},
             )
     return _outcome(new, result)
+
+
+def _run_config(train_again: bool) -> dict[str, Any]:
+    again = {"config": {"again": train_again}}
+    return {**_QUIET, "ops": {"snip_model": again, "trained_index": again}}
 
 
 @contextmanager
@@ -100,5 +112,6 @@ def _outcome(new: list[Shard], result: dg.ExecuteInProcessResult) -> Outcome:
             outcome.seconds[event.step_key] = event.step_success_data.duration_ms / 1000
     for check in result.get_asset_check_evaluations():
         values = {name: value.value for name, value in check.metadata.items()}
-        outcome.checks[check.check_name] = {"passed": check.passed, **values}
+        said = {"passed": check.passed, "description": check.description}
+        outcome.checks[check.check_name] = {**said, **values}
     return outcome

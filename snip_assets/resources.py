@@ -110,5 +110,11 @@ class Audit(dg.ConfigurableResource):
         "recall_warn", 0.0, "Warn when recall is surely below; 0: target_recall."
     )
     recall_fail: float = _bound("recall_fail", 0.9, "Fail when recall is surely below.")
+    growth_warn: float = _bound(
+        "growth_warn",
+        4.0,
+        "Warn when there are this many times the rows that the index was trained on: at 4 it has "
+        "half of the inverted lists that it should have.",
+    )
     orphans_warn: float = _bound("orphans_warn", 0.0, "Warn when more are surely orphans.")
     orphans_fail: float = _bound("orphans_fail", 0.0, "Fail when more are surely orphans.")

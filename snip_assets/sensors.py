@@ -1,20 +1,17 @@
-"""What starts runs when data arrives, and what tells when a run fails. Thin: see engine.arrivals.
+"""What starts runs when data arrives, and buries dead ones. Thin: see engine.arrivals.
 
 Stopped by default. All state is on disk and in Dagster's runs: losing a cursor costs one look.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.request
 from collections.abc import Callable
 
 import dagster as dg
 import psutil
 from dagster._core.launcher import DefaultRunLauncher
 
-from . import automation, checks
+from . import alerts, automation, checks
 from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, stretches
 from .engine.errors import SnipError
@@ -231,12 +228,13 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     instance = context.instance
     if not isinstance(instance.run_launcher, DefaultRunLauncher):
         return dg.SkipReason("Runs are not processes of this machine.")
-    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+    records = instance.get_run_records(dg.RunsFilter(statuses=at_work))
     buried = 0
     for record in records:
-        pid = _process_of(instance, record.dagster_run.run_id)
-        started = record.start_time or record.create_timestamp.timestamp()
-        if pid is not None and not lives(pid, started):
+        pid, told = _process_of(instance, record.dagster_run.run_id)
+        # Killed before it told its process: Dagster's own limit for starting is for that.
+        if pid is not None and not lives(pid, told):
             instance.report_run_failed(
                 record.dagster_run,
                 f"Its process ({pid}) is gone: killed, out of memory, or its machine or code "
@@ -248,12 +246,13 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{len(records)} runs at work, {buried} of them were dead.")
 
 
-def _process_of(instance: dg.DagsterInstance, run_id: str) -> int | None:
+def _process_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int | None, float]:
+    """The process of a run, and when the run said so."""
     for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         data = event.dagster_event.engine_event_data if event.dagster_event else None
         if data is not None and "pid" in data.metadata:
-            return int(str(data.metadata["pid"].value))
-    return None
+            return int(str(data.metadata["pid"].value)), event.timestamp
+    return None, 0.0
 
 
 def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
@@ -266,51 +265,4 @@ def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
         return False
 
 
-WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
-
-
-@dg.run_failure_sensor(
-    name="alert",
-    minimum_interval_seconds=30,
-    default_status=dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED,
-    description="Posts a line of JSON to SNIP_WEBHOOK when a run fails; off while that is unset.",
-)
-def alert(context: dg.RunFailureSensorContext) -> None:
-    """Tell the webhook about a failed run."""
-    address = os.environ.get("SNIP_WEBHOOK", "")
-    if not address:
-        context.log.info("SNIP_WEBHOOK is not set: nothing is sent.")
-        return
-    run = context.dagster_run
-    text = failure_text(run.job_name, run.run_id, context.failure_event.message or "")
-    try:
-        post(address, {"text": text, "job": run.job_name, "run_id": run.run_id})
-    except (OSError, ValueError) as error:
-        context.log.error(f"The webhook could not be reached: {error}")
-
-
-def failure_text(job: str, run_id: str, message: str) -> str:
-    """One line for a chat."""
-    return f"snip: run {run_id[:8]} of {job} failed. {' '.join(message.split())[:500]}"
-
-
-def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
-    """POST JSON to an http(s) address.
-
-    Raises
-    ------
-    ValueError
-        The address is of another kind.
-    OSError
-        It cannot be reached, or says no.
-    """
-    if not address.startswith(("http://", "https://")):
-        raise ValueError(f"SNIP_WEBHOOK: {address[:40]!r} is not an http(s) address")
-    request = urllib.request.Request(
-        address, json.dumps(value).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=timeout):
-        pass
-
-
-SENSORS = [new_shards, clean_output, dead_runs, alert]
+SENSORS = [new_shards, clean_output, dead_runs, alerts.alert, alerts.check_alert]

@@ -83,7 +83,8 @@ def result(
         float(found.low),
         float(found.high),
     )
-    points = [*history(context.instance, key), now]
+    # Without trials there is no estimate: NaN is no number that the UI can show.
+    points = [*history(context.instance, key), *([now] if found.trials else [])]
     trend = plots.trend([(p.time, p.estimate, p.low, p.high) for p in points], key.name)
     return dg.AssetCheckResult(
         passed=severity is None,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import http.server
-import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import EngineEventData
 
 from snip_assets import automation, sensors, verification
 from snip_assets.definitions import build_defs
+from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
+from snip_assets.engine.remote_files import place
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.options import default_source
@@ -118,6 +118,39 @@ def test_a_source_that_cannot_be_read_changes_nothing(data: DataSet) -> None:
         assert sensors.Memory.parse(tick.cursor).waiting == sensors.Memory.parse(before).waiting
 
 
+def test_a_url_is_watched_as_a_folder_is(tmp_path: Path) -> None:
+    source = Source(place("memory://watched/img_emb"), place("memory://watched/metadata"))
+    sample = default_source({})
+    data = DataSet.of(source, tmp_path / "out", Settings())
+
+    def upload(key: str, whole: bool = True) -> None:
+        for folder, to in ((sample.features, source.features), (sample.metadata, source.metadata)):
+            (path,) = folder.glob(f"*_{key}.*")
+            (to / path.name).write_bytes(path.read_bytes()[: None if whole else 1000])
+
+    try:
+        with dg.DagsterInstance.ephemeral() as instance:
+            tick = Ticks(instance, data)
+            assert "no such file" in str(tick().skip_reason)
+            upload("0000", whole=False)
+            (source.features / "img_emb_0001.npy.part").write_bytes(b"1")
+            assert not tick().run_requests
+            upload("0000")
+            assert not tick().run_requests
+            (request,) = tick().run_requests or []
+            assert request.tags[automation.RANGE_END] == "0000"
+            run = data.run()
+            stations.metadata(run, ["0000"])
+            stations.clip_features(run, ["0000"])
+            assert tick().asset_events == []
+            upload("0000")
+            (event,) = tick().asset_events
+            assert isinstance(event, dg.AssetCheckEvaluation)
+            assert "img_emb_0000.npy has changed" in str(event.description)
+    finally:
+        source.features.fs.store.clear()  # type: ignore[attr-defined]
+
+
 def test_failed_arrivals_are_tried_again_without_what_cannot_be_read() -> None:
     asked: set[str] = set()
 
@@ -157,28 +190,6 @@ def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
     assert verification.above(wilson(1, 1000), 0.0, 0.0) is error
 
 
-def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called() -> None:
-    got: list[dict] = []
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        text = sensors.failure_text("arrival", "0123456789", "a\n  b")
-        sensors.post(f"http://127.0.0.1:{server.server_port}/", {"text": text})
-        server.shutdown()
-    assert got == [{"text": "snip: run 01234567 of arrival failed. a b"}]
-    with pytest.raises(ValueError, match="http"):
-        sensors.post("file:///etc/passwd", {})
-
-
 def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
     assert sensors.lives(os.getpid(), time.time())
     assert not sensors.lives(os.getpid(), 1000.0)
@@ -187,6 +198,29 @@ def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
     assert not sensors.lives(child.pid, time.time())
     child.wait()
     assert not sensors.lives(child.pid, time.time())
+
+
+def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with dg.DagsterInstance.local_temp() as instance:
+
+        def add(status: dg.DagsterRunStatus, pid: int | None) -> str:
+            run = dg.DagsterRun(job_name="arrival", status=status)
+            instance.add_run(run)
+            if pid is not None:
+                told = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
+                instance.report_engine_event("Started process", run, told)
+            return run.run_id
+
+        starting, started = dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED
+        dead = [add(starting, gone.pid), add(started, gone.pid)]
+        alive = [add(starting, os.getpid()), add(started, os.getpid()), add(starting, None)]
+        told = sensors.dead_runs(dg.build_sensor_context(instance))
+        assert "5 runs at work, 2 of them were dead" in str(told)
+        statuses = {r.run_id: r.status for r in instance.get_runs()}
+        assert [statuses[r] for r in dead] == [dg.DagsterRunStatus.FAILURE] * 2
+        assert [statuses[r] for r in alive] == [starting, started, starting]
 
 
 def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:

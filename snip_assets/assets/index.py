@@ -8,7 +8,7 @@ from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
 
-from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
+from .station import CODE_VERSION, HEAVY, Training, backfill_policy, chosen, station
 
 GROUP = "index"
 
@@ -21,14 +21,16 @@ GROUP = "index"
     code_version=CODE_VERSION,
     pool=HEAVY,
 )
-def trained_index(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+def trained_index(
+    context: dg.AssetExecutionContext, data: DataSet, config: Training
+) -> dg.MaterializeResult:
     """Centroids and codec, empty, with the slack and probes that reach the target recall.
 
     Trained once, like the net.
     """
     with station(context):
         run = data.run()
-        manifest = stations.trained_index(run)
+        manifest = stations.trained_index(run, again=config.again)
     return show.of_whole(manifest, **show.missing(run, data.layout.snip_features))
 
 

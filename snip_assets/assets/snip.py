@@ -8,7 +8,7 @@ from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
 
-from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
+from .station import CODE_VERSION, HEAVY, Training, backfill_policy, chosen, station
 
 GROUP = "snip"
 
@@ -21,7 +21,9 @@ GROUP = "snip"
     code_version=CODE_VERSION,
     pool=HEAVY,
 )
-def snip_model(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
+def snip_model(
+    context: dg.AssetExecutionContext, data: DataSet, config: Training
+) -> dg.MaterializeResult:
     """The net, trained on a sample of the shards that are present; a PCA for little data.
 
     Trained once. Shards that arrive later use it as it is: training again is a decision, since
@@ -29,7 +31,7 @@ def snip_model(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
     """
     with station(context):
         run = data.run()
-        manifest = stations.snip_model(run)
+        manifest = stations.snip_model(run, again=config.again)
     return show.of_whole(manifest, **show.missing(run, data.layout.clip_features))
 
 

@@ -8,13 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import dagster as dg
+from pydantic import Field
 
 from snip_assets.engine import progress
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.files import CODE_VERSION
 from snip_assets.partitions import backfill_policy, chosen
 
-__all__ = ["CODE_VERSION", "HEAVY", "PROGRESS_TAG", "backfill_policy", "chosen", "station"]
+__all__ = [
+    "CODE_VERSION",
+    "HEAVY",
+    "PROGRESS_TAG",
+    "Training",
+    "backfill_policy",
+    "chosen",
+    "station",
+]
 
 # Pool of the stations that plan with all of `memory_gb`: one at a time (see dagster.yaml).
 HEAVY = "memory"
@@ -22,6 +31,16 @@ HEAVY = "memory"
 PROGRESS_TAG = "snip/progress"
 _TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET}
 _EVERY = 10.0
+
+
+class Training(dg.Config):
+    """Whether to train what is trained already."""
+
+    again: bool = Field(
+        False,
+        description="Train now on the shards that are there, though neither settings nor code "
+        "have changed; what depends on it is made again after it.",
+    )
 
 
 @contextmanager

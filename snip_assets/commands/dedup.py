@@ -48,6 +48,14 @@ def dedup(
     limit_shards: Annotated[
         int, typer.Option(help="Use only this many shards; 0: all.", rich_help_panel="Data")
     ] = 0,
+    train_again: Annotated[
+        bool,
+        typer.Option(
+            "--train-again",
+            help="Train net and index on all that is there now, and make again what depends on "
+            "them; the check `drift` says when.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Remove the duplicates of a data set; called again, do only what is missing or stale."""
@@ -60,12 +68,14 @@ def dedup(
 
     data = DataSet.of(Source(features, metadata), out, settings)
     with terminal.bars():
-        outcome = graph.materialize(data, limit_shards)
+        outcome = graph.materialize(data, limit_shards, train_again=train_again)
     values = summary(data.layout)
     values["precision"] = outcome.checks.get("pair_precision")
     values["recall"] = outcome.checks.get("query_recall")
     values["orphans"] = outcome.checks.get("no_orphans")
     values["checks"] = {name: check["passed"] for name, check in outcome.checks.items()}
+    failed = {n: c["description"] for n, c in outcome.checks.items() if not c["passed"]}
+    values["failed_checks"] = failed
     values["seconds"] = {name: outcome.seconds[name] for name in _ORDER if name in outcome.seconds}
     values["seconds"]["checks"] = sum(s for n, s in outcome.seconds.items() if n not in _ORDER)
     whole = len(outcome.new) == len(load(data.layout).shards)
@@ -103,8 +113,8 @@ def _print(values: dict[str, Any]) -> None:
             [list(row.values()) for row in planned["stations"]],
         )
     terminal.table("Outputs", ["", "path"], list(values["outputs"].items()))
-    if failed := [name for name, passed in values["checks"].items() if not passed]:
-        typer.echo(f"checks that did not pass: {', '.join(failed)}")
+    for name, description in values["failed_checks"].items():
+        typer.echo(f"check {name} did not pass: {description}")
 
 
 def _interval(found: dict[str, Any] | None) -> str:

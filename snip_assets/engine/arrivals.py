@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ State = tuple[int, int, int, int]
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".crdownload")
 # Looks after which a file without its partner, or an empty one, is reported.
 PATIENCE = 10
+# Size and time of a file of a registered shard that was listed by its name alone.
+UNSEEN = (-2, -2)
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,16 @@ class Look:
     memory: Memory
 
 
-def listing(source: Source, registered: int = 0) -> Listing:
+def listing(source: Source, registered: Collection[str] = (), *, thorough: bool = False) -> Listing:
     """List both folders.
+
+    Parameters
+    ----------
+    registered
+        Keys of the registered shards.
+    thorough
+        Where a listing gives names alone (http), ask for the files of registered shards too, one
+        by one.
 
     Raises
     ------
@@ -117,53 +127,59 @@ def listing(source: Source, registered: int = 0) -> Listing:
         A folder cannot be read; or it is empty though shards of it are registered: a folder that
         is not mounted must not look like one whose shards have disappeared.
     """
-    features, others = _scan(source.features, "img_emb_", ".npy")
-    metadata, more = _scan(source.metadata, "metadata_", ".parquet")
+    known = frozenset() if thorough else frozenset(registered)
+    features, others = _scan(source.features, "img_emb_", ".npy", known)
+    metadata, more = _scan(source.metadata, "metadata_", ".parquet", known)
     for folder, found in ((source.features, features), (source.metadata, metadata)):
         if registered and not found:
             raise BadInputError(
-                f"{folder}: empty, though {registered} shards of it are registered. Is the disk "
-                "mounted? Nothing was changed."
+                f"{folder}: empty, though {len(registered)} shards of it are registered. Is the "
+                "disk mounted? Nothing was changed."
             )
     return Listing(features, metadata, frozenset(others | more))
 
 
-def _scan(folder: Path, prefix: str, suffix: str) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    if is_remote(folder):
-        return _scan_remote(folder, prefix, suffix)
+def _scan(
+    folder: Path, prefix: str, suffix: str, known: frozenset[str]
+) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """Key -> size and time of the files of shards, and the names of all others."""
     found: dict[str, tuple[int, int]] = {}
     others: set[str] = set()
+    seen = _remote_files(folder, prefix, suffix, known) if is_remote(folder) else _files(folder)
+    for name, state in seen:
+        key = name[len(prefix) : -len(suffix)]
+        if not (name.startswith(prefix) and name.endswith(suffix) and key):
+            others.add(name)
+        elif not (key.startswith(".") or key.endswith(_TEMPORARY)):
+            found[key] = state
+    return found, others
+
+
+def _files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                name = entry.name
-                key = name[len(prefix) : -len(suffix)]
-                if not (name.startswith(prefix) and name.endswith(suffix) and key):
-                    others.add(name)
-                elif not (key.startswith(".") or key.endswith(_TEMPORARY)):
-                    try:
-                        status = entry.stat()
-                    except FileNotFoundError:
-                        continue
-                    found[key] = status.st_size, status.st_mtime_ns
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue
+                yield entry.name, (status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise BadInputError(f"{folder}: cannot be listed ({error.strerror}).") from error
-    return found, others
 
 
-def _scan_remote(
-    folder: Path, prefix: str, suffix: str
-) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """The same of a url; an object store shows whole objects only."""
-    found: dict[str, tuple[int, int]] = {}
-    others: set[str] = set()
-    for name, state in remote_listing(folder):
-        if name.startswith(prefix) and name.endswith(suffix):
-            size, _, stamp = state.partition("-")
-            found[name[len(prefix) : -len(suffix)]] = int(size), int(stamp)
-        else:
-            others.add(name)
-    return found, others
+def _remote_files(
+    folder: Path, prefix: str, suffix: str, known: frozenset[str]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The same of a url; what a store tells of a file's contents stands for the time."""
+
+    def passed_over(name: str) -> bool:
+        mine = name.startswith(prefix) and name.endswith(suffix)
+        return not mine or name[len(prefix) : -len(suffix)] in known
+
+    for name, state in remote_listing(folder, passed_over):
+        size, _, stamp = (state or "").partition("-")
+        yield name, (int(size), int(stamp)) if state else UNSEEN
 
 
 def look(
@@ -230,13 +246,20 @@ def _disorder(now: Listing, registered: Mapping[str, State | None]) -> dict[str,
                 f"{pattern.format(key=key)} has disappeared, though its shard is registered; put "
                 "it back. Its outputs stay as they are."
             )
-        elif state is not None and seen != state:
-            which = shards.FEATURES_PATTERN if seen[:2] != state[:2] else shards.METADATA_PATTERN
+        elif state is not None and (changed := _changed(seen, state)):
+            which = shards.FEATURES_PATTERN if changed[0] else shards.METADATA_PATTERN
             problems[key] = (
                 f"{which.format(key=key)} has changed since its shard was read; nothing is made "
                 "again. Put the former file back (with its time), or give the new data a new key."
             )
     return problems
+
+
+def _changed(seen: State, before: State) -> tuple[bool, bool] | None:
+    """Whether features and metadata differ from what was read; None when neither does."""
+    features = seen[:2] not in (UNSEEN, before[:2])
+    metadata = seen[2:] not in (UNSEEN, before[2:])
+    return (features, metadata) if features or metadata else None
 
 
 def admit(
@@ -311,7 +334,7 @@ def look_and_admit(
         The folders or the registry cannot be read; nothing is concluded from that.
     """
     known = registered(layout)
-    now = listing(source, len(known))
+    now = listing(source, known)
     seen = look(now, known, before, marker)
     new, refused = admit(layout, source, seen.complete[:most], now)
     left = seen.complete[most:]

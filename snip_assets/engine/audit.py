@@ -6,7 +6,7 @@ and neighbours found by exact search over all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,8 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), successes, trials)
 
 
-def _with_pairs(run: Run) -> list[Shard]:
+def with_pairs(run: Run) -> list[Shard]:
+    """Shards whose pairs are made."""
     found = [s for s in run.registry.shards if read_manifest(run.layout.duplicate_pairs(s.key))]
     if not found:
         raise StaleOutputError(f"{run.layout.root}: no pairs; materialise duplicate_pairs first.")
@@ -63,7 +64,7 @@ def _with_pairs(run: Run) -> list[Shard]:
 
 def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random pairs of all shards: `row` and `earlier_row`, uint64."""
-    found = _with_pairs(run)
+    found = with_pairs(run)
     counts = [pq.read_metadata(run.layout.duplicate_pairs(s.key)).num_rows for s in found]
     ends = np.cumsum(counts)
     total = int(ends[-1])
@@ -140,16 +141,24 @@ def _unit(block: np.ndarray) -> np.ndarray:
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
-def query_recall(run: Run, sample: int, seed: int) -> Interval:
+def query_recall(
+    run: Run, sample: int, seed: int, drawn_from: Collection[str] | None = None
+) -> Interval:
     """Share of the true pairs of sampled rows that were found.
 
     Rows are drawn at random from the shards with pairs; their true partners among the same
     shards come from exact search. Exact copies count as their first copy. A row with
     `max_partners` partners or more keeps the nearest only: its others count as found.
+
+    Parameters
+    ----------
+    drawn_from
+        Keys of the shards that rows are drawn from; default: all.
     """
-    ready = _with_pairs(run)
-    ids = np.concatenate([np.arange(s.start, s.stop) for s in ready])
-    drawn = np.random.default_rng(seed).choice(ids, min(sample, len(ids)), replace=False)
+    ready = with_pairs(run)
+    ids = _rows_of(ready)
+    some = ids if drawn_from is None else _rows_of([s for s in ready if s.key in drawn_from])
+    drawn = np.random.default_rng(seed).choice(some, min(sample, len(some)), replace=False)
     later, first = run.exact_copies(ready[-1].ordinal)
     first_of = np.arange(run.registry.rows)
     first_of[later] = first
@@ -161,6 +170,10 @@ def query_recall(run: Run, sample: int, seed: int) -> Interval:
     ends = np.unique(np.sort(ends[:, ends[0] != ends[1]], axis=0), axis=1)
     true = set(zip(ends[1].tolist(), ends[0].tolist(), strict=True))
     return wilson(len(_found(run, ready, true)), len(true))
+
+
+def _rows_of(some: Sequence[Shard]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(s.start, s.stop) for s in some)])
 
 
 def _found(run: Run, ready: list[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:

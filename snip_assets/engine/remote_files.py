@@ -7,11 +7,12 @@ a folder of bounded size, from which those not used for longest go when room is 
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import io
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ from .errors import BadInputError, SnipError
 from .remote import DownloadError, redacted
 
 BLOCK = 1 << 23
+# What stores call that which changes with a file, the surest first.
+_STAMPS = (
+    *("ETag", "etag", "md5Hash", "LastModified", "last_modified", "Last-Modified"),
+    *("mtime", "created"),
+)
 HEADER = 4096
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -65,7 +71,7 @@ def use(cache: Cache) -> None:
 
 
 def place(text: str | Path) -> Path:
-    """A path, or for a url (`s3://`, `gs://`, `hf://`, `memory://`) what behaves as one.
+    """A path, or for a url (`s3://`, `gs://`, `hf://`, `https://`) what behaves as one.
 
     Raises
     ------
@@ -82,7 +88,8 @@ def place(text: str | Path) -> Path:
     except (ImportError, ValueError) as error:
         raise BadInputError(
             f"{redacted(str(text))}: this kind of url cannot be read here ({error}); for s3:// "
-            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub."
+            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub, for "
+            "https:// aiohttp."
         ) from error
     return found
 
@@ -114,13 +121,21 @@ def _reading(path: Any) -> Iterator[None]:
 
 def _info(path: Any) -> dict[str, Any]:
     with _reading(path):
-        return path.fs.info(path.path, refresh=True)
+        # Not every store knows `refresh=True`.
+        path.fs.invalidate_cache()
+        return path.fs.info(path.path)
 
 
 def _state(info: dict[str, Any]) -> str:
-    names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
-    stamp = next((str(info[name]) for name in names if info.get(name)), "")
+    stamp = next((_stamp(info[name]) for name in _STAMPS if info.get(name)), "")
     return f"{info['size']}-{xxhash.xxh3_64_intdigest(stamp.encode())}"
+
+
+def _stamp(value: Any) -> str:
+    """A time as seconds: a store may give it in one form in a listing, in another for a file."""
+    if isinstance(value, datetime.datetime):
+        value = value.timestamp()
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def state(path: Path) -> str:
@@ -128,13 +143,33 @@ def state(path: Path) -> str:
     return _state(_info(path))
 
 
-def listing(folder: Any) -> list[tuple[str, str]]:
-    """Name and state of each file in a remote folder, listed anew."""
+def _listed(folder: Any) -> dict[str, dict[str, Any]]:
+    """Name -> what the store tells of each file in a remote folder, listed anew."""
     with _reading(folder):
         folder.fs.invalidate_cache()
         found = folder.fs.ls(folder.path, detail=True)
     files_only = [info for info in found if info["type"] == "file"]
-    return [(info["name"].rstrip("/").rsplit("/", 1)[-1], _state(info)) for info in files_only]
+    return {info["name"].rstrip("/").rsplit("/", 1)[-1]: info for info in files_only}
+
+
+def names(folder: Any) -> list[str]:
+    """Names of the files in a remote folder, listed anew."""
+    return list(_listed(folder))
+
+
+def listing(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, str | None]]:
+    """Name and state of each file in a remote folder, listed anew.
+
+    A web server lists names alone. There each file is asked for by itself, except those that are
+    `known`, whose state is None: thousands of requests at each look would be too many.
+    """
+    found: list[tuple[str, str | None]] = []
+    for name, info in _listed(folder).items():
+        if info.get("size") is not None:
+            found.append((name, _state(info)))
+        else:
+            found.append((name, None if known(name) else state(folder / name)))
+    return found
 
 
 def open_file(path: Any) -> Any:

@@ -20,7 +20,8 @@ from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .files import digest_of, lock, open_npy, write_json, write_npy
 from .layout import Layout
-from .remote_files import absolute, is_remote, listing, npy_header, open_file, place
+from .remote_files import absolute, is_remote, npy_header, open_file, place
+from .remote_files import names as remote_names
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"
@@ -142,10 +143,8 @@ def discover(source: Source) -> list[str]:
 
 def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
     try:
-        if is_remote(folder):
-            names = [name for name, _ in listing(folder)]
-        else:
-            names = [p.name for p in folder.iterdir()]
+        remote = is_remote(folder)
+        names = remote_names(folder) if remote else [p.name for p in folder.iterdir()]
     except PermissionError as error:
         raise BadInputError(f"{folder}: permission denied; make it readable.") from error
     keys = {m.group(1) for n in names if (m := pattern.fullmatch(n))}

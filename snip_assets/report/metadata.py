@@ -20,7 +20,10 @@ from . import plots
 MOST_SHARD_RECORDS = 256
 
 # Facts that are pictures or tables of their own, or too long to read.
-_HIDDEN = {"bytes", "pair_versions", "shards_missing", "curve", "list_sizes", "distances"}
+_HIDDEN = {
+    *("bytes", "pair_versions", "shards_missing", "shards_seen"),
+    *("curve", "list_sizes", "distances"),
+}
 
 
 def of_manifest(manifest: Manifest) -> dict[str, Any]:
@@ -118,7 +121,9 @@ def missing(run: stations.Run, place: Callable[[str], Path]) -> dict[str, Any]:
 
 
 def of_interval(found: Any) -> dict[str, Any]:
-    """An estimated share with its 95% Wilson interval (see engine.audit)."""
+    """An estimated share with its 95% Wilson interval (see engine.audit); no trials, no share."""
+    if not found.trials:
+        return {"trials": 0}
     return {
         "estimate": float(found.estimate),
         "interval_low": float(found.low),

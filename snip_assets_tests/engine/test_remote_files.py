@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
+import http.server
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from upath import UPath
 
-from snip_assets.engine import files, remote_files, stations
+from snip_assets.engine import arrivals, files, remote_files, stations
+from snip_assets.engine.arrivals import Look, Memory, look, look_and_admit
 from snip_assets.engine.copy_out import copy_out
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
@@ -138,6 +144,94 @@ def test_s3_gives_the_same_bytes(s3: Source, local: dict[str, str], tmp_path: Pa
     for path in ("deduped_metadata/metadata_0001.parquet", "dup_bitmap/dup_bitmap.npy"):
         assert (there / path).read_bytes() == (out / path).read_bytes()
     assert copy_out(Layout(out), "s3://bucket/clean/one").copied == 0
+
+
+def test_shards_arrive_in_an_object_store(s3: Source, tmp_path: Path) -> None:
+    source = Source(place("s3://bucket/arriving/img_emb"), place("s3://bucket/arriving/metadata"))
+    layout = Layout(tmp_path / "out")
+
+    def upload(key: str) -> None:
+        for folder, to in ((s3.features, source.features), (s3.metadata, source.metadata)):
+            name = f"img_emb_{key}.npy" if folder is s3.features else f"metadata_{key}.parquet"
+            (to / name).write_bytes((folder / name).read_bytes())
+
+    def tick(memory: Memory) -> tuple[list[str], Look]:
+        new, seen = look_and_admit(layout, source, memory)
+        return [s.key for s in new], seen
+
+    upload("0000")
+    (source.features / "img_emb_bad.npy").write_bytes(b"<html>")
+    (source.metadata / "metadata_bad.parquet").write_bytes(b"<html>")
+    new, seen = tick(Memory())
+    assert new == [] and seen.growing == ["0000", "bad"]
+    new, seen = tick(seen.memory)
+    assert new == ["0000"] and set(seen.problems) == {"bad"}
+    run = Run(layout, Settings())
+    stations.metadata(run, ["0000"])
+    stations.clip_features(run, ["0000"])
+    upload("0001")
+    new, seen = tick(seen.memory)
+    assert new == [] and set(seen.problems) == {"bad"}
+    (source.metadata / "metadata_0000.parquet").unlink()
+    new, seen = tick(seen.memory)
+    assert new == ["0001"] and "disappeared" in seen.problems["0000"]
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A folder over http, with ranges; keeps what is asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.asked.append(self.path)
+        super().do_HEAD()
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        wanted = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        if path.is_dir() or not wanted[0]:
+            return super().do_GET()
+        data = path.read_bytes()
+        part = data[int(wanted[0]) : int(wanted[2] or len(data)) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {wanted[0]}-{wanted[2]}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_shards_arrive_on_a_web_server_and_known_ones_are_not_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("aiohttp", reason="SKIPPED, NOT TESTED: pip install aiohttp")
+    served = tmp_path / "served"
+    served.mkdir()
+    handler = functools.partial(Ranges, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        source = Source(place(f"{root}/img_emb/"), place(f"{root}/metadata/"))
+        shutil.copytree(SAMPLE_FEATURES, served / "img_emb")
+        shutil.copytree(SAMPLE_METADATA, served / "metadata")
+        layout = Layout(tmp_path / "out")
+        _, seen = look_and_admit(layout, source, Memory())
+        new, seen = look_and_admit(layout, source, seen.memory)
+        assert [s.key for s in new] == ["0000", "0001", "0002", "0003"]
+        run = Run(layout, Settings())
+        stations.metadata(run, run.registry.keys)
+        stations.clip_features(run, run.registry.keys)
+        Ranges.asked.clear()
+        _, seen = look_and_admit(layout, source, seen.memory)
+        assert seen.problems == {} and Ranges.asked == []
+        (served / "metadata" / "metadata_0002.parquet").unlink()
+        os.utime(served / "img_emb" / "img_emb_0001.npy", (1, 1))
+        known = arrivals.registered(layout)
+        problems = look(arrivals.listing(source, known, thorough=True), known, Memory()).problems
+        assert "changed" in problems["0001"] and "disappeared" in problems["0002"]
+        server.shutdown()
 
 
 def test_a_changed_object_is_noticed(s3: Source, tmp_path: Path) -> None:

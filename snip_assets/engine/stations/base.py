@@ -18,13 +18,19 @@ from snip_assets.engine.shards import Shard
 Work = Callable[[Shard, Path], dict[str, Any]]
 
 
-def finish(output: Path, inputs: dict[str, str], work: Callable[[], dict[str, Any]]) -> Manifest:
-    """The manifest of an output; made now unless it is current."""
-    if (manifest := current(output, inputs)) is not None:
+def finish(
+    output: Path,
+    inputs: dict[str, str],
+    work: Callable[[], dict[str, Any]],
+    *,
+    again: bool = False,
+) -> Manifest:
+    """The manifest of an output; made now unless it is current, or always when asked `again`."""
+    if not again and (manifest := current(output, inputs)) is not None:
         return manifest
     with lock(output):
         # Another run may have made it while we waited.
-        if (manifest := current(output, inputs)) is not None:
+        if not again and (manifest := current(output, inputs)) is not None:
             return manifest
         started = time.perf_counter()
         facts = work()

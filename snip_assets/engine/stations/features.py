@@ -51,8 +51,14 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     )
 
 
-def snip_model(run: Run) -> Manifest:
-    """Train the net on the shards now registered, or take over one; kept when shards arrive."""
+def snip_model(run: Run, *, again: bool = False) -> Manifest:
+    """Train the net on the shards now registered, or take over one; kept when shards arrive.
+
+    Parameters
+    ----------
+    again
+        Make it now, also when neither settings nor code have changed.
+    """
     inputs = {"settings": run.digest(MODEL_SETTINGS)}
     given = given_model(run)
     if given is not None:
@@ -67,7 +73,7 @@ def snip_model(run: Run) -> Manifest:
         features, text = shards.raw_features(registry), text_features(registry)
         return train(features, run.settings, run.layout.snip_model, text=text)
 
-    return finish(run.layout.snip_model, inputs, work)
+    return finish(run.layout.snip_model, inputs, work, again=again)
 
 
 def snip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:

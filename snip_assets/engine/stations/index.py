@@ -33,11 +33,17 @@ HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 KNOWN_NEAR = 3.0
 
 
-def trained_index(run: Run) -> Manifest:
-    """Train the inverted lists and the codec, and calibrate; kept when shards arrive."""
+def trained_index(run: Run, *, again: bool = False) -> Manifest:
+    """Train the inverted lists and the codec, and calibrate; kept when shards arrive.
+
+    Parameters
+    ----------
+    again
+        Train now, also when net, settings and code are the same.
+    """
     model = run.version(run.layout.snip_model, "snip_model")
     inputs = {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
-    return finish(run.layout.trained_index, inputs, lambda: _train_index(run))
+    return finish(run.layout.trained_index, inputs, lambda: _train_index(run), again=again)
 
 
 def _train_index(run: Run) -> dict[str, Any]:
@@ -72,6 +78,7 @@ def _train_index(run: Run) -> dict[str, Any]:
         "codec": settings.codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
+        "shards_seen": [s.key for s in ready],
         **found.to_json(),
     }
 

@@ -1,0 +1,131 @@
+"""What tells people: failed runs and failed checks, a line of JSON each to a webhook."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+
+import dagster as dg
+from dagster._core.storage.asset_check_execution_record import (
+    AssetCheckExecutionRecord,
+    AssetCheckExecutionRecordStatus,
+)
+
+from .engine.files import digest_of
+
+WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
+_STATUS = dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED
+MOST_TEXT = 500
+
+
+@dg.run_failure_sensor(
+    name="alert",
+    minimum_interval_seconds=30,
+    default_status=_STATUS,
+    description="Posts a line of JSON to SNIP_WEBHOOK when a run fails; off while that is unset.",
+)
+def alert(context: dg.RunFailureSensorContext) -> None:
+    """Tell the webhook about a failed run."""
+    address = os.environ.get("SNIP_WEBHOOK", "")
+    if not address:
+        context.log.info("SNIP_WEBHOOK is not set: nothing is sent.")
+        return
+    run = context.dagster_run
+    text = failure_text(run.job_name, run.run_id, context.failure_event.message or "")
+    try:
+        post(address, {"text": text, "job": run.job_name, "run_id": run.run_id})
+    except (OSError, ValueError) as error:
+        context.log.error(f"The webhook could not be reached: {error}")
+
+
+@dg.sensor(
+    name="check_alert",
+    minimum_interval_seconds=30,
+    default_status=_STATUS,
+    description="Posts a line of JSON to SNIP_WEBHOOK when an asset check has failed, also one "
+    "that stops no run; warnings too with SNIP_WEBHOOK_WARNINGS=1. What has been told is told "
+    "again only after it has passed or says something else. Off while SNIP_WEBHOOK is unset.",
+)
+def check_alert(context: dg.SensorEvaluationContext) -> dg.SkipReason | dg.SensorResult:
+    """Tell the webhook about checks whose last result is a failure that it does not know yet."""
+    address = os.environ.get("SNIP_WEBHOOK", "")
+    definition = context.repository_def
+    if not address or definition is None:
+        return dg.SkipReason("SNIP_WEBHOOK is not set: nothing is sent.")
+    keys = sorted(definition.asset_graph.asset_check_keys)
+    latest = context.instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    warnings = os.environ.get("SNIP_WEBHOOK_WARNINGS", "").lower() in ("1", "true", "yes")
+    before: dict[str, str] = json.loads(context.cursor or "{}")
+    told, sent = {}, 0
+    for record in latest.values():
+        name = record.key.to_user_string()
+        failed = _failure(record, warnings)
+        if failed is None:
+            # Still at work: what was told about the result before it stays told.
+            if record.status is AssetCheckExecutionRecordStatus.PLANNED and name in before:
+                told[name] = before[name]
+            continue
+        digest = digest_of([failed["severity"], failed["text"]])
+        if before.get(name) != digest:
+            try:
+                post(address, failed)
+            except (OSError, ValueError) as error:
+                context.log.error(f"The webhook could not be reached: {error}")
+                continue
+            sent += 1
+        told[name] = digest
+    say = f"{len(told)} checks are red, {sent} of them told now."
+    return dg.SensorResult(skip_reason=say, cursor=json.dumps(told, sort_keys=True))
+
+
+def _failure(record: AssetCheckExecutionRecord, warnings: bool) -> dict[str, str] | None:
+    """What to send about the last result of a check; None when there is nothing to tell."""
+    event = record.event
+    if event is None or record.status is not AssetCheckExecutionRecordStatus.FAILED:
+        return None
+    found = event.asset_check_evaluation
+    if found is None or (found.severity is dg.AssetCheckSeverity.WARN and not warnings):
+        return None
+    asset = found.asset_key.to_user_string()
+    severity = found.severity.value
+    return {
+        "text": check_text(asset, found.check_name, severity, found.description or ""),
+        "asset": asset,
+        "check": found.check_name,
+        "severity": severity,
+    }
+
+
+def failure_text(job: str, run_id: str, message: str) -> str:
+    """One line for a chat."""
+    return f"snip: run {run_id[:8]} of {job} failed. {_line(message)}"
+
+
+def check_text(asset: str, check: str, severity: str, description: str) -> str:
+    """One line for a chat."""
+    level = "warning" if severity == "WARN" else "error"
+    return f"snip: {level} of the check {check} on {asset}. {_line(description)}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:MOST_TEXT]
+
+
+def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
+    """POST JSON to an http(s) address.
+
+    Raises
+    ------
+    ValueError
+        The address is of another kind.
+    OSError
+        It cannot be reached, or says no.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(f"SNIP_WEBHOOK: {address[:40]!r} is not an http(s) address")
+    request = urllib.request.Request(
+        address, json.dumps(value).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout):
+        pass
