@@ -29,6 +29,7 @@ _ORDER = [
     "duplicate_pairs",
     "duplicate_groups",
     "dup_bitmap",
+    "decisions",
     "deduped_metadata",
     "drop_list",
     "dedup_report",

@@ -21,6 +21,7 @@ MOST_SHARD_RECORDS = 256
 
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {"bytes", "pair_versions", "shards_missing", "curve", "list_sizes", "distances"}
+_HIDDEN |= {"kept_rows", "dropped_rows"}
 
 
 def of_manifest(manifest: Manifest) -> dict[str, Any]:

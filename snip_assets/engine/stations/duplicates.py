@@ -10,10 +10,20 @@ import numpy as np
 
 from snip_assets.engine import index
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import Manifest, current, damage, digest_of, lock, read_manifest, seal
+from snip_assets.engine.files import (
+    Manifest,
+    current,
+    damage,
+    digest_of,
+    lock,
+    open_npy,
+    read_manifest,
+    seal,
+)
 from snip_assets.engine.group_table import duplicate_groups as group_rows
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
+from snip_assets.engine.publish import deduped_digest, drop_list_digest
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.run import PAIR_SETTINGS, Run
 from snip_assets.engine.shards import Shard
@@ -179,10 +189,22 @@ def _former(run: Run, found: dict[str, str]) -> tuple[Path, set[Path]] | None:
 
 
 def dup_bitmap(run: Run) -> Manifest:
-    """One bool a row, True = drop."""
-    decided = run.version(run.layout.duplicate_groups, "duplicate_groups")
-    return finish(
-        run.layout.dup_bitmap,
-        {"duplicate_groups": decided},
-        lambda: publish_bitmap(run.layout.duplicate_groups, run.layout.dup_bitmap),
-    )
+    """One bool a row, True = drop; its facts tell a version of each shard's slice of the decision.
+
+    `kept_rows` changes when other rows of a shard stay, `dropped_rows` when other ones go or
+    something else explains them: what the outputs of the shard depend on.
+    """
+    decided = run.layout.duplicate_groups
+    version = run.version(decided, "duplicate_groups")
+    rows = len(open_npy(decided / "kept_row.npy"))
+    shards = [s for s in run.registry.shards if s.stop <= rows]
+
+    def work() -> dict[str, Any]:
+        return {
+            **publish_bitmap(decided, run.layout.dup_bitmap),
+            "kept_rows": {s.key: deduped_digest(decided, s) for s in shards},
+            "dropped_rows": {s.key: drop_list_digest(decided, s) for s in shards},
+        }
+
+    inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}
+    return finish(run.layout.dup_bitmap, inputs, work)
