@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from snip_assets import graph
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
@@ -123,3 +124,13 @@ def test_a_second_run_changes_nothing(run: Run) -> None:
     before = state()
     assert graph.materialize(run.data).new == []
     assert state() == before
+
+
+def test_errors_that_name_each_other_end_the_search_for_the_engines_own() -> None:
+    first, second, own = RuntimeError("first"), RuntimeError("second"), BadInputError("own")
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(RuntimeError, match="first"), graph._engine_errors():
+        raise first
+    second.__cause__ = own
+    with pytest.raises(BadInputError, match="own"), graph._engine_errors():
+        raise first

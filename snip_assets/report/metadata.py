@@ -49,6 +49,8 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
         numbers = [m.facts[name] for m in manifests.values() if name in m.facts]
         if numbers:
             values[f"{name}_in_run"] = sum(numbers)
+    if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
+        values["peak_memory_in_run"] = max(peaks)
     return values
 
 

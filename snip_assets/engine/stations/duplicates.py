@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from snip_assets.engine import index
+from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
     Manifest,
@@ -99,13 +99,12 @@ def _require_earlier(run: Run, last: int) -> None:
 
 
 def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
-    started = time.perf_counter()
     last = group[-1].ordinal
-    _require_earlier(run, last)
-    later, first = run.exact_copies(last)
-    work = run.join(last, later)
-    found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
-    seconds = time.perf_counter() - started
+    with measured() as cost:
+        _require_earlier(run, last)
+        later, first = run.exact_copies(last)
+        work = run.join(last, later)
+        found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
@@ -126,7 +125,8 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             "candidates_per_row": counts.candidates / max(rows, 1),
             "compared_per_row": counts.products / max(rows, 1),
             "distances": distances.tolist(),
-            "seconds": round(seconds * shard.rows / max(rows, 1), 3),
+            **cost.facts,
+            "seconds": round(cost.seconds * shard.rows / max(rows, 1), 3),
         }
         with lock(output):
             write_pairs(output, pairs)
