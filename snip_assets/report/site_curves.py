@@ -44,7 +44,7 @@ def summary_values(
         "reviewed": bool(reviewed),
         "station_columns": columns,
         "stations": stations,
-        "settings": [[k, v] for k, v in run.settings.__dict__.items()],
+        "settings": [[k, None if v == "" else v] for k, v in run.settings.__dict__.items()],
         "chosen": _chosen(run),
         "made_otherwise": site_data.made_otherwise(run),
         "versions": list(site_data.versions().items()),
@@ -70,20 +70,23 @@ def _tiles(run: Run, values: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
     measured = site_data.stations(run)
+    # Outputs of earlier versions know of no memory.
     memory = any(s["memory"] for s in measured)
-    stations = [
+    columns = ["station", "seconds", "memory at most", "rows a second", "size", "outputs"]
+    rows = [
         [
             s["station"],
-            s["outputs"],
-            f"{s['seconds']:,.1f}",
+            f"{s['seconds']:,.1f}" if s["seconds"] >= 10 else f"{s['seconds']:.2f}",
+            size(s["memory"]),
             None if s["rate"] is None else int(s["rate"]),
             size(s["bytes"]),
-            *([size(s["memory"])] if memory else []),
+            s["outputs"],
         ]
         for s in measured
     ]
-    columns = ["station", "outputs", "seconds", "rows a second", "size"]
-    return columns + (["memory at most"] if memory else []), stations
+    if memory:
+        return columns, rows
+    return columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
 
 
 def _chosen(run: Run) -> list[list[Any]]:
