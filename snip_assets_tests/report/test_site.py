@@ -13,7 +13,7 @@ import pytest
 
 from snip_assets.engine import audit
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import manifest_path, read_manifest, open_npy
+from snip_assets.engine.files import manifest_path, open_npy, read_manifest
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.report import gallery_groups, gallery_pairs, site, site_data
