@@ -19,7 +19,7 @@ INGEST = ("metadata", "clip_features")
 TRAIN = ("snip_model", "snip_features", "trained_index")
 DEDUP = (
     *("snip_features", "index_shards", "snip_index"),
-    *("duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("duplicate_pairs", "duplicate_groups", "dup_bitmap", "kept_rows", "dropped_rows"),
 )
 PUBLISH = ("deduped_metadata", "drop_list", "dedup_report")
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 ASSETS = {
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
     *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("kept_rows", "dropped_rows"),
     *("deduped_metadata", "drop_list", "dedup_report"),
 }
 

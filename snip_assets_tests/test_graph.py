@@ -1,4 +1,4 @@
-"""The whole graph on the built-in sample, against brute force; and a shard that arrives."""
+"""The whole graph on the built-in sample, against brute force."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.loader import LoadingContextForTest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets import graph, home
-from snip_assets.definitions import build_defs
+from snip_assets import graph
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
@@ -128,27 +126,11 @@ def test_a_second_run_changes_nothing(run: Run) -> None:
     assert state() == before
 
 
-def test_an_arrival_leaves_other_shards_alone(tmp_path: Path) -> None:
-    data = DataSet.of(Source(SAMPLE_FEATURES, SAMPLE_METADATA), tmp_path / "out", Settings())
-    graph.materialize(data, limit=1)
-    pairs = data.layout.duplicate_pairs("0000")
-    before = pairs.stat().st_mtime_ns
-    arrival = graph.materialize(data, limit=2, only_new=True)
-    assert [s.key for s in arrival.new] == ["0001"]
-    assert pairs.stat().st_mtime_ns == before
-    # The bitmap is another one now, so the cleaned shards are looked at again; nothing else is.
-    assert {asset for asset, _ in _stale(data)} <= {"deduped_metadata", "drop_list"}
-
-
-def _stale(data: DataSet) -> set[tuple[str, str]]:
-    """Partitions that Dagster calls stale or missing: asset, shard."""
-    assets = build_defs({"data": data}).resolve_asset_graph()
-    with home.instance(data.layout) as instance:
-        resolver = CachingStaleStatusResolver(instance, assets, LoadingContextForTest(instance))
-        return {
-            (key.to_user_string(), shard)
-            for key in assets.materializable_asset_keys
-            if assets.get(key).is_partitioned and assets.get(key).group_name != "published"
-            for shard in instance.get_dynamic_partitions("shards")
-            if resolver.get_status(key, shard) != StaleStatus.FRESH
-        }
+def test_errors_that_name_each_other_end_the_search_for_the_engines_own() -> None:
+    first, second, own = RuntimeError("first"), RuntimeError("second"), BadInputError("own")
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(RuntimeError, match="first"), graph._engine_errors():
+        raise first
+    second.__cause__ = own
+    with pytest.raises(BadInputError, match="own"), graph._engine_errors():
+        raise first

@@ -1,9 +1,13 @@
 """From candidates to pairs, from pairs to groups, and who stays."""
 
+from collections.abc import Iterator
+
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
+from snip_assets.engine.files import require
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
@@ -70,3 +74,55 @@ def dup_bitmap(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
     with station(context):
         manifest = stations.dup_bitmap(data.run())
     return show.of_whole(manifest)
+
+
+def _slice(name: str, description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        name,
+        description=description,
+        group_name=GROUP,
+        kinds={"numpy"},
+        deps=["dup_bitmap"],
+        partitions_def=shards,
+        code_version=CODE_VERSION,
+    )
+
+
+@dg.multi_asset(
+    specs=[
+        _slice(
+            "kept_rows",
+            "Which rows of a shard stay: its slice of the bitmap. A new version only where that "
+            "changed, so only those shards of `deduped_metadata` become stale.",
+        ),
+        _slice(
+            "dropped_rows",
+            "Which rows of a shard go, and the kept row, distance and group that explain each. A "
+            "new version only where that changed, so only those shards of `drop_list` become "
+            "stale.",
+        ),
+    ],
+    can_subset=True,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def decisions(
+    context: dg.AssetExecutionContext, data: DataSet
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Record what was decided about each shard, whichever shards the run is about.
+
+    A decision is about all shards at once, and Dagster gives one version to all partitions of a
+    run: so each shard gets a record with the version of its own slice. No file is written.
+    """
+    chosen(context.partition_keys)
+    with station(context):
+        manifest = require(data.layout.dup_bitmap, "dup_bitmap")
+    for asset in sorted(context.selected_asset_keys):
+        yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(manifest.version))
+        # The code and the bitmap that this run's own records name hold for all shards.
+        made = context.instance.get_latest_data_version_record(
+            asset, is_source=False, partition_key=context.partition_keys[0]
+        )
+        tags = dict(made.event_log_entry.tags or {}) if made else {}
+        for key, version in manifest.facts[asset.to_user_string()].items():
+            tags[DATA_VERSION_TAG] = version
+            context.log_event(dg.AssetMaterialization(asset, partition=key, tags=dict(tags)))

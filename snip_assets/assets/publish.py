@@ -18,7 +18,7 @@ GROUP = "publish"
 @dg.asset(
     group_name=GROUP,
     kinds={"parquet"},
-    deps=["metadata", "dup_bitmap"],
+    deps=["metadata", "kept_rows"],
     partitions_def=shards,
     backfill_policy=backfill_policy(),
     code_version=CODE_VERSION,
@@ -36,7 +36,7 @@ def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
 @dg.asset(
     group_name=GROUP,
     kinds={"parquet"},
-    deps=["metadata", "duplicate_groups", "dup_bitmap"],
+    deps=["metadata", "dropped_rows"],
     partitions_def=shards,
     backfill_policy=backfill_policy(),
     code_version=CODE_VERSION,

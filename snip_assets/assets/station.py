@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -50,10 +51,12 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
     What a user must mend fails at once, without a retry; a fault of the disk or network that may
     pass is tried twice again.
     """
-    shown = context.run.tags.get(PROGRESS_TAG)
-    reporter = nullcontext() if shown else progress.reporting(_Log(context).open)
+    if context.run.tags.get(PROGRESS_TAG):
+        shown: AbstractContextManager[Any] = progress.task(context.op_def.name, 0, "")
+    else:
+        shown = progress.reporting(_Log(context).open)
     try:
-        with reporter:
+        with shown:
             yield
     except SnipError as error:
         raise dg.Failure(str(error), allow_retries=False) from error

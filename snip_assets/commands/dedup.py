@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from snip_assets.options import (
     with_settings,
 )
 
+if TYPE_CHECKING:
+    from snip_assets.resources import DataSet
+
 _ORDER = [
     "metadata",
     "clip_features",
@@ -29,6 +32,7 @@ _ORDER = [
     "duplicate_pairs",
     "duplicate_groups",
     "dup_bitmap",
+    "decisions",
     "deduped_metadata",
     "drop_list",
     "dedup_report",
@@ -78,6 +82,7 @@ def dedup(
     values["failed_checks"] = failed
     values["seconds"] = {name: outcome.seconds[name] for name in _ORDER if name in outcome.seconds}
     values["seconds"]["checks"] = sum(s for n, s in outcome.seconds.items() if n not in _ORDER)
+    values["peak_memory"] = _peaks(data)
     whole = len(outcome.new) == len(load(data.layout).shards)
     if whole and values["rows"] >= forecast.FEWEST_ROWS:
         values["forecast"] = forecast.keep(data.layout, settings, outcome.seconds)
@@ -85,6 +90,17 @@ def dedup(
         terminal.as_json(values)
     else:
         _print(values)
+
+
+def _peaks(data: DataSet) -> dict[str, int]:
+    """Station -> bytes of resident memory at the most, as its outputs tell."""
+    from snip_assets.engine.files import read_manifest
+    from snip_assets.report import site_data
+
+    peaks = {s["station"]: s["memory"] for s in site_data.stations(data.run())}
+    report = read_manifest(data.layout.report)
+    peaks["dedup_report"] = report.facts.get("peak_memory") if report else None
+    return {name: peak for name, peak in peaks.items() if peak is not None}
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -104,7 +120,12 @@ def _print(values: dict[str, Any]) -> None:
         ("recall against exact search", _interval(values["recall"])),
     ]
     terminal.table("Duplicates", ["", ""], rows)
-    terminal.table("Time", ["station", "seconds"], list(values["seconds"].items()))
+    peaks = {name: f"{peak / 1e9:.2f} GB" for name, peak in values["peak_memory"].items()}
+    terminal.table(
+        "Time, and resident memory at the most when the outputs were made",
+        ["station", "seconds", "memory"],
+        [(name, seconds, peaks.get(name)) for name, seconds in values["seconds"].items()],
+    )
     if planned := values.get("forecast"):
         columns = ["station", "predicted, s", "measured, s"]
         terminal.table(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Keys = Annotated[
     list[str] | None, typer.Option("--key", help="A shard; may be repeated. Default: all.")
 ]
-_SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds")
+_SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds", "peak_memory")
 PANEL = "Stations"
 _MODULE = ["-m", "snip_assets.definitions"]
 _NEEDS_MODULE = ("asset", "definitions", "dev", "job", "schedule", "sensor")

@@ -53,7 +53,9 @@ def keep(
     )
     names = {s.name for s in planned.stations}
     taken = {name: value for name, value in seconds.items() if name in names}
-    taken["checks"] = sum(v for n, v in seconds.items() if n not in names and n != "dedup_report")
+    taken["checks"] = sum(
+        v for n, v in seconds.items() if n not in names | {"dedup_report", "decisions"}
+    )
     rows: list[dict[str, Any]] = [
         {"station": s.name, "predicted": s.seconds, "measured": taken.get(s.name, 0.0)}
         for s in planned.stations

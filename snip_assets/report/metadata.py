@@ -22,7 +22,7 @@ MOST_SHARD_RECORDS = 256
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {
     *("bytes", "pair_versions", "shards_missing", "shards_seen"),
-    *("curve", "list_sizes", "distances"),
+    *("curve", "list_sizes", "distances", "kept_rows", "dropped_rows"),
 }
 
 
@@ -51,6 +51,8 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
         numbers = [m.facts[name] for m in manifests.values() if name in m.facts]
         if numbers:
             values[f"{name}_in_run"] = sum(numbers)
+    if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
+        values["peak_memory_in_run"] = max(peaks)
     return values
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from snip_assets.engine.cost import measured
 from snip_assets.engine.files import (
     Manifest,
     atomic_path,
@@ -58,10 +59,10 @@ def dedup_report(run: Run) -> Manifest:
     }
     if (manifest := current(layout.report, inputs)) is not None:
         return manifest
-    with atomic_path(layout.report) as folder:
+    with measured() as cost, atomic_path(layout.report) as folder:
         folder.mkdir(parents=True)
         facts = _Site(run, folder).write()
-    return seal(layout.report, inputs, **facts)
+    return seal(layout.report, inputs, **cost.facts, **facts)
 
 
 class _Site:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from snip_assets.engine.audit import Interval
-from snip_assets.engine.files import read_manifest
+from snip_assets.engine.files import Manifest, digest_of, read_manifest
 from snip_assets.engine.run import Run
 
 from . import labels, site_charts, site_data
@@ -44,7 +44,8 @@ def summary_values(
         "reviewed": bool(reviewed),
         "station_columns": columns,
         "stations": stations,
-        "settings": [[k, v] for k, v in run.settings.__dict__.items()],
+        "settings": [[k, None if v == "" else v] for k, v in run.settings.__dict__.items()],
+        "chosen": _chosen(run),
         "made_otherwise": site_data.made_otherwise(run),
         "versions": list(site_data.versions().items()),
         "digests": _digests(run),
@@ -69,26 +70,54 @@ def _tiles(run: Run, values: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
     measured = site_data.stations(run)
+    # Outputs of earlier versions know of no memory.
     memory = any(s["memory"] for s in measured)
-    stations = [
+    columns = ["station", "seconds", "memory at most", "rows a second", "size", "outputs"]
+    rows = [
         [
             s["station"],
-            s["outputs"],
-            f"{s['seconds']:,.1f}",
+            f"{s['seconds']:,.1f}" if s["seconds"] >= 10 else f"{s['seconds']:.2f}",
+            size(s["memory"]),
             None if s["rate"] is None else int(s["rate"]),
             size(s["bytes"]),
-            *([size(s["memory"])] if memory else []),
+            s["outputs"],
         ]
         for s in measured
     ]
-    columns = ["station", "outputs", "seconds", "rows a second", "size"]
-    return columns + (["memory at most"] if memory else []), stations
+    if memory:
+        return columns, rows
+    return columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
+
+
+def _chosen(run: Run) -> list[list[Any]]:
+    """What the stations chose themselves, where a setting leaves it to them."""
+    model, index = (read_manifest(p) for p in (run.layout.snip_model, run.layout.trained_index))
+    net = {"net": "method", "training steps": "steps"}
+    lists = {
+        **{"inverted lists": "lists", "probes at most": "probes", "slack": "slack"},
+        "recall in calibration": "recall",
+    }
+    found = [(model.facts if model else {}, net), (index.facts if index else {}, lists)]
+    return [
+        [name, facts[fact]]
+        for facts, names in found
+        for name, fact in names.items()
+        if fact in facts
+    ]
 
 
 def _digests(run: Run) -> list[list[str]]:
-    names = ("snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap")
-    found = ((name, read_manifest(getattr(run.layout, name))) for name in names)
-    return [[name, manifest.version] for name, manifest in found if manifest is not None]
+    """Of each station's outputs; of `clip_features`, which tells whether the data is the same."""
+    found = ((name, site_data.manifests(run, name)) for name in site_data.STATIONS)
+    return [
+        ["index_shards" if name == "index_shard" else name, _digest(made)]
+        for name, made in found
+        if made
+    ]
+
+
+def _digest(made: list[Manifest]) -> str:
+    return made[0].version if len(made) == 1 else digest_of([m.version for m in made])
 
 
 def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:

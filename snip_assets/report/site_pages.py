@@ -53,7 +53,8 @@ def size(value: float | None) -> str:
     if value is None:
         return "–"
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
+        # 999.6 would be 1e+03.
+        if abs(value) < 999.5:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"

@@ -31,6 +31,7 @@ def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
         "dagster/row_count": int(facts["rows"]),
         "dropped": int(facts["dropped"]),
         "bytes": manifest.bytes,
+        **{name: facts[name] for name in ("seconds", "peak_memory") if name in facts},
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.version))
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Task as RichTask
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from snip_assets.engine import progress
+
+# Work that took less leaves no line behind.
+_WORTH_A_LINE = 1.0
 
 
 class _Bar:
@@ -34,8 +38,36 @@ class _Bar:
         self.bars.advance(self.number, amount)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Make room: thousands of shards have a bar each. What took long leaves a line."""
         self.bars.stop_task(self.number)
+        task = self.bars.tasks[self.bars.task_ids.index(self.number)]
+        seconds, done = task.elapsed or 0.0, task.completed
+        self.bars.remove_task(self.number)
+        if seconds >= _WORTH_A_LINE and done and done >= (task.total or 0):
+            self.bars.print(
+                f"{task.description}: {done:,.0f} {task.fields['unit']} in {_clock(seconds)}, "
+                f"{_rate(done / seconds)}",
+                highlight=False,
+            )
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+
+class _Done(ProgressColumn):
+    """How many of how many."""
+
+    def render(self, task: RichTask) -> Text:
+        """Thousands apart, so that the digits can be read."""
+        of = f" of {task.total:,.0f}" if task.total else ""
+        if not (of or task.completed):
+            return Text("")
+        return Text(f"{task.completed:,.0f}{of} {task.fields['unit']}")
 
 
 class _Rate(ProgressColumn):
@@ -43,34 +75,56 @@ class _Rate(ProgressColumn):
 
     def render(self, task: RichTask) -> Text:
         """The rate, once there is one."""
-        rate = task.finished_speed or task.speed
-        return Text("" if not rate else f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+        return Text(_rate(task.speed) if task.speed else "")
+
+
+class _Left(ProgressColumn):
+    """The time that is left, at that rate."""
+
+    max_refresh = 0.5
+
+    def render(self, task: RichTask) -> Text:
+        """The time, once there is a rate."""
+        left = task.time_remaining
+        return Text("" if left is None or not task.total else f"{_clock(left)} left")
+
+
+@contextmanager
+def _own_stderr() -> Iterator[Console]:
+    """A console that stays what it is while Dagster turns stderr into a file, during a step."""
+    try:
+        number = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        # No file of the system: a notebook, or a test that captures.
+        yield Console(stderr=True)
+        return
+    with open(number, "w", encoding=sys.stderr.encoding, errors="replace") as file:
+        yield Console(file=file)
 
 
 @contextmanager
 def bars() -> Iterator[None]:
     """Show the engine's progress as bars on stderr; plain lines where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with progress.reporting(_lines(console)):
-            yield
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as shown:
+    with _own_stderr() as console:
+        if not console.is_terminal:
+            with progress.reporting(_lines(console)):
+                yield
+            return
+        columns = (
+            TextColumn("{task.description}", table_column=Column(min_width=24, no_wrap=True)),
+            BarColumn(),
+            _Done(),
+            _Rate(),
+            TimeElapsedColumn(),
+            _Left(),
+        )
+        with Progress(*columns, console=console) as shown:
 
-        def reporter(label: str, total: int, unit: str) -> progress.Task:
-            return _Bar(shown, shown.add_task(label, total=total or None, unit=unit))
+            def reporter(label: str, total: int, unit: str) -> progress.Task:
+                return _Bar(shown, shown.add_task(label, total=total or None, unit=unit))
 
-        with progress.reporting(reporter):
-            yield
+            with progress.reporting(reporter):
+                yield
 
 
 class _Line:

@@ -13,7 +13,7 @@ import pytest
 
 from snip_assets.engine import audit
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import manifest_path, open_npy
+from snip_assets.engine.files import manifest_path, open_npy, read_manifest
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.report import gallery_groups, gallery_pairs, site, site_data
@@ -62,6 +62,17 @@ def test_the_same_outputs_give_the_same_bytes(finished: Finished, pages: dict[st
     assert {k: v for k, v in after.items() if k != "index.html"} == {
         k: v for k, v in before.items() if k != "index.html"
     }
+
+
+def test_the_summary_tells_what_it_takes_to_repeat_the_run(
+    finished: Finished, pages: dict[str, Page]
+) -> None:
+    shown, settings = pages["index"].text, finished.run.settings.__dict__
+    assert all(f"{name}" in shown for name in (*settings, "memory at most", "inverted lists"))
+    for output in (finished.layout.dup_bitmap, finished.layout.trained_index):
+        manifest = read_manifest(output)
+        assert manifest is not None and manifest.version in shown
+        assert 2**24 < manifest.facts["peak_memory"] < 2**36
 
 
 def test_nothing_that_the_data_says_acts(pages: dict[str, Page]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import Manifest, current, lock, seal
 from snip_assets.engine.remote_files import is_remote
@@ -32,10 +32,9 @@ def finish(
         # Another run may have made it while we waited.
         if not again and (manifest := current(output, inputs)) is not None:
             return manifest
-        started = time.perf_counter()
-        facts = work()
-        seconds = round(time.perf_counter() - started, 3)
-        return seal(output, inputs, **{"seconds": seconds, **facts})
+        with measured() as cost:
+            facts = work()
+        return seal(output, inputs, **{**cost.facts, **facts})
 
 
 def each(

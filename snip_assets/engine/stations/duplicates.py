@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from snip_assets.engine import index
+from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import Manifest, current, damage, digest_of, lock, read_manifest, seal
+from snip_assets.engine.files import (
+    Manifest,
+    current,
+    damage,
+    digest_of,
+    lock,
+    open_npy,
+    read_manifest,
+    seal,
+)
 from snip_assets.engine.group_table import duplicate_groups as group_rows
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
+from snip_assets.engine.publish import deduped_digest, drop_list_digest
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.run import PAIR_SETTINGS, Run
 from snip_assets.engine.shards import Shard
@@ -89,13 +99,12 @@ def _require_earlier(run: Run, last: int) -> None:
 
 
 def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
-    started = time.perf_counter()
     last = group[-1].ordinal
-    _require_earlier(run, last)
-    later, first = run.exact_copies(last)
-    work = run.join(last, later)
-    found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
-    seconds = time.perf_counter() - started
+    with measured() as cost:
+        _require_earlier(run, last)
+        later, first = run.exact_copies(last)
+        work = run.join(last, later)
+        found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
@@ -116,7 +125,8 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             "candidates_per_row": counts.candidates / max(rows, 1),
             "compared_per_row": counts.products / max(rows, 1),
             "distances": distances.tolist(),
-            "seconds": round(seconds * shard.rows / max(rows, 1), 3),
+            **cost.facts,
+            "seconds": round(cost.seconds * shard.rows / max(rows, 1), 3),
         }
         with lock(output):
             write_pairs(output, pairs)
@@ -179,10 +189,22 @@ def _former(run: Run, found: dict[str, str]) -> tuple[Path, set[Path]] | None:
 
 
 def dup_bitmap(run: Run) -> Manifest:
-    """One bool a row, True = drop."""
-    decided = run.version(run.layout.duplicate_groups, "duplicate_groups")
-    return finish(
-        run.layout.dup_bitmap,
-        {"duplicate_groups": decided},
-        lambda: publish_bitmap(run.layout.duplicate_groups, run.layout.dup_bitmap),
-    )
+    """One bool a row, True = drop; its facts tell a version of each shard's slice of the decision.
+
+    `kept_rows` changes when other rows of a shard stay, `dropped_rows` when other ones go or
+    something else explains them: what the outputs of the shard depend on.
+    """
+    decided = run.layout.duplicate_groups
+    version = run.version(decided, "duplicate_groups")
+    rows = len(open_npy(decided / "kept_row.npy"))
+    shards = [s for s in run.registry.shards if s.stop <= rows]
+
+    def work() -> dict[str, Any]:
+        return {
+            **publish_bitmap(decided, run.layout.dup_bitmap),
+            "kept_rows": {s.key: deduped_digest(decided, s) for s in shards},
+            "dropped_rows": {s.key: drop_list_digest(decided, s) for s in shards},
+        }
+
+    inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}
+    return finish(run.layout.dup_bitmap, inputs, work)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from snip_assets.engine import audit, calibrate, calibration, index, shards, verify
+from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
@@ -168,10 +168,11 @@ def snip_index(run: Run) -> Manifest:
 
 
 def _merge_index(run: Run, present: list[index.IndexedShard], inputs: dict[str, str]) -> Manifest:
-    layout, started = run.layout, time.perf_counter()
-    segments = index.update(layout.snip_index, present, run.registry.rows, run.check)
-    seal(layout.snip_index / "segments.json", inputs)
-    sizes = index.SnipIndex.open(layout).list_sizes
+    layout = run.layout
+    with measured() as cost:
+        segments = index.update(layout.snip_index, present, run.registry.rows, run.check)
+        seal(layout.snip_index / "segments.json", inputs)
+        sizes = index.SnipIndex.open(layout).list_sizes
     rows = int(sizes.sum())
     parts = [layout.snip_index / name for name in ("segments.json", *(s["name"] for s in segments))]
     trained = (layout.trained_index / "trained.index").stat().st_size
@@ -186,7 +187,7 @@ def _merge_index(run: Run, present: list[index.IndexedShard], inputs: dict[str, 
         list_sizes=_histogram(sizes),
         imbalance=float(len(sizes) * (sizes.astype(float) ** 2).sum() / rows**2),
         shards_missing=[k for k in run.registry.keys if k not in {s.key for s in present}],
-        seconds=round(time.perf_counter() - started, 3),
+        **cost.facts,
     )
 
 

@@ -1,0 +1,116 @@
+"""A shard arrives: what becomes stale in Dagster is what is written anew, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from snip_assets import automation, graph, home
+from snip_assets.definitions import build_defs
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, load
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+from snip_assets.resources import DataSet
+
+ROWS = 30
+UP_TO_THE_BITMAP = ("snip_features", "trained_index", *automation.DEDUP[1:])
+OUTPUTS = ("deduped_metadata", "drop_list")
+
+
+def _put(source: Source, key: str, rows: list[int], width: int) -> None:
+    """Write a shard of rows of the sample's first shard, with images of this width."""
+    features = np.load(SAMPLE_FEATURES / "img_emb_0000.npy")[rows]
+    table = pq.read_table(SAMPLE_METADATA / "metadata_0000.parquet").take(rows)
+    place = table.schema.get_field_index("original_width")
+    widths = np.full(len(rows), width, table.schema.field(place).type.to_pandas_dtype())
+    np.save(source.features / f"img_emb_{key}.npy", features)
+    pq.write_table(
+        table.set_column(place, "original_width", [widths]),
+        source.metadata / f"metadata_{key}.parquet",
+    )
+
+
+def _unlike(count: int) -> list[int]:
+    """Rows of the sample of which no two are near each other."""
+    raw = np.load(SAMPLE_FEATURES / "img_emb_0000.npy").astype(np.float32)
+    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
+    found: list[int] = []
+    for row in range(len(raw)):
+        if not found or (raw[found] @ raw[row]).max() < 0.8:
+            found.append(row)
+    return found[:count]
+
+
+def _not_fresh(data: DataSet) -> set[tuple[str, str]]:
+    """Partitions that Dagster calls stale or missing."""
+    assets = build_defs({"data": data}).resolve_asset_graph()
+    with home.instance(data.layout) as instance:
+        resolver = CachingStaleStatusResolver(instance, assets, LoadingContextForTest(instance))
+        return {
+            (key.to_user_string(), shard)
+            for key in assets.materializable_asset_keys
+            if assets.get(key).is_partitioned and assets.get(key).group_name != "published"
+            for shard in instance.get_dynamic_partitions("shards")
+            if resolver.get_status(key, shard) != StaleStatus.FRESH
+        }
+
+
+def _execute(data: DataSet, job: str, assets: tuple[str, ...], *keys: str) -> None:
+    with home.instance(data.layout) as instance:
+        build_defs({"data": data}).resolve_job_def(job).execute_in_process(
+            instance=instance,
+            tags=automation.shard_range(data.layout, list(keys) or load(data.layout).keys),
+            asset_selection=[dg.AssetKey(a) for a in assets],
+        )
+
+
+def _outputs(data: DataSet) -> dict[tuple[str, str], bytes]:
+    return {
+        (name, path.stem.removeprefix("metadata_")): path.read_bytes()
+        for name in OUTPUTS
+        for path in (data.layout.root / name).glob("*.parquet")
+    }
+
+
+def test_only_what_a_new_shard_changes_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    source = Source(tmp_path / "img_emb", tmp_path / "metadata")
+    for folder in (source.features, source.metadata):
+        folder.mkdir()
+    rows = _unlike(3 * ROWS)
+    first, second, third = rows[:ROWS], rows[ROWS : 2 * ROWS], rows[2 * ROWS :]
+    _put(source, "a", first, 100)
+    _put(source, "b", second, 200)
+    # Its last row goes for the wider one in b.
+    _put(source, "c", [*third, second[7]], 100)
+    settings = Settings(keep="largest(original_width)")
+    data = DataSet.of(source, tmp_path / "out", settings)
+    graph.sync(data)
+    _execute(data, "arrival", (*automation.INGEST, "snip_model", *UP_TO_THE_BITMAP, *OUTPUTS))
+    assert _not_fresh(data) == set()
+    before = _outputs(data)
+    pairs = {key: data.layout.duplicate_pairs(key).stat().st_mtime_ns for key in "abc"}
+
+    # Wider still: b's row goes too, and c's is explained by another one; a has no part in it.
+    _put(source, "d", [second[7]], 300)
+    assert [s.key for s in graph.sync(data)] == ["d"]
+    untrained = [a for a in UP_TO_THE_BITMAP if a != "trained_index"]
+    _execute(data, "arrival", (*automation.INGEST, *untrained), "d")
+    changed = {("deduped_metadata", "b"), ("drop_list", "b"), ("drop_list", "c")}
+    new = {(name, "d") for name in OUTPUTS}
+    assert _not_fresh(data) == changed | new
+
+    _execute(data, "publish", OUTPUTS)
+    assert _not_fresh(data) == set()
+    after = _outputs(data)
+    assert {place for place in before if before[place] != after[place]} == changed
+    assert after.keys() - before.keys() == new
+    assert pairs == {key: data.layout.duplicate_pairs(key).stat().st_mtime_ns for key in "abc"}
