@@ -16,7 +16,7 @@ from numba import njit
 from .kernels import LANES, above, lowest_bit
 
 FLAT_LISTS = 16_384
-SHORTLIST = 12
+MORE = 4
 BLOCK = 2048
 # Rows whose scores stay in the cache.
 PART = 256
@@ -129,7 +129,7 @@ class Assigner:
         distances : float64[n, count]
         """
         count = min(count, len(self.centroids))
-        shortlist = min(max(count + 4, SHORTLIST), len(self.centroids))
+        shortlist = min(count + MORE, len(self.centroids))
         if self._graph is not None:
             lists = self._graph.search(x, shortlist)[1].astype(np.int32)
         else:

@@ -15,6 +15,7 @@ import torch
 
 from . import shards
 from .errors import StaleOutputError
+from .features import as_float32, at_least
 from .files import open_npy, read_manifest
 from .progress import task
 from .run import Run
@@ -118,7 +119,7 @@ def exact_neighbours(
     def work(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         ordinal, start = place
         block = _unit(features.shard(ordinal)[start : start + BLOCK])
-        row, query = np.nonzero((torch.from_numpy(block) @ columns).numpy() >= floor)
+        row, query = at_least((torch.from_numpy(block) @ columns).numpy(), floor)
         return queries[query], row + start + features.offsets[ordinal]
 
     sizes = np.diff(features.offsets)
@@ -137,7 +138,7 @@ def exact_neighbours(
 
 
 def _unit(block: np.ndarray) -> np.ndarray:
-    wide = np.asarray(block, np.float32)
+    wide = as_float32(np.array(block))
     return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 

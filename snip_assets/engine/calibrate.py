@@ -17,6 +17,7 @@ import torch
 from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
 from .errors import SnipError
+from .features import at_least
 from .settings import Settings
 from .threads import ordered_map
 from .trained import TrainedIndex
@@ -52,7 +53,7 @@ def exact_pairs(
 
     def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         score = (torch.from_numpy(x[part]) @ columns).numpy()
-        query, row = np.nonzero(score >= floor)
+        query, row = at_least(score, floor)
         return part[query], row, 2 - 2 * score[query, row]
 
     blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))

@@ -16,7 +16,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from . import copies, threads
-from .assign import BLOCK, SHORTLIST
+from .assign import BLOCK, MORE
 from .axes import TOP, Axes
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress
@@ -30,6 +30,7 @@ from .trained import TrainedIndex
 from .verify import distances
 
 WIDTH = 32
+PROBES = 8
 FEW, MANY = 256, 2048
 GRAPH_LISTS = 1024
 DISK_BYTES = 1 << 26
@@ -211,7 +212,7 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
     # OpenMP waits by spinning, which is slow beside other work.
     with threadpool_limits(1):
         graph.add(centroids)
-    return BLOCK / _timed(lambda _: graph.search(x, SHORTLIST), 1, workers)
+    return BLOCK / _timed(lambda _: graph.search(x, PROBES + MORE), 1, workers)
 
 
 def _joining(workers: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .errors import BadInputError
+from .features import as_float32
 from .files import open_npy
 from .settings import Settings
 from .shards import TEXT_PATTERN, Features, Registry
@@ -37,7 +38,7 @@ def read_rows(features: Features, rows: np.ndarray) -> np.ndarray:
     """
     taken = features.take(rows)
     for start in range(0, len(taken), 8192):
-        lengths = np.linalg.norm(taken[start : start + 8192].astype(np.float32), axis=1)
+        lengths = np.linalg.norm(as_float32(taken[start : start + 8192]), axis=1)
         if (bad := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))).size:
             row = int(rows[start + bad[0]])
             shard = int(np.searchsorted(features.offsets, row, "right") - 1)

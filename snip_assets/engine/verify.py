@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numba import njit
 
+from .features import as_float32
 from .shards import Features
 
 Tier = Literal["raw", "snip", "codes"]
@@ -54,7 +55,7 @@ def distances(features: Features, left: np.ndarray, right: np.ndarray) -> np.nda
         part = slice(start, start + BLOCK)
         ids, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
         x = features.take(ids)
-        x = x.astype(np.float32 if x.itemsize < 8 else np.float64)
+        x = as_float32(x) if x.itemsize < 8 else x
         half = len(place) // 2
         value = np.empty(half, np.float64)
         _distances(x, place[:half], place[half:], value)

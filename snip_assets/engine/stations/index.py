@@ -11,6 +11,7 @@ from snip_assets.engine import audit, calibrate, calibration, index, shards, ver
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.features import as_float32
 from snip_assets.engine.files import (
     Manifest,
     atomic_path,
@@ -59,12 +60,12 @@ def _train_index(run: Run) -> dict[str, Any]:
     rows = rows[~held_out]
     snip = shards.snip_features(run.layout, registry)
     trained = TrainedIndex.train(
-        snip.take(rows).astype(np.float32), lists, settings.codec, settings.seed, settings.workers
+        as_float32(snip.take(rows)), lists, settings.codec, settings.seed, settings.workers
     )
     chosen = _first_copies(run, calibration.budget(registry.rows, registry.dim))
     raw = _unit_rows(shards.raw_features(registry), chosen)
     sample = calibration.Sample(
-        raw, snip.take(chosen).astype(np.float32), ~np.isin(chosen, rows), registry.rows
+        raw, as_float32(snip.take(chosen)), ~np.isin(chosen, rows), registry.rows
     )
     known = None if len(chosen) == sum(s.rows for s in ready) else _known_pairs(run, chosen)
     found, axes = calibrate.calibrate(trained, sample, settings, known)
@@ -105,14 +106,14 @@ def _known_pairs(run: Run, rows: np.ndarray) -> calibrate.KnownPairs | None:
         return None
     names, place = np.unique(np.concatenate([query, row]), return_inverse=True)
     ends = np.unique(np.sort(place.reshape(2, -1), axis=0), axis=1)
-    return calibrate.KnownPairs(snip.take(names).astype(np.float32), ends[1], ends[0])
+    return calibrate.KnownPairs(as_float32(snip.take(names)), ends[1], ends[0])
 
 
 def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
     """Rows by row id, float32, of unit length; never held in two precisions as a whole."""
     out = np.empty((len(rows), features.shard(0).shape[1]), np.float32)
     for start in range(0, len(rows), 8192):
-        part = features.take(rows[start : start + 8192]).astype(np.float32)
+        part = as_float32(features.take(rows[start : start + 8192]))
         out[start : start + 8192] = part / np.linalg.norm(part, axis=1, keepdims=True)
     return out
 
