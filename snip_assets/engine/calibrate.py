@@ -18,6 +18,7 @@ from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
 from .errors import SnipError
 from .features import at_least
+from .known_pairs import KnownPairs
 from .settings import Settings
 from .threads import ordered_map
 from .trained import TrainedIndex
@@ -88,23 +89,6 @@ class _Placed:
         blocks = (x[i : i + 2048] for i in range(0, len(x), 2048))
         parts = list(ordered_map(work, blocks, workers))
         return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-
-
-@dataclass
-class KnownPairs:
-    """True pairs whose rows are not in the sample: in a large data set it holds few.
-
-    Attributes
-    ----------
-    snip
-        float32[n, dim], SNIP features of their rows, ascending by row id.
-    later, earlier
-        int64[m], positions in `snip`.
-    """
-
-    snip: np.ndarray
-    later: np.ndarray
-    earlier: np.ndarray
 
 
 @dataclass

@@ -182,18 +182,30 @@ class ListJoin:
         short[:, -1] = 1
         limit = np.float32(self.rule.slack)
         operands = (x, self._whole, np.ascontiguousarray(error[:, 1]), limit)
-        yield from self._scanned(fill_up(short, 0), fill_up(bound, np.inf), stop, operands)
+        short, bound = fill_up(short, 0), fill_up(bound, np.inf)
+        yield from scanned(self._panels, short, bound, stop, operands)
 
-    def _scanned(self, short, bound, stop, operands) -> Iterator[Hits]:
-        """Candidates, some hundred thousand at a time; those of a query together."""
-        found, start = _scratch(), 0
-        while start < len(bound):
-            where = (self._panels, short, bound, stop, *operands, start, GROUP)
-            start, count = scan(*where, *found)
-            if count < 0:
-                found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
-            elif count:
-                yield Hits(*(a[:count].copy() for a in found)).ordered()
+
+def scanned(
+    panel: np.ndarray, short: np.ndarray, bound: np.ndarray, stop: np.ndarray, operands: tuple
+) -> Iterator[Hits]:
+    """Candidates, some hundred thousand at a time; those of a query together.
+
+    Parameters
+    ----------
+    panel, short, bound, stop
+        See `scan`; `short` and `bound` filled up (see `kernels.fill_up`).
+    operands
+        x, rows, error and slack.
+    """
+    found, start = _scratch(), 0
+    while start < len(bound):
+        where = (panel, short, bound, stop, *operands, start, GROUP)
+        start, count = scan(*where, *found)
+        if count < 0:
+            found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
+        elif count:
+            yield Hits(*(a[:count].copy() for a in found)).ordered()
 
 
 _local = threading.local()

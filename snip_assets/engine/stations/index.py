@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import audit, calibrate, calibration, index, shards, verify
+from snip_assets.engine import calibrate, calibration, index, shards
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
@@ -24,6 +24,7 @@ from snip_assets.engine.files import (
     seal_parts,
     write_json,
 )
+from snip_assets.engine.known_pairs import known_pairs
 from snip_assets.engine.run import INDEX_SETTINGS, Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.trained import TrainedIndex, choose_lists
@@ -31,7 +32,6 @@ from snip_assets.engine.trained import TrainedIndex, choose_lists
 from .base import each, finish
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
-KNOWN_NEAR = 3.0
 
 
 def trained_index(run: Run, *, again: bool = False) -> Manifest:
@@ -67,7 +67,7 @@ def _train_index(run: Run) -> dict[str, Any]:
     sample = calibration.Sample(
         raw, as_float32(snip.take(chosen)), ~np.isin(chosen, rows), registry.rows
     )
-    known = None if len(chosen) == sum(s.rows for s in ready) else _known_pairs(run, chosen)
+    known = None if len(chosen) == sum(s.rows for s in ready) else known_pairs(run, chosen)
     found, axes = calibrate.calibrate(trained, sample, settings, known)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
@@ -82,31 +82,6 @@ def _train_index(run: Run) -> dict[str, Any]:
         "shards_seen": [s.key for s in ready],
         **found.to_json(),
     }
-
-
-def _known_pairs(run: Run, rows: np.ndarray) -> calibrate.KnownPairs | None:
-    """True pairs of some of these rows with any other row, None when there are none.
-
-    Rows near in SNIP features are found by exact search over all of them, at about a tenth of the
-    work of compression; raw features then decide which are pairs.
-    """
-    registry, settings = run.registry, run.settings
-    afford = calibration.affordable(registry.rows, registry.dim, most=np.inf)
-    count = int(np.clip(afford / (2.0 * settings.dim * registry.rows), 256, 4096))
-    draw = np.random.default_rng(settings.seed)
-    queries = np.sort(draw.choice(rows, min(count, len(rows)), replace=False))
-    snip = shards.snip_features(run.layout, registry)
-    ready = [s.ordinal for s in run.hashed()]
-    near = KNOWN_NEAR * settings.max_distance
-    query, row = audit.exact_neighbours(snip, queries, near, settings.workers, ready)
-    distance = verify.distances(shards.raw_features(registry), query, row)
-    true = (distance <= settings.max_distance) & (run.hashes(query) != run.hashes(row))
-    query, row = query[true], row[true]
-    if not len(query):
-        return None
-    names, place = np.unique(np.concatenate([query, row]), return_inverse=True)
-    ends = np.unique(np.sort(place.reshape(2, -1), axis=0), axis=1)
-    return calibrate.KnownPairs(as_float32(snip.take(names)), ends[1], ends[0])
 
 
 def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
