@@ -39,7 +39,7 @@ CHECKS = "checks"
 NAMES = {
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index", "index_shards"),
     *("snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata"),
-    *("drop_list", "dedup_report"),
+    *("decisions", "drop_list", "dedup_report"),
 }
 
 

@@ -24,6 +24,7 @@ from .threads import ordered_map
 from .trained import TrainedIndex
 
 FEWEST_PAIRS = 50
+FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
 ALLOWANCE = 1.1
 WIDTHS = (16, 24, 32, 48, 64)
@@ -204,6 +205,27 @@ def calibrate(
     return calibration, chosen_axes
 
 
+def exceeded_by(values: np.ndarray, share: float) -> float:
+    """The value that a share of all is expected to exceed, of which these are a sample.
+
+    Where fewer than ten of the sample lie beyond, their order says little; the tail is then taken
+    to fall off exponentially beyond the 95th percentile, and the larger of both is returned.
+
+    Source: the peaks-over-threshold method, see Coles, "An Introduction to Statistical Modeling of
+    Extreme Values" (2001), chapter 4, with shape 0.
+    """
+    found = float(np.quantile(values, 1 - share, method="higher"))
+    if not np.isfinite(found) or share * len(values) >= FEWEST_BEYOND:
+        return found
+    known = values[np.isfinite(values)]
+    floor = float(np.quantile(known, 1 - TAIL))
+    beyond = known[known > floor] - floor
+    if not len(beyond) or share >= TAIL:
+        return found
+    least = max(share, 0.1 / len(values))
+    return max(found, floor + float(beyond.mean()) * float(np.log(TAIL / least)))
+
+
 def _sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     out = np.empty(len(a), np.float32)
     for start in range(0, len(a), 1 << 16):
@@ -242,7 +264,7 @@ def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[fl
     # Half of the allowed loss is kept for the error of the sample.
     aim = 1 - (1 - target) / 2
     lost_snip = (1 - aim) / 10
-    snip_limit = float(np.quantile(snip, 1 - lost_snip)) * 1.1 + 1e-4
+    snip_limit = ALLOWANCE * exceeded_by(snip, lost_snip) + 1e-4
     reached = np.isfinite(margin)
     if reached.mean() < target:
         raise SnipError(
@@ -254,13 +276,12 @@ def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[fl
     list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
     best: tuple[float, float, float] | None = None
     for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
-        radius = ALLOWANCE * float(np.quantile(margin, 1 - (1 - aim) * share, method="higher"))
-        radius += 1e-6
+        radius = ALLOWANCE * exceeded_by(margin, (1 - aim) * share) + 1e-6
         inside = np.sort(excess[margin <= radius])
         needed = int(np.ceil(aim * len(margin)))
         if needed > len(inside):
             continue
-        slack = ALLOWANCE * float(inside[needed - 1]) + 1e-5
+        slack = ALLOWANCE * exceeded_by(inside, 1 - needed / len(inside)) + 1e-5
         if not np.isfinite(slack):
             continue
         probes = float((placed.margin <= radius).sum(1).mean())
@@ -292,8 +313,7 @@ class _Short:
         allowed = (1 - settings.target_recall) / 10
         ends = np.array(widths) - 1
         errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
-        quantiles = np.quantile(needs.short, 1 - allowed, axis=0, method="higher")
-        slacks = (ALLOWANCE * quantiles + 1e-4).tolist()
+        slacks = [ALLOWANCE * exceeded_by(own, allowed) + 1e-4 for own in needs.short.T]
         lost = [e > s for e, s in zip(needs.short.T, slacks, strict=True)]
         return cls(axes, widths, slacks, lost, errors)
 

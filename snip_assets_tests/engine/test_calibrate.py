@@ -86,3 +86,17 @@ def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     assert alone.planted and not found.planted
     assert found.pairs >= len(later)
     assert found.recall >= 0.995
+
+
+def test_a_small_sample_still_tells_the_tail() -> None:
+    random = np.random.default_rng(0)
+    share, beyond, largest = 0.001, [], []
+    for _ in range(200):
+        sample = random.exponential(size=800)
+        beyond.append(np.exp(-calibrate.exceeded_by(sample, share)))
+        largest.append(np.exp(-sample.max()))
+    # The largest of 800 values alone loses 0.00125 on average, and often three times that.
+    assert np.mean(beyond) < share < np.mean(largest)
+    assert np.quantile(beyond, 0.95) < 0.8 * np.quantile(largest, 0.95)
+    many = random.exponential(size=100_000)
+    assert calibrate.exceeded_by(many, share) == np.quantile(many, 1 - share, method="higher")
