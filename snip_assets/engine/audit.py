@@ -6,8 +6,9 @@ and neighbours found by exact search over all rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ import torch
 from . import shards
 from .errors import StaleOutputError
 from .features import as_float32, at_least
-from .files import open_npy, read_manifest
+from .files import digest_of, open_npy, read_manifest, write_json
 from .progress import task
 from .run import Run
 from .shards import Features, Shard
@@ -154,8 +155,33 @@ def query_recall(
     Parameters
     ----------
     drawn_from
-        Keys of the shards that rows are drawn from; default: all.
+        Keys of the shards that rows are drawn from; default: all. The result is then noted, for
+        `last_recall`.
     """
+    found = _query_recall(run, sample, seed, drawn_from)
+    if drawn_from is None:
+        write_json(run.layout.recall, {"of": _subject(run, sample, seed), **asdict(found)})
+    return found
+
+
+def last_recall(run: Run, sample: int, seed: int) -> Interval:
+    """What `query_recall` found on just these pairs; measured now if it was not."""
+    try:
+        noted = json.loads(run.layout.recall.read_text())
+        if noted.pop("of") == _subject(run, sample, seed):
+            return Interval(**noted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return query_recall(run, sample, seed)
+
+
+def _subject(run: Run, sample: int, seed: int) -> str:
+    made = {s.key: run.version(run.layout.duplicate_pairs(s.key), s.key) for s in with_pairs(run)}
+    most = run.settings.max_distance, run.settings.max_partners
+    return digest_of([made, sample, seed, *most])
+
+
+def _query_recall(run: Run, sample: int, seed: int, drawn_from: Collection[str] | None) -> Interval:
     ready = with_pairs(run)
     ids = _rows_of(ready)
     some = ids if drawn_from is None else _rows_of([s for s in ready if s.key in drawn_from])

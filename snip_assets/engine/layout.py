@@ -86,6 +86,11 @@ class Layout:
         return self.root / "cache"
 
     @property
+    def recall(self) -> Path:
+        """The recall that was measured last, and on what."""
+        return self.root / "audit" / "query_recall.json"
+
+    @property
     def report(self) -> Path:
         """Folder of the static report."""
         return self.root / "dedup_report"

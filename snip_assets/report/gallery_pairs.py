@@ -16,7 +16,7 @@ from snip_assets.engine.verify import distances
 
 RANDOM_PAIRS, BORDERLINE = 60, 30
 # Rows that near misses are looked for, and rows that they are looked for in, at the most.
-QUERIES, MOST_SEARCHED = 400, 2_000_000
+QUERIES, MOST_SEARCHED = 400, 1_000_000
 # How far from the threshold a borderline pair may lie, as a share of it: first the nearest.
 REACHES = (0.1, 0.25, 0.5)
 Kind = Literal["random", "inside", "outside"]
@@ -68,7 +68,7 @@ def just_inside(run: Run, count: int = BORDERLINE) -> list[Pair]:
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     """Near misses of random rows, by exact search of the raw features, the nearest first.
 
-    Looks in all shards, or in random ones of some two million rows.
+    Looks in all shards, or in random ones of some million rows.
     """
     raw, ids = _some_features(run)
     most, generator = run.settings.max_distance, np.random.default_rng(run.settings.seed)

@@ -132,7 +132,7 @@ def quality(run: Run) -> dict[str, audit.Interval]:
     seed = run.settings.seed
     found = {"precision": audit.pair_precision(run, PRECISION_PAIRS, seed)}
     if run.registry.rows <= MOST_AUDITED_ROWS:
-        found["recall"] = audit.query_recall(run, RECALL_QUERIES, seed)
+        found["recall"] = audit.last_recall(run, RECALL_QUERIES, seed)
     return {name: value for name, value in found.items() if value.trials}
 
 

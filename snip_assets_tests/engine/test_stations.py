@@ -64,7 +64,9 @@ def test_a_second_run_touches_nothing(done: stations.Run) -> None:
     assert {p: t for p, t in after.items() if before.get(p) != t and p.suffix != ".lock"} == {}
 
 
-def test_an_arrival_leaves_earlier_pairs_alone(tmp_path: Path) -> None:
+def test_an_arrival_leaves_earlier_pairs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start(tmp_path, ["0000", "0001", "0002"])
     until_pairs(run)
     before = pair_bytes(run)
@@ -74,7 +76,13 @@ def test_an_arrival_leaves_earlier_pairs_alone(tmp_path: Path) -> None:
     assert pair_bytes(run)[:3] == before
     for key, manifest in versions.items():
         assert read_manifest(run.layout.duplicate_pairs(key)) == manifest
-    assert audit.query_recall(run, 2000, 0).estimate >= 0.99
+    found = audit.query_recall(run, 2000, 0)
+    assert found.estimate >= 0.99
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "exact_neighbours", None)
+        assert audit.last_recall(run, 2000, 0) == found
+        with pytest.raises(TypeError):
+            audit.last_recall(run, 2000, 1)
 
 
 @pytest.mark.parametrize("tier", ["snip", "codes"])
