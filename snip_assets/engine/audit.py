@@ -159,20 +159,24 @@ def query_recall(
         `last_recall`.
     """
     found = _query_recall(run, sample, seed, drawn_from)
-    if drawn_from is None:
+    if drawn_from is None and _noted(run, sample, seed) != found:
         write_json(run.layout.recall, {"of": _subject(run, sample, seed), **asdict(found)})
     return found
 
 
 def last_recall(run: Run, sample: int, seed: int) -> Interval:
     """What `query_recall` found on just these pairs; measured now if it was not."""
+    return _noted(run, sample, seed) or query_recall(run, sample, seed)
+
+
+def _noted(run: Run, sample: int, seed: int) -> Interval | None:
     try:
         noted = json.loads(run.layout.recall.read_text())
         if noted.pop("of") == _subject(run, sample, seed):
             return Interval(**noted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    return query_recall(run, sample, seed)
+    return None
 
 
 def _subject(run: Run, sample: int, seed: int) -> str:
