@@ -16,15 +16,12 @@ import torch
 
 from . import shards
 from .errors import StaleOutputError
-from .features import as_float32, at_least
+from .features import as_float32, at_least, search_blocks
 from .files import digest_of, open_npy, read_manifest, write_json
-from .progress import task
 from .run import Run
 from .shards import Features, Shard
-from .threads import ordered_map
 from .verify import distances
 
-BLOCK = 4096
 ENDS = ["row", "earlier_row"]
 # Rounding of a float32 product: pairs this near the threshold are computed again in float64.
 ROUNDING = 1e-4
@@ -94,7 +91,6 @@ def exact_neighbours(
     queries: np.ndarray,
     limit: float,
     workers: int = 0,
-    ordinals: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """All rows within a distance of some rows, by exact search over everything.
 
@@ -104,8 +100,6 @@ def exact_neighbours(
     ----------
     queries
         int64[q], row ids.
-    ordinals
-        Shards to search; default: all.
 
     Returns
     -------
@@ -117,23 +111,12 @@ def exact_neighbours(
     columns = torch.from_numpy(_unit(features.take(queries))).T
     floor = 1 - (limit + ROUNDING) / 2
 
-    def work(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        ordinal, start = place
-        block = _unit(features.shard(ordinal)[start : start + BLOCK])
-        row, query = at_least((torch.from_numpy(block) @ columns).numpy(), floor)
-        return queries[query], row + start + features.offsets[ordinal]
+    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        row, query = at_least((torch.from_numpy(_unit(block)) @ columns).numpy(), floor)
+        return queries[query], row
 
-    sizes = np.diff(features.offsets)
-    searched = range(len(sizes)) if ordinals is None else ordinals
-    places = [(o, s) for o in searched for s in range(0, int(sizes[o]), BLOCK)]
-    found = []
-    with task("exact search", len(places), "blocks") as progress:
-        for part in ordered_map(work, places, workers):
-            found.append(part)
-            progress.advance()
-    query = np.concatenate([p[0] for p in found]).astype(np.int64)
-    row = np.concatenate([p[1] for p in found]).astype(np.int64)
-    query, row = query[query != row], row[query != row]
+    ordinals = range(len(features.paths))
+    query, row = search_blocks(features, ordinals, work, "exact search", workers)
     near = distances(features, query, row) <= np.float32(limit)
     return query[near], row[near]
 
@@ -159,7 +142,9 @@ def query_recall(
         `last_recall`.
     """
     found = _query_recall(run, sample, seed, drawn_from)
-    if drawn_from is None and _noted(run, sample, seed) != found:
+    noted = _noted(run, sample, seed)
+    # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
+    if drawn_from is None and (noted is None or _counts(noted) != _counts(found)):
         write_json(run.layout.recall, {"of": _subject(run, sample, seed), **asdict(found)})
     return found
 
@@ -177,6 +162,10 @@ def _noted(run: Run, sample: int, seed: int) -> Interval | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
+
+
+def _counts(found: Interval) -> tuple[int, int]:
+    return found.successes, found.trials
 
 
 def _subject(run: Run, sample: int, seed: int) -> str:

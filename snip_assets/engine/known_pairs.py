@@ -15,17 +15,14 @@ import numpy as np
 
 from . import shards
 from .axes import Axes, leading_axes, scale_of
-from .features import as_float32
+from .features import as_float32, search_blocks
 from .join import scanned
 from .kernels import fill_up, panels
-from .progress import task
 from .run import Run
 from .shards import Features
-from .threads import ordered_map
 from .verify import distances
 
 QUERIES = 4096
-BLOCK = 4096
 WIDTH = 32
 # In the unit of `max_distance`; pairs lie nearer than that in the SNIP features.
 NEAR = 3.0
@@ -80,26 +77,15 @@ def snip_neighbours(
     short[:, -1] = 1
     short, error = fill_up(short, 0), np.zeros(len(x), np.float32)
 
-    def work(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        ordinal, start = place
-        rows = as_float32(np.array(features.shard(ordinal)[start : start + BLOCK]))
+    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = as_float32(block)
         panel = panels(axes.coordinates(axes.project(rows), origin))
         stop = np.full(len(x), len(rows))
         hits = list(scanned(panel, short, bound, stop, (x, rows, error, np.float32(limit))))
         query = np.concatenate([queries[:0], *(queries[h.query] for h in hits)])
-        row = np.concatenate([queries[:0], *(h.row for h in hits)])
-        row = row + start + features.offsets[ordinal]
-        return query[query != row], row[query != row]
+        return query, np.concatenate([queries[:0], *(h.row for h in hits)])
 
-    sizes = np.diff(features.offsets)
-    places = [(o, s) for o in ordinals for s in range(0, int(sizes[o]), BLOCK)]
-    found = []
-    with task("search for known pairs", len(places), "blocks") as progress:
-        for part in ordered_map(work, places, workers):
-            found.append(part)
-            progress.advance()
-    query, row = (np.concatenate([queries[:0], *parts]) for parts in zip(*found, strict=True))
-    return query.astype(np.int64), row.astype(np.int64)
+    return search_blocks(features, ordinals, work, "search for known pairs", workers)
 
 
 def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:

@@ -165,7 +165,8 @@ def find_pairs(
     One `Pairs` a shard, sorted, and the counts.
     """
     lists = join.index.trained.lists
-    join.book  # noqa: B018  (made once, here, and not by each thread)
+    # Made once, here, and not by each thread.
+    _ = join.book
     parts: list[list[Pairs]] = [[] for _ in shards]
     total = Counts()
     order = np.argsort(-join.index.list_sizes, kind="stable")
