@@ -1,6 +1,6 @@
 """Compression on a GPU beside the CPU, and the matrix products that a join would have there.
 
-python -m benchmarks.cuda --rows 1000000
+python -m benchmarks.gpu --rows 1000000
 
 Where torch sees no CUDA device it says so, measures nothing and exits with 3.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     rows += [products(device, arguments.repeats) for device in ("cpu", "cuda")]
     table(f"{machine['gpu']} beside {machine['processor']}, {machine['cores']} cores", rows)
     print(f"largest difference between the features of both: {difference:.2g}")
-    write("cuda", {"machine": machine, "results": rows, "largest_difference": difference})
+    write("gpu", {"machine": machine, "results": rows, "largest_difference": difference})
 
 
 if __name__ == "__main__":
