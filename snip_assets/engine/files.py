@@ -330,10 +330,13 @@ def read_manifest(output: Path) -> Manifest | None:
     path = manifest_path(output)
     try:
         value = json.loads(path.read_text())
-        return Manifest(value["files"], value["inputs"], value["facts"])
+        manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
+        # An entry without its checksum or size is told here, and not by whoever asks first.
+        _ = manifest.version, manifest.bytes
+        return manifest
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StaleOutputError(
             f"{path}: damaged ({error}). Delete it and materialise {output.name} again."
         ) from error

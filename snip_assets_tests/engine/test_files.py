@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -72,10 +73,14 @@ def test_a_damaged_manifest_is_an_error_and_its_output_is_made_again(tmp_path: P
     output = tmp_path / "a.npy"
     files.write_npy(output, np.arange(100))
     files.seal(output, {})
-    files.manifest_path(output).write_text('{"files"; {}}')
-    assert files.current(output, {}) is None
-    with pytest.raises(StaleOutputError, match="damaged"):
-        files.read_manifest(output)
+    manifest = files.manifest_path(output)
+    whole = manifest.read_text()
+    flipped = [('"xxh3"', '"xxh2"'), ('"bytes"', '"cytes"'), ('"files":', '"files";')]
+    for good, bad in flipped:
+        manifest.write_text(json.dumps(json.loads(whole)).replace(good, bad))
+        assert files.current(output, {}) is None
+        with pytest.raises(StaleOutputError, match="damaged"):
+            files.read_manifest(output)
 
 
 def _hold(output: Path, log: Path) -> None:
