@@ -147,7 +147,10 @@ def contents(root: Path, name: str) -> dict[str, bytes]:
 
 def leftovers(root: Path) -> list[str]:
     """Temporaries and locks below a folder."""
-    return [str(p.relative_to(root)) for p in root.rglob(".*") if p.name.startswith((".tmp", "."))]
+    # `os.walk` takes it calmly when a folder is renamed meanwhile.
+    walked = ((folder, [*folders, *files]) for folder, folders, files in os.walk(root))
+    paths = (Path(folder, name) for folder, names in walked for name in names)
+    return [str(path.relative_to(root)) for path in paths if path.name.startswith(".")]
 
 
 def register(root: Path, source: Source | None = None) -> None:
