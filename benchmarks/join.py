@@ -93,7 +93,8 @@ def calibrated(
     ends = np.concatenate([truth[0][part], truth[1][part]])
     names, place = np.unique(ends, return_inverse=True)
     later, earlier = place[: len(part)], place[len(part) :]
-    known = calibrate.KnownPairs(x[names].astype(np.float32), later, earlier)
+    true = np.ones(len(part), bool)
+    known = calibrate.KnownPairs(x[names].astype(np.float32), later, earlier, true)
     fresh = np.ones(len(some), bool)
     given = calibration.Sample(sample, sample, fresh, len(x))
     return calibrate.calibrate(trained, given, Settings(), known)

@@ -126,7 +126,7 @@ def exact_nearest(run: stations.Run, queries: np.ndarray) -> np.ndarray:
     raw = shards.raw_features(run.registry)
     flat = faiss.IndexFlatIP(run.registry.dim)
     for ordinal in range(len(run.registry.shards)):
-        x = raw.shard(ordinal).astype(np.float32)
+        x = raw.shard(ordinal).block(0, run.registry.rows).astype(np.float32)
         flat.add(np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True)))
     hits = flat.search(raw.take(queries).astype(np.float32), K + 1)[1]
     return np.array([[h for h in row if h != q][:K] for row, q in zip(hits, queries, strict=True)])

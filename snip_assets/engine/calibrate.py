@@ -9,18 +9,17 @@ kept apart. The same sample gives the thresholds and the accuracy of the coarser
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
 from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
 from .errors import SnipError
-from .features import at_least
+from .exact import exact_pairs, sum_squares
 from .known_pairs import KnownPairs
 from .settings import Settings
 from .threads import ordered_map
+from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
 FEWEST_PAIRS = 50
@@ -30,42 +29,6 @@ ALLOWANCE = 1.1
 WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core, read from `benchmarks/join.py`; only their ratios matter.
 NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.1, 0.016, 30.0, 1000.0
-
-
-def exact_pairs(
-    x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (a query, another row) within a squared distance, by exact search.
-
-    Parameters
-    ----------
-    x
-        float32[n, dim], unit length.
-    queries
-        int64[q], positions.
-
-    Returns
-    -------
-    later, earlier : int64[m]
-        Positions, each pair once.
-    distance : float32[m]
-    """
-    columns = torch.from_numpy(x).T
-    floor = 1 - limit / 2
-
-    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        score = (torch.from_numpy(x[part]) @ columns).numpy()
-        query, row = at_least(score, floor)
-        return part[query], row, 2 - 2 * score[query, row]
-
-    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
-    found = list(ordered_map(work, blocks, workers))
-    query, row, distance = (np.concatenate(p) for p in zip(*found, strict=True))
-    later, earlier = np.maximum(query, row), np.minimum(query, row)
-    key = later.astype(np.int64) * len(x) + earlier
-    once = np.unique(key, return_index=True)[1]
-    once = once[later[once] != earlier[once]]
-    return later[once], earlier[once], distance[once].astype(np.float32)
 
 
 @dataclass
@@ -108,11 +71,11 @@ class _Needs:
     def of(cls, x, placed, later, earlier, axes) -> _Needs:
         at = placed.lists[later] == placed.lists[earlier, :1]
         margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
-        excess = _sum_squares(x[later], placed.decoded[earlier]) - placed.error[later]
+        excess = sum_squares(x[later], placed.decoded[earlier]) - placed.error[later]
         apart = np.cumsum(((x[later] - placed.decoded[earlier]) @ axes) ** 2, axis=1)
         own = np.cumsum(((x[later] - placed.decoded[later]) @ axes) ** 2, axis=1)
         ends = np.array(_widths(axes)) - 1
-        snip = _sum_squares(x[later], x[earlier])
+        snip = sum_squares(x[later], x[earlier])
         return cls(margin, excess, (apart - own)[:, ends], snip)
 
     def __add__(self, other: _Needs) -> _Needs:
@@ -162,7 +125,8 @@ def calibrate(
     needs = _Needs.of(sample.snip, placed, later, earlier, axes)
     if known is not None:
         theirs = _Placed.of(trained, known.snip, settings.max_probes, settings.workers)
-        needs += _Needs.of(known.snip, theirs, known.later, known.earlier, axes)
+        ends = known.later[known.true], known.earlier[known.true]
+        needs += _Needs.of(known.snip, theirs, *ends, axes)
     planted = len(needs.snip) < FEWEST_PAIRS
     if planted:
         # Too few true pairs: a row and the decoded code of itself stand in for one.
@@ -179,7 +143,12 @@ def calibrate(
     )
     found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
-    tiers = _tiers(sample, placed, queries, later, earlier, settings)
+    if known is None:
+        both = sample.snip, placed.decoded
+        true = np.unique(later.astype(np.int64) * n + earlier)
+        tiers = accuracy(*both, queries, true, settings)
+    else:
+        tiers = known_accuracy(known, theirs.decoded)
     calibration = Calibration(
         slack=slack,
         radius=radius,
@@ -224,14 +193,6 @@ def exceeded_by(values: np.ndarray, share: float) -> float:
         return found
     least = max(share, 0.1 / len(values))
     return max(found, floor + float(beyond.mean()) * float(np.log(TAIL / least)))
-
-
-def _sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    out = np.empty(len(a), np.float32)
-    for start in range(0, len(a), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        out[part] = ((a[part] - b[part]) ** 2).sum(1)
-    return out
 
 
 GRID = np.linspace(-0.2, 1.0, 481)
@@ -341,43 +302,3 @@ def _curve(excess, margin, radius, histogram, rows, sampled) -> list[dict[str, f
         per_row = _candidates(histogram, float(slack), rows, sampled)
         result.append({"slack": float(slack), "recall": recall, "candidates_per_row": per_row})
     return result
-
-
-def _tiers(sample, placed, queries, later, earlier, settings) -> dict[str, Any]:
-    """Thresholds and accuracy of the tiers without raw features."""
-    true = np.unique(later.astype(np.int64) * len(sample.raw) + earlier)
-    return {
-        "snip": _tier(sample.snip, queries, true, settings),
-        "codes": _tier(placed.decoded, queries, true, settings),
-    }
-
-
-def _tier(x: np.ndarray, queries: np.ndarray, true: np.ndarray, settings: Settings) -> dict:
-    norms = np.sqrt((x**2).sum(1, keepdims=True))
-    unit = np.ascontiguousarray(x / np.maximum(norms, 1e-12))
-    limit = 3 * settings.max_distance
-    later, earlier, distance = exact_pairs(unit, queries, limit, settings.workers)
-    key = later.astype(np.int64) * len(x) + earlier
-    right = np.isin(key, true)
-    order = np.argsort(distance, kind="stable")
-    hits = np.cumsum(right[order])
-    precision = hits / np.arange(1, len(order) + 1)
-    recall = hits / max(len(true), 1)
-    if not len(order):
-        return {"max_distance": settings.max_distance, "precision": 1.0, "recall": 0.0, "curve": []}
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(np.argmax(f1))
-    steps = np.unique(np.linspace(0, len(order) - 1, 60).astype(int))
-    return {
-        "max_distance": float(distance[order][best]),
-        "precision": float(precision[best]),
-        "recall": float(recall[best]),
-        "curve": [
-            {
-                "max_distance": float(distance[order][s]),
-                "precision": float(precision[s]),
-                "recall": float(recall[s]),
-            }
-            for s in steps
-        ],
-    }

@@ -25,7 +25,7 @@ class Calibration:
     snip_limit
         Candidates beyond this SNIP distance are dropped before raw rows are read.
     snip_max_distance, code_max_distance
-        Thresholds of the tiers without raw features (largest F1).
+        Thresholds of the tiers without raw features (see `tiers`).
     recall, lost_by_probe, lost_by_code, lost_by_short_code, lost_by_snip_limit
         On the sampled pairs, with `pairs` of them.
     candidates_per_row, probes_per_row

@@ -13,9 +13,9 @@ from torch import nn
 
 from . import progress, threads
 from .errors import BadInputError
-from .files import NpyWriter, open_npy
+from .files import NpyWriter
 from .model import SnipNet
-from .resident import trim
+from .row_file import RowFile
 from .settings import Settings
 
 BLOCK_ROWS = 4096
@@ -62,7 +62,8 @@ def compress(net: SnipNet, block: np.ndarray, settings: Settings) -> np.ndarray:
     _check_dim(net, block.shape[1], "these rows")
     device = device_of(settings)
     net = net.to(device)
-    blocks = [block[s : s + BLOCK_ROWS] for s in range(0, len(block), BLOCK_ROWS)]
+    # `_block` works on its rows in place.
+    blocks = [np.array(block[s : s + BLOCK_ROWS]) for s in range(0, len(block), BLOCK_ROWS)]
     out = [_block(net, part, device, "", n * BLOCK_ROWS) for n, part in enumerate(blocks)]
     return np.concatenate(out) if out else np.empty((0, net.sizes[-1]), np.float16)
 
@@ -93,8 +94,8 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
         infinite; the message names the row.
     """
     started = time.perf_counter()
-    rows = open_npy(source)
-    if rows.ndim != 2:
+    rows = RowFile(source)
+    if len(rows.shape) != 2:
         raise BadInputError(f"{source}: shape {rows.shape}; expected rows x dimension.")
     _check_dim(net, rows.shape[1], str(source))
     device = device_of(settings)
@@ -102,7 +103,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     workers = 1 if device.type == "cuda" else settings.workers
 
     def one(start: int) -> np.ndarray:
-        return _block(net, rows[start : start + BLOCK_ROWS], device, f"{source}: ", start)
+        return _block(net, rows.block(start, start + BLOCK_ROWS), device, f"{source}: ", start)
 
     starts: Iterator[int] = iter(range(0, len(rows), BLOCK_ROWS))
     with (
@@ -111,7 +112,6 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     ):
         for block in threads.ordered_map(one, starts, workers):
             writer.append(block)
-            trim()
             bar.advance(len(block))
     seconds = time.perf_counter() - started
     return {
@@ -134,7 +134,7 @@ def _check_dim(net: SnipNet, dim: int, name: str) -> None:
 def _block(
     net: SnipNet, block: np.ndarray, device: torch.device, name: str, first: int
 ) -> np.ndarray:
-    rows = torch.from_numpy(np.array(block, order="C")).to(device).float()
+    rows = torch.from_numpy(block).to(device).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     wrong = ~(torch.isfinite(lengths) & (lengths > 0)).squeeze(1)
     if wrong.any():

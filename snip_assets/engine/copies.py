@@ -17,7 +17,7 @@ import xxhash
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
 from .progress import task
-from .resident import trim
+from .row_file import RowFile
 from .shards import Features
 from .threads import ordered_map
 
@@ -68,10 +68,10 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     -------
     Facts: rows, dim, dtype, unit (all rows of length 1 within 1e-2).
     """
-    features = open_npy(source)
+    features = RowFile(source)
 
     def work(start: int) -> tuple[np.ndarray, float]:
-        block = np.array(features[start : start + BLOCK], order="C")
+        block = features.block(start, start + BLOCK)
         norms = check_rows(block, source, start)
         raw = block.view(np.uint8).reshape(len(block), -1)
         hashes = np.fromiter(
@@ -84,7 +84,6 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     with NpyWriter(out, (rows,), np.uint64) as writer, task(f"hash {source.stem}", rows) as bar:
         for hashes, off in ordered_map(work, range(0, rows, BLOCK), workers):
             writer.append(hashes)
-            trim()
             worst = max(worst, off)
             bar.advance(len(hashes))
     return {
@@ -92,7 +91,7 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
         "dim": int(features.shape[1]),
         "dtype": str(features.dtype),
         "unit_length": worst < 1e-2,
-        "bytes": int(features.nbytes),
+        "bytes": int(features.array.nbytes),
     }
 
 

@@ -20,8 +20,9 @@ from numba import njit
 from .assign import BLOCK
 from .axes import Axes
 from .features import as_float32
-from .files import atomic_path, open_npy, save_npy
+from .files import atomic_path, save_npy
 from .progress import task
+from .row_file import RowFile
 from .threads import ordered_map
 from .trained import TrainedIndex
 
@@ -102,14 +103,14 @@ def encode_shard(encoder: Encoder, source: Path, out: Path, workers: int = 0) ->
     -------
     Facts: rows, probes a row, mean squared quantisation error.
     """
-    features, trained = open_npy(source), encoder.trained
+    features, trained = RowFile(source), encoder.trained
 
     def blocks() -> Iterator[np.ndarray]:
         for start in range(0, len(features), BLOCK):
-            yield features[start : start + BLOCK]
+            yield features.block(start, start + BLOCK)
 
     def work(block: np.ndarray) -> tuple:
-        return encoder.block(as_float32(np.array(block)))
+        return encoder.block(as_float32(block))
 
     parts = []
     with task(f"encode {source.stem}", len(features)) as progress:

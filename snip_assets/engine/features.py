@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import open_npy
 from .progress import task
 from .remote_files import CacheFullError
-from .resident import trim
+from .row_file import RowFile
 from .threads import ordered_map
 
 BLOCK = 4096
+MOST_OPEN = 256
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:
@@ -36,17 +36,13 @@ def at_least(score: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     return row, column
 
 
-# Each row may bring 64 KB of its file into memory, so look at what is there in between.
-TAKEN_AT_ONCE = 2048
-
-
 class Features:
     """The raw (or SNIP) features of all shards as one array of rows.
 
     Parameters
     ----------
     paths
-        One .npy a shard, by ordinal.
+        One .npy a shard, by ordinal: features, or one number a row.
     offsets
         int64[S + 1]: row ids at which they start.
     """
@@ -54,21 +50,22 @@ class Features:
     def __init__(self, paths: list[Path], offsets: np.ndarray) -> None:
         self.paths = paths
         self.offsets = np.asarray(offsets, np.int64)
-        self._open: dict[int, np.ndarray] = {}
+        self._open: dict[int, RowFile] = {}
 
-    def shard(self, ordinal: int) -> np.ndarray:
-        """Memory map of a shard, n x dimension."""
-        trim()
-        if ordinal not in self._open:
-            if len(self._open) >= 256:
+    def shard(self, ordinal: int) -> RowFile:
+        """The rows of a shard."""
+        found = self._open.get(ordinal)
+        if found is None:
+            if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
             try:
-                self._open[ordinal] = open_npy(self.paths[ordinal])
+                found = RowFile(self.paths[ordinal])
             except CacheFullError:
-                # Our own maps keep files in the cache; without them there may be room.
+                # Our own files are held in the cache; without them there may be room.
                 self._open.clear()
-                self._open[ordinal] = open_npy(self.paths[ordinal])
-        return self._open[ordinal]
+                found = RowFile(self.paths[ordinal])
+            self._open[ordinal] = found
+        return found
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -82,36 +79,22 @@ class Features:
             len(rows) x dimension, dtype of the first file.
         """
         rows = np.asarray(rows).astype(np.int64, copy=False)
-        ascending = bool((rows[1:] >= rows[:-1]).all())
-        order = None if ascending else np.argsort(rows, kind="stable")
-        ordered = rows if order is None else rows[order]
-        cuts = np.searchsorted(ordered, self.offsets)
-        first = int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
-        out = self._empty(first, len(rows))
-        for ordinal in np.flatnonzero(np.diff(cuts)):
-            for low in range(cuts[ordinal], cuts[ordinal + 1], TAKEN_AT_ONCE):
-                high = min(low + TAKEN_AT_ONCE, cuts[ordinal + 1])
-                local = ordered[low:high] - self.offsets[ordinal]
-                if order is None:
-                    self._copy(int(ordinal), local, out[low:high])
-                else:
-                    out[order[low:high]] = self.shard(int(ordinal))[local]
-        return out
-
-    def _empty(self, ordinal: int, rows: int) -> np.ndarray:
-        like = self.shard(ordinal)
-        return np.empty((rows, like.shape[1]), like.dtype)
-
-    def _copy(self, ordinal: int, local: np.ndarray, out: np.ndarray) -> None:
-        """Rows of a shard; its map is let go of at once, so that a small cache has room."""
-        shard = self.shard(ordinal)
-        if local[-1] >= len(shard):
-            raise IndexError(f"{self.paths[ordinal]}: no row {local[-1]}")
-        if shard.dtype == out.dtype:
-            # Anything but `clip` copies once more.
-            np.take(shard, local, axis=0, out=out, mode="clip")
+        if (rows[1:] >= rows[:-1]).all():
+            ordered, places = rows, np.arange(len(rows))
         else:
-            out[:] = shard[local]
+            places = np.argsort(rows, kind="stable")
+            ordered = rows[places]
+        cuts = np.searchsorted(ordered, self.offsets)
+        if cuts[0] > 0 or cuts[-1] < len(rows):
+            raise IndexError(f"{len(self)} rows; asked for {ordered[0]} to {ordered[-1]}")
+        first = int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
+        like = self.shard(first)
+        out = np.empty((len(rows), *like.shape[1:]), like.dtype)
+        for ordinal in np.flatnonzero(np.diff(cuts)):
+            own = slice(cuts[ordinal], cuts[ordinal + 1])
+            local = ordered[own] - self.offsets[ordinal]
+            self.shard(int(ordinal)).copy(local, out, places[own])
+        return out
 
 
 def search_blocks(
@@ -136,7 +119,7 @@ def search_blocks(
 
     def one(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         ordinal, start = place
-        query, row = work(np.array(features.shard(ordinal)[start : start + BLOCK]))
+        query, row = work(features.shard(ordinal).block(start, start + BLOCK))
         row = row.astype(np.int64) + start + features.offsets[ordinal]
         return query[query != row], row[query != row]
 

@@ -33,7 +33,7 @@ from .index import SnipIndex
 from .kernels import LANES, QUERIES, compare, fill_up, lowest_bit, panels
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
-GROUP = 64
+GROUP = 64 // QUERIES * QUERIES
 ROOM = 1 << 18
 _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 

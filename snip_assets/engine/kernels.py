@@ -7,6 +7,7 @@ of the nearest word leaves. A library's product writes all scores to memory, to 
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from numba.extending import intrinsic as numba_intrinsic
 intrinsic: Any = numba_intrinsic
 
 LANES = 32
-# As many as the registers hold beside the rows.
-QUERIES = 8 if binding.get_host_cpu_features().get("avx512f") else 2
+# Sums that the registers hold beside the rows: of all lanes, or of half of them at a time.
+_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+QUERIES = 8 if _WIDE else 6
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _WIDTH = 16
@@ -39,14 +41,16 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _products(builder: Any, width: Any, panel: Any, queries: list[Any]) -> list[list[Any]]:
-    """Sums of products of each query and the panel's rows, in registers."""
+def _products(
+    builder: Any, width: Any, panel: Any, queries: list[Any], parts: range
+) -> list[list[Any]]:
+    """Sums of products of each query and some parts of the panel's rows, in registers."""
     zero = ir.Constant(_VECTOR, [0.0] * _WIDTH)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(_PARTS)] for _ in queries]
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in parts] for _ in queries]
     fused = ("contract",)
     with cgutils.for_range(builder, width) as loop:
         line = builder.gep(panel, [builder.mul(loop.index, _number(LANES))])
-        places = [builder.gep(line, [_number(_WIDTH * part)]) for part in range(_PARTS)]
+        places = [builder.gep(line, [_number(_WIDTH * part)]) for part in parts]
         pointer = _VECTOR.as_pointer()
         rows = [builder.load(builder.bitcast(place, pointer), align=4) for place in places]
         for query, own in zip(queries, sums, strict=True):
@@ -85,7 +89,9 @@ def compare(
         start = builder.gep(rows.data, [builder.mul(arguments[1], size)])
         places = [builder.add(arguments[3], _number(k)) for k in range(QUERIES)]
         own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
-        sums = _products(builder, width, start, own)
+        groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
+        halves = [_products(builder, width, start, own, parts) for parts in groups]
+        sums = [list(chain(*parts)) for parts in zip(*halves, strict=True)]
         for k, (place, parts) in enumerate(zip(places, sums, strict=True)):
             floor = _splat(builder, builder.load(builder.gep(bounds.data, [place])))
             word = ir.Constant(_I32, 0)

@@ -28,24 +28,27 @@ WIDTH = 32
 NEAR = 3.0
 # Coordinates are rounded to steps.
 ROUNDING = 1.05
-MOST_CHECKED = 1 << 20
+MOST_CHECKED = 1 << 18
 
 
 @dataclass
 class KnownPairs:
-    """True pairs of rows that need not be in the sample.
+    """Near rows, true pairs and others, that need not be in the sample.
 
     Attributes
     ----------
     snip
         float32[n, dim], SNIP features of their rows, ascending by row id.
     later, earlier
-        int64[m], positions in `snip`.
+        int64[m], positions in `snip`; nearer than `NEAR` times `max_distance` there.
+    true
+        bool[m], whether the raw features are within `max_distance`.
     """
 
     snip: np.ndarray
     later: np.ndarray
     earlier: np.ndarray
+    true: np.ndarray
 
 
 def snip_neighbours(
@@ -89,7 +92,7 @@ def snip_neighbours(
 
 
 def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:
-    """True pairs of some of these rows with any other row, None when there are none."""
+    """What is near some of these rows among all others; None without true pairs."""
     registry, settings = run.registry, run.settings
     draw = np.random.default_rng(settings.seed)
     queries = np.sort(draw.choice(rows, min(QUERIES, len(rows)), replace=False))
@@ -100,11 +103,11 @@ def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:
     if len(query) > MOST_CHECKED:
         some = np.sort(draw.choice(len(query), MOST_CHECKED, replace=False))
         query, row = query[some], row[some]
-    distance = distances(shards.raw_features(registry), query, row)
-    true = (distance <= settings.max_distance) & (run.hashes(query) != run.hashes(row))
-    query, row = query[true], row[true]
-    if not len(query):
+    distinct = run.hashes(query) != run.hashes(row)
+    query, row = query[distinct], row[distinct]
+    true = distances(shards.raw_features(registry), query, row) <= settings.max_distance
+    if not true.any():
         return None
     names, place = np.unique(np.concatenate([query, row]), return_inverse=True)
-    ends = np.unique(np.sort(place.reshape(2, -1), axis=0), axis=1)
-    return KnownPairs(as_float32(snip.take(names)), ends[1], ends[0])
+    ends, first = np.unique(np.sort(place.reshape(2, -1), axis=0), axis=1, return_index=True)
+    return KnownPairs(as_float32(snip.take(names)), ends[1], ends[0], true[first])

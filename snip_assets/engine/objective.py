@@ -31,6 +31,8 @@ class Recipe:
         Rows of a neighbourhood that come into a batch together; 1 for batches at random.
     code_weight
         Of the term on decoded codes; 0 for none.
+    code_temperature
+        Of the similarities in that term.
     commit_weight
         Of the squared error of the codes, which draws rows towards what stands for them.
     code_from
@@ -48,9 +50,10 @@ class Recipe:
 
     weight_decay: float = 0.01
     warm_up: float = 0.3
-    neighbourhood: int = 64
-    code_weight: float = 1.0
-    commit_weight: float = 0.5
+    neighbourhood: int = 16
+    code_weight: float = 2.0
+    code_temperature: float = 0.5
+    commit_weight: float = 0.36
     code_from: float = 0.1
     code_refresh: int = 60
     code_parts: int = 8

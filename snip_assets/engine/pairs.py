@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from .join import ListJoin, Rule
 from .progress import task
 from .resident import trim
 from .threads import ordered_map
-from .verify import Pairs, Verifier, thin
+from .verify import Pairs, Rows, Verifier, thin
 
 ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
@@ -68,13 +67,6 @@ class Counts:
     per_shard: list[int] = field(default_factory=list)
 
 
-class Queries(Protocol):
-    """Vectors by row id."""
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """n x dim."""
-
-
 @dataclass(frozen=True)
 class Join:
     """Everything that a list's work needs.
@@ -96,7 +88,7 @@ class Join:
     index: SnipIndex
     rule: Rule
     verifier: Verifier
-    queries: Queries
+    queries: Rows
     exact_queries: bool
     is_copy: np.ndarray | None
     max_partners: int
@@ -128,12 +120,13 @@ def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[P
         return nothing, counts
     counts.products = int(np.searchsorted(listed.rows, ids).sum())
     x = as_float32(join.queries.take(ids))
+    verifier = join.verifier.holding(ids, x) if join.exact_queries else join.verifier
     if not join.exact_queries:
         error = np.zeros_like(error)
     found = []
     for candidates in _gathered(listed, ids, x, error):
         counts.candidates += len(candidates)
-        found.append(join.verifier(candidates))
+        found.append(verifier(candidates))
     pairs = Pairs.concatenate(found)
     # Cut by shard before thinning, so that what is kept does not depend on the grouping.
     starts = np.array([shard.start for shard in shards], np.uint64)

@@ -99,7 +99,7 @@ class Run:
     def hashes(self, rows: np.ndarray) -> np.ndarray:
         """uint64[n]: hashes of rows by row id."""
         paths = [self.layout.clip_features(key) for key in self.registry.keys]
-        return Hashes(paths, self.registry.offsets).take(rows)
+        return Features(paths, self.registry.offsets).take(rows)
 
     def exact_copies(self, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Later copies and their first copies, confirmed, among shards up to ordinal `last`.
@@ -191,20 +191,6 @@ class Run:
     def manifest(self, output: Path) -> Manifest | None:
         """The manifest of an output, if it is made."""
         return read_manifest(output)
-
-
-class Hashes(Features):
-    """Row hashes of all shards as one array."""
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """uint64[n] by row id."""
-        rows = np.asarray(rows).astype(np.int64)
-        out = np.empty(len(rows), np.uint64)
-        ordinal = np.searchsorted(self.offsets, rows, "right") - 1
-        for number in np.unique(ordinal):
-            here = ordinal == number
-            out[here] = self.shard(int(number))[rows[here] - self.offsets[number]]
-        return out
 
 
 class Decoded:

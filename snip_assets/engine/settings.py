@@ -71,9 +71,9 @@ class Settings:
     max_partners: int = 1000
     model: str = "train"
     dim: int = 128
-    hidden: int = 1024
+    hidden: int = 512
     depth: int = 1
-    temperature: float = 0.05
+    temperature: float = 0.045
     batch: int = 1024
     steps: int = 0
     learning_rate: float = 2e-3

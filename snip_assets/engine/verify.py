@@ -7,14 +7,13 @@ place in the files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 from numba import njit
 
 from .features import as_float32
-from .shards import Features
 
 Tier = Literal["raw", "snip", "codes"]
 BLOCK = 1 << 16
@@ -38,7 +37,7 @@ def _distances(x, left, right, out):
         out[k] = max(0.0, 2.0 - 2.0 * dot / (norms[i] * norms[j]))
 
 
-def distances(features: Features, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def distances(features: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Squared L2 distance of L2-normalised rows.
 
     Parameters
@@ -61,6 +60,31 @@ def distances(features: Features, left: np.ndarray, right: np.ndarray) -> np.nda
         _distances(x, place[:half], place[half:], value)
         out[part] = value
     return out
+
+
+class Rows(Protocol):
+    """Vectors by row id."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """n x dimension."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Features of which some rows, ascending, are in memory as float32."""
+
+    rows: np.ndarray
+    x: np.ndarray
+    others: Rows
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """float32[n, dim] by row id."""
+        place = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        out = self.x[place]
+        absent = np.flatnonzero(self.rows[place] != rows)
+        if len(absent):
+            out[absent] = as_float32(self.others.take(rows[absent]))
+        return out
 
 
 @dataclass
@@ -125,10 +149,22 @@ class Verifier:
         Candidates beyond this SNIP distance are not read from the raw features.
     """
 
-    raw: Features | None
-    snip: Features | None
+    raw: Rows | None
+    snip: Rows | None
     max_distance: float
     snip_limit: float
+
+    def holding(self, rows: np.ndarray, x: np.ndarray) -> Verifier:
+        """The same, with the SNIP features of some rows at hand.
+
+        Parameters
+        ----------
+        rows
+            uint64[n], ascending.
+        x
+            float32[n, dim].
+        """
+        return self if self.snip is None else replace(self, snip=Held(rows, x, self.snip))
 
     def __call__(self, candidates: Pairs) -> Pairs:
         """The pairs among candidates (whose distance is that of the codes)."""
@@ -140,7 +176,7 @@ class Verifier:
         return pairs
 
 
-def _within(pairs: Pairs, features: Features, limit: float) -> Pairs:
+def _within(pairs: Pairs, features: Rows, limit: float) -> Pairs:
     distance = distances(features, pairs.row, pairs.earlier_row)
     near = distance <= np.float32(limit)
     return Pairs(pairs.row[near], pairs.earlier_row[near], distance[near])

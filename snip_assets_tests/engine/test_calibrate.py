@@ -7,6 +7,7 @@ import pytest
 
 from snip_assets.engine import calibrate, calibration
 from snip_assets.engine.errors import SnipError
+from snip_assets.engine.exact import exact_pairs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.trained import TrainedIndex
 
@@ -30,7 +31,7 @@ def brute_force(x: np.ndarray, limit: float) -> set[tuple[int, int]]:
 
 def test_exact_pairs_equals_brute_force() -> None:
     x = rows(1, 700)
-    later, earlier, distance = calibrate.exact_pairs(x, np.arange(0, 700, 3), 0.1)
+    later, earlier, distance = exact_pairs(x, np.arange(0, 700, 3), 0.1)
     some = {p for p in brute_force(x, 0.1) if p[0] % 3 == 0 or p[1] % 3 == 0}
     assert set(zip(later.tolist(), earlier.tolist(), strict=True)) == some
     assert len(later) == len(some)
@@ -47,7 +48,7 @@ def test_target_is_reached_on_other_rows() -> None:
     assert axes.shape == (48, found.width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
     placed = calibrate._Placed.of(trained, other, settings.max_probes, 1)
-    later, earlier, _ = calibrate.exact_pairs(other, np.arange(len(other)), 0.1)
+    later, earlier, _ = exact_pairs(other, np.arange(len(other)), 0.1)
     at = placed.lists[later] == placed.lists[earlier, :1]
     margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
     excess = ((other[later] - placed.decoded[earlier]) ** 2).sum(1) - placed.error[later]
@@ -77,11 +78,11 @@ def test_without_any_pair_rows_stand_in_for_their_own() -> None:
 def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     x = rows(1)
     trained = TrainedIndex.train(x, 20, "PQ8")
-    later, earlier, _ = calibrate.exact_pairs(x, np.arange(len(x)), 0.1)
+    later, earlier, _ = exact_pairs(x, np.arange(len(x)), 0.1)
     some = x[:40]
     sample = calibration.Sample(some, some, np.ones(40, bool), len(x))
     alone, _ = calibrate.calibrate(trained, sample, Settings())
-    known = calibrate.KnownPairs(x, later, earlier)
+    known = calibrate.KnownPairs(x, later, earlier, np.ones(len(later), bool))
     found, _ = calibrate.calibrate(trained, sample, Settings(), known)
     assert alone.planted and not found.planted
     assert found.pairs >= len(later)

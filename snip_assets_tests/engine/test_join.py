@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from snip_assets.engine import encode, index, join, pairs, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
+from snip_assets.engine.kernels import QUERIES
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 
@@ -146,7 +147,7 @@ def test_blocks_threads_grouping_and_segments_change_nothing(
     reference, _ = pairs.find_pairs(world.join(), world.shards, workers=1)
     index.merge(world.parts[:2], tmp_path / "one", 2000)
     parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
-    for group, room, workers in ((8, 33, 2), (1024, 5000, 3)):
+    for group, room, workers in ((QUERIES, 33, 2), (128 * QUERIES, 5000, 3)):
         monkeypatch.setattr(join, "GROUP", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)

@@ -53,7 +53,8 @@ def _train_index(run: Run) -> dict[str, Any]:
     ready = run.hashed()
     run.require_shards("clip_features", ready)
     run.require_shards("snip_features", ready)
-    rows = _first_copies(run, max(65_536, lists * 128))
+    # Copies count as often as they occur: so the codes are finest where most pairs are.
+    rows = _drawn(run, max(65_536, lists * 128))
     # A fifth is held out: the codec fits the rows it was trained on better than any other.
     held_out = np.random.default_rng(settings.seed).random(len(rows)) < HELD_OUT
     held_out &= len(rows) > FEWEST_TO_HOLD_OUT
@@ -62,7 +63,7 @@ def _train_index(run: Run) -> dict[str, Any]:
     trained = TrainedIndex.train(
         as_float32(snip.take(rows)), lists, settings.codec, settings.seed, settings.workers
     )
-    chosen = _first_copies(run, calibration.budget(registry.rows, registry.dim))
+    chosen = _first_copies(run, _drawn(run, calibration.budget(registry.rows, registry.dim)))
     raw = _unit_rows(shards.raw_features(registry), chosen)
     sample = calibration.Sample(
         raw, as_float32(snip.take(chosen)), ~np.isin(chosen, rows), registry.rows
@@ -93,8 +94,8 @@ def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def _first_copies(run: Run, most: int) -> np.ndarray:
-    """Row ids of a random sample, ascending, without exact copies."""
+def _drawn(run: Run, most: int) -> np.ndarray:
+    """Row ids of a random sample, ascending."""
     ready = run.hashed()
     ends = np.cumsum([s.rows for s in ready])
     total = int(ends[-1]) if ready else 0
@@ -105,7 +106,11 @@ def _first_copies(run: Run, most: int) -> np.ndarray:
         rows = np.arange(total)
     # Place among the checked rows -> row id.
     ahead = np.array([s.stop for s in ready], np.int64) - ends
-    rows = rows + ahead[np.searchsorted(ends, rows, "right")]
+    return rows + ahead[np.searchsorted(ends, rows, "right")]
+
+
+def _first_copies(run: Run, rows: np.ndarray) -> np.ndarray:
+    """The rows without those that are exact copies of an earlier one of them."""
     first = np.unique(run.hashes(rows), return_index=True)[1]
     return rows[np.sort(first)]
 

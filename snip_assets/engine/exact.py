@@ -1,0 +1,54 @@
+"""Exact search among rows in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .features import at_least
+from .threads import ordered_map
+
+
+def exact_pairs(
+    x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (a query, another row) within a squared distance, by exact search.
+
+    Parameters
+    ----------
+    x
+        float32[n, dim], unit length.
+    queries
+        int64[q], positions.
+
+    Returns
+    -------
+    later, earlier : int64[m]
+        Positions, each pair once.
+    distance : float32[m]
+    """
+    columns = torch.from_numpy(x).T
+    floor = 1 - limit / 2
+
+    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        score = (torch.from_numpy(x[part]) @ columns).numpy()
+        query, row = at_least(score, floor)
+        return part[query], row, 2 - 2 * score[query, row]
+
+    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
+    found = list(ordered_map(work, blocks, workers))
+    query, row, distance = (np.concatenate(p) for p in zip(*found, strict=True))
+    later, earlier = np.maximum(query, row), np.minimum(query, row)
+    key = later.astype(np.int64) * len(x) + earlier
+    once = np.unique(key, return_index=True)[1]
+    once = once[later[once] != earlier[once]]
+    return later[once], earlier[once], distance[once].astype(np.float32)
+
+
+def sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distance of each row of one to that of the other: float32[n]."""
+    out = np.empty(len(a), np.float32)
+    for start in range(0, len(a), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        out[part] = ((a[part] - b[part]) ** 2).sum(1)
+    return out

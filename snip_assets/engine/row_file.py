@@ -1,0 +1,170 @@
+"""Rows of an .npy file, read by position into memory of one's own.
+
+A memory map counts every page that was touched as memory of the process, and a fault at a single
+row brings in 64 KB around it and waits for them. Here rows that the system holds already are
+copied; the others are asked for all at once, so that the disk has many requests to work on, and
+copied as they come.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from .errors import BadInputError
+from .files import open_npy
+
+# Blocks that are asked for beyond the one that is read.
+AHEAD = 4
+_NO_WAIT, _WILL_NEED = getattr(os, "RWF_NOWAIT", 0), getattr(os, "POSIX_FADV_WILLNEED", 0)
+
+
+def _function(name: str, *arguments: Any) -> Any:
+    """A function of the C library."""
+    return types.ExternalFunction(name, types.int64(*arguments))
+
+
+_pread = _function("pread", types.int32, types.uint64, types.uint64, types.int64)
+
+if _NO_WAIT:
+    _preadv2 = _function(
+        "preadv2", types.int32, types.uint64, types.int32, types.int64, types.int32
+    )
+    _fadvise = _function("posix_fadvise", types.int32, types.int64, types.int64, types.int32)
+
+    @njit(nogil=True)
+    def _copied(handle, target, size, position, vector):
+        """Copy what the system holds; whether that was all. Ask for it otherwise."""
+        vector[0], vector[1] = np.uint64(target), np.uint64(size)
+        address = np.uint64(vector.ctypes.data)
+        got = _preadv2(handle, address, np.int32(1), np.int64(position), np.int32(_NO_WAIT))
+        if got < size:
+            _fadvise(handle, np.int64(position), np.int64(size), np.int32(_WILL_NEED))
+        return got >= size
+
+else:
+
+    @njit(nogil=True)
+    def _copied(handle, target, size, position, vector):
+        """Nothing is copied without waiting here."""
+        return False
+
+
+@njit(nogil=True)
+def _together(rows, places, k):
+    """Rows from k on that follow one another in the file and in memory."""
+    count = 1
+    while (
+        k + count < rows.shape[0]
+        and rows[k + count] == rows[k] + count
+        and places[k + count] == places[k] + count
+    ):
+        count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _read(handle, head, width, rows, places, target):
+    """Copy rows of a file to places in memory; returns how many could be read."""
+    number = np.int32(handle)
+    vector = np.empty(2, np.uint64)
+    late, waiting, k = np.empty(rows.shape[0], np.int64), 0, 0
+    while k < rows.shape[0]:
+        count = _together(rows, places, k)
+        there, here = head + rows[k] * width, target + places[k] * width
+        if not _copied(number, here, count * width, there, vector):
+            late[waiting] = k
+            waiting += 1
+        k += count
+    for k in late[:waiting]:
+        size, done = _together(rows, places, k) * width, 0
+        there, here = head + rows[k] * width, target + places[k] * width
+        while done < size:
+            got = _pread(
+                number, np.uint64(here + done), np.uint64(size - done), np.int64(there + done)
+            )
+            if got <= 0:
+                return k + done // width
+            done += got
+    return rows.shape[0]
+
+
+class RowFile:
+    """One .npy file of rows.
+
+    Parameters
+    ----------
+    path
+        n x dimension, C order.
+
+    Raises
+    ------
+    BadInputError
+        As `open_npy`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Never read; it tells where the rows are, and keeps the copy of a remote file.
+        array: Any = open_npy(path)
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self._plain = bool(array.flags.c_contiguous)
+        if self._plain:
+            self._handle = os.open(array.filename, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._handle)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """A copy of consecutive rows; as a slice, it may end at the last row.
+
+        The rows behind it are asked for, for whoever reads block by block.
+        """
+        rows = np.arange(start, min(stop, len(self)))
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        self.copy(rows, out, np.arange(len(rows)))
+        if self._plain and _WILL_NEED:
+            width = self.array.strides[0]
+            position, size = self.array.offset + stop * width, AHEAD * out.nbytes
+            os.posix_fadvise(self._handle, position, size, os.POSIX_FADV_WILLNEED)
+        return out
+
+    def copy(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Copy rows to places of an array.
+
+        Parameters
+        ----------
+        rows, places
+            int64[n].
+        out
+            m x dimension, C order.
+
+        Raises
+        ------
+        IndexError
+            The file has no such row.
+        BadInputError
+            The file became shorter, or cannot be read.
+        """
+        if not len(rows):
+            return
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"{self.path}: {len(self)} rows, none is {rows.max()}")
+        if places.min() < 0 or places.max() >= len(out):
+            raise IndexError(f"{len(out)} places, none is {places.max()}")
+        if not (self._plain and out.dtype == self.dtype and out.flags.c_contiguous):
+            out[places] = self.array[rows]
+            return
+        width = self.array.strides[0]
+        done = _read(self._handle, self.array.offset, width, rows, places, out.ctypes.data)
+        if done < len(rows):
+            raise BadInputError(
+                f"{self.path}: row {rows[done]} cannot be read (was the file cut short meanwhile?)"
+                "; write it again."
+            )

@@ -1,0 +1,60 @@
+"""Rows of a file are those that numpy reads, and a file cut short is told."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.row_file import RowFile
+
+ROWS = 40
+places = st.lists(st.integers(0, ROWS - 1), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[RowFile]:
+    folder = tmp_path_factory.mktemp("rows")
+    x = np.random.default_rng(0).standard_normal((ROWS, 6))
+    arrays = [x, x.astype(np.float16), x[:, 0].copy(), np.asfortranarray(x), x.astype(">f4")]
+    for number, array in enumerate(arrays):
+        np.save(folder / f"{number}.npy", array)
+    return [RowFile(folder / f"{number}.npy") for number in range(len(arrays))]
+
+
+@settings(deadline=None)
+@given(rows=places)
+def test_any_rows_in_any_order(files: list[RowFile], rows: list[int]) -> None:
+    wanted = np.array(rows, np.int64)
+    for file in files:
+        out = np.empty((len(rows), *file.shape[1:]), file.dtype)
+        to = np.random.default_rng(len(rows)).permutation(len(rows))
+        file.copy(wanted, out, to)
+        np.testing.assert_array_equal(out[to], file.array[wanted])
+
+
+@settings(deadline=None)
+@given(start=st.integers(0, ROWS), length=st.integers(0, ROWS))
+def test_blocks_are_slices(files: list[RowFile], start: int, length: int) -> None:
+    for file in files:
+        block = file.block(start, start + length)
+        np.testing.assert_array_equal(block, file.array[start : start + length])
+
+
+def test_no_such_row(files: list[RowFile]) -> None:
+    for row in (-1, ROWS):
+        with pytest.raises(IndexError):
+            files[0].copy(np.array([row]), np.empty((1, 6)), np.array([0]))
+        with pytest.raises(IndexError):
+            files[0].copy(np.array([0]), np.empty((1, 6)), np.array([row]))
+
+
+def test_a_file_cut_short_while_open_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((100, 8)))
+    file = RowFile(tmp_path / "x.npy")
+    os.truncate(tmp_path / "x.npy", file.array.offset + 50 * 64)
+    with pytest.raises(BadInputError, match="row 50 cannot be read"):
+        file.block(0, 100)
