@@ -96,7 +96,7 @@ def calibrated(
     true = np.ones(len(part), bool)
     known = calibrate.KnownPairs(x[names].astype(np.float32), later, earlier, true)
     fresh = np.ones(len(some), bool)
-    given = calibration.Sample(sample, sample, fresh, len(x))
+    given = calibration.Sample(None, sample, fresh, len(x))
     return calibrate.calibrate(trained, given, Settings(), known)
 
 

@@ -90,6 +90,17 @@ def _widths(axes: np.ndarray) -> list[int]:
     return [w for w in WIDTHS if w < len(axes)] or [len(axes)]
 
 
+def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, and the true pairs of these in the sample."""
+    if sample.raw is None:
+        none = np.empty(0, np.int64)
+        return sample.queries(QUERIES, settings.seed), none, none
+    n, dim = sample.raw.shape
+    count = max(QUERIES, int(affordable(sample.rows, dim) / (2.0 * n * (dim + 128))))
+    queries = sample.queries(count, settings.seed)
+    return queries, *exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)[:2]
+
+
 def calibrate(
     trained: TrainedIndex, sample: Sample, settings: Settings, known: KnownPairs | None = None
 ) -> tuple[Calibration, np.ndarray]:
@@ -100,7 +111,7 @@ def calibrate(
     sample
         Random rows.
     known
-        More true pairs.
+        More true pairs; those that there are, when the sample has no raw features.
 
     Returns
     -------
@@ -113,11 +124,8 @@ def calibrate(
     SnipError
         The target recall cannot be reached; the message says by what.
     """
-    n = len(sample.raw)
-    each = 2.0 * n * (sample.raw.shape[1] + 128)
-    count = max(QUERIES, int(affordable(sample.rows, sample.raw.shape[1]) / each))
-    queries = sample.queries(count, settings.seed)
-    later, earlier, _ = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
+    n = len(sample.snip)
+    queries, later, earlier = _own_pairs(sample, settings)
     placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
     home = placed.lists[:, 0]
     residuals = (sample.snip - trained.centroids[home])[:65_536]

@@ -71,7 +71,7 @@ class Sample:
     Attributes
     ----------
     raw
-        float32[n, D], L2-normalised.
+        float32[n, D], L2-normalised; None where their true pairs need not be searched.
     snip
         float32[n, dim].
     fresh
@@ -80,14 +80,14 @@ class Sample:
         Rows of the whole data set.
     """
 
-    raw: np.ndarray
+    raw: np.ndarray | None
     snip: np.ndarray
     fresh: np.ndarray
     rows: int
 
     def queries(self, count: int, seed: int) -> np.ndarray:
         """Positions of random rows, fresh ones first, ascending."""
-        order = np.random.default_rng(seed).permutation(len(self.raw))
+        order = np.random.default_rng(seed).permutation(len(self.snip))
         order = order[np.argsort(~self.fresh[order], kind="stable")]
         fresh = int(self.fresh.sum())
         return np.sort(order[: min(count, fresh) if fresh >= FEWEST_QUERIES else count])

@@ -63,12 +63,14 @@ def _train_index(run: Run) -> dict[str, Any]:
     trained = TrainedIndex.train(
         as_float32(snip.take(rows)), lists, settings.codec, settings.seed, settings.workers
     )
-    chosen = _first_copies(run, _drawn(run, calibration.budget(registry.rows, registry.dim)))
-    raw = _unit_rows(shards.raw_features(registry), chosen)
+    most = calibration.budget(registry.rows, registry.dim)
+    chosen = _first_copies(run, _drawn(run, most))
+    whole = most >= sum(shard.rows for shard in ready)
+    known = None if whole else known_pairs(run, chosen)
+    raw = _unit_rows(shards.raw_features(registry), chosen) if known is None else None
     sample = calibration.Sample(
         raw, as_float32(snip.take(chosen)), ~np.isin(chosen, rows), registry.rows
     )
-    known = None if len(chosen) == sum(s.rows for s in ready) else known_pairs(run, chosen)
     found, axes = calibrate.calibrate(trained, sample, settings, known)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
