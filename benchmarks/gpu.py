@@ -1,4 +1,4 @@
-"""Compression on a GPU beside the CPU, and the matrix products that a join would have there.
+"""Compression and join on a GPU beside the CPU.
 
 python -m benchmarks.gpu --rows 1000000
 
@@ -20,12 +20,14 @@ import torch
 
 from benchmarks.common import cores, table, write
 from snip_assets.engine.compress import compress_shard
+from snip_assets.engine.join import scanned, scanned_on
+from snip_assets.engine.kernels import panels
 from snip_assets.engine.model import SnipNet
 from snip_assets.engine.settings import Settings
 
-SIZES = (768, 1024, 128)
-QUERIES, LISTED, LISTS = 4096, 8192, 64
-SLACK = 0.1
+SIZES = (768, 512, 128)
+# A multiple of any number of queries that the kernel takes at once.
+QUERIES, LISTED, LISTS, WIDTH = 4224, 8192, 64, 32
 
 
 def compression(rows: int, folder: Path, repeats: int) -> tuple[list[dict[str, Any]], float]:
@@ -44,24 +46,31 @@ def compression(rows: int, folder: Path, repeats: int) -> tuple[list[dict[str, A
     return found, float(np.abs(one - other).max())
 
 
-@torch.inference_mode()
-def products(device: str, repeats: int) -> dict[str, Any]:
-    """Pairs a second of queries x rows of a list and a threshold: the core of a join, not a join.
-
-    128 numbers a vector, float32; the rows of a list are in the device's memory, hits come back.
-    """
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.nn.functional.normalize(torch.randn(QUERIES, 128, generator=generator), dim=1)
-    listed = torch.nn.functional.normalize(torch.randn(LISTED, 128, generator=generator), dim=1)
-    queries, listed = queries.to(device), listed.to(device)
+def joined(device: str, repeats: int) -> tuple[dict[str, Any], int]:
+    """Pairs a second of the join's own comparison of queries with a list, and candidates found."""
+    random = np.random.default_rng(0)
+    short = random.integers(-60, 60, (QUERIES, WIDTH + 1)).astype(np.float32)
+    listed = random.integers(-60, 60, (LISTED, WIDTH + 1)).astype(np.float32)
+    # About one pair in ten thousand passes, as in a data set.
+    bound = np.full(QUERIES, 3.7 * 35**2 * WIDTH**0.5, np.float32)
+    stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.float32)
+    x, whole = np.zeros((QUERIES, 128), np.float32), np.zeros((LISTED, 128), np.float32)
+    operands = (x, whole, error, np.float32(0))
+    found = 0
 
     def work() -> None:
+        nonlocal found
+        found = 0
         for _ in range(LISTS):
-            (2 - 2 * queries @ listed.T <= SLACK).nonzero().cpu()
+            if device == "cpu":
+                hits = scanned(panels(listed), short, bound, stop, operands)
+            else:
+                hits = scanned_on(torch.device(device), listed, short, bound, stop, operands)
+            found += sum(len(h.query) for h in hits)
 
     seconds = _best(work, repeats)
     pairs = QUERIES * LISTED * LISTS / seconds
-    return {"work": "products of a join", "device": device, "pairs/s": round(pairs)}
+    return {"work": "join, one thread", "device": device, "pairs/s": round(pairs)}, found
 
 
 def _best(work: Callable[[], Any], repeats: int) -> float:
@@ -85,7 +94,10 @@ def main() -> None:
     machine = {**cores(), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder:
         rows, difference = compression(arguments.rows, Path(folder), arguments.repeats)
-    rows += [products(device, arguments.repeats) for device in ("cpu", "cuda")]
+    both = [joined(device, arguments.repeats) for device in ("cpu", "cuda")]
+    rows += [row for row, _ in both]
+    if both[0][1] != both[1][1]:
+        sys.exit(f"candidates differ: {both[0][1]} and {both[1][1]}")
     table(f"{machine['gpu']} beside {machine['processor']}, {machine['cores']} cores", rows)
     print(f"largest difference between the features of both: {difference:.2g}")
     write("gpu", {"machine": machine, "results": rows, "largest_difference": difference})

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numba import njit
 
 from .axes import Axes
@@ -35,7 +36,20 @@ from .kernels import LANES, QUERIES, compare, fill_up, lowest_bit, panels
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
 GROUP = 64 // QUERIES * QUERIES
 ROOM = 1 << 18
+# Products held on another device at once: 256 MB, and as much for comparing them.
+DEVICE_SCORES = 1 << 26
+CPU = torch.device("cpu")
 _FLAGS = {"nnan", "nsz", "reassoc", "contract"}
+
+
+@njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _distance(x, i, rows, j):
+    """ADC, in one order of summation wherever it is computed."""
+    total = np.float32(0.0)
+    for d in range(x.shape[1]):
+        difference = x[i, d] - rows[j, d]
+        total += difference * difference
+    return total
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -71,12 +85,9 @@ def scan(panel, short, bound, stop, x, rows, error, slack, start, group, query, 
                         mask &= mask - np.uint32(1)
                         if j >= stop[i]:
                             break
-                        total = np.float32(0.0)
-                        for d in range(x.shape[1]):
-                            difference = x[i, d] - rows[j, d]
-                            total += difference * difference
-                        query[count], row[count], excess[count] = i, j, total - error[i]
-                        count += total - error[i] <= slack
+                        over = _distance(x, i, rows, j) - error[i]
+                        query[count], row[count], excess[count] = i, j, over
+                        count += over <= slack
         start = end
     return start, count
 
@@ -136,6 +147,8 @@ class ListJoin:
         The list.
     is_copy
         bool[N] or None: rows left out (later exact copies).
+    device
+        Where the product of leading axes is made.
     """
 
     def __init__(
@@ -145,17 +158,18 @@ class ListJoin:
         book: np.ndarray | None,
         number: int,
         is_copy: np.ndarray | None = None,
+        device: torch.device = CPU,
     ) -> None:
         rows, codes = index.read_list(number)
         if is_copy is not None and len(rows):
             keep = ~is_copy[rows.astype(np.int64)]
             if not keep.all():
                 rows, codes = rows[keep], codes[keep]
-        self.rows, self.rule = rows, rule
+        self.rows, self.rule, self.device = rows, rule, device
         self.centroid = index.trained.centroids[number]
         self._own = rule.axes.project(self.centroid[None])[0]
         codec = index.trained.codec
-        self._panels = panels(rule.axes.decode(codec, book, codes))
+        self._short = rule.axes.decode(codec, book, codes)
         self._whole = codec.decode(codes)
         self._whole += self.centroid
 
@@ -182,8 +196,11 @@ class ListJoin:
         short[:, -1] = 1
         limit = np.float32(self.rule.slack)
         operands = (x, self._whole, np.ascontiguousarray(error[:, 1]), limit)
+        if self.device.type != "cpu":
+            yield from scanned_on(self.device, self._short, short, bound, stop, operands)
+            return
         short, bound = fill_up(short, 0), fill_up(bound, np.inf)
-        yield from scanned(self._panels, short, bound, stop, operands)
+        yield from scanned(panels(self._short), short, bound, stop, operands)
 
 
 def scanned(
@@ -206,6 +223,48 @@ def scanned(
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
         elif count:
             yield Hits(*(a[:count].copy() for a in found)).ordered()
+
+
+@torch.inference_mode()
+def scanned_on(
+    device: torch.device,
+    listed: np.ndarray,
+    short: np.ndarray,
+    bound: np.ndarray,
+    stop: np.ndarray,
+    operands: tuple,
+) -> Iterator[Hits]:
+    """The same candidates, with product and comparison on another device.
+
+    Whole coordinates make the product exact there too; the ADC of what remains is computed here.
+
+    Parameters
+    ----------
+    listed
+        float32[n, width], rows of the list on the leading axes.
+    """
+    rows = torch.from_numpy(listed).to(device)
+    place = torch.arange(len(rows), device=device)
+    size = max(1, DEVICE_SCORES // max(1, len(rows)))
+    x, whole, error, slack = operands
+    for start in range(0, len(bound), size):
+        part = slice(start, start + size)
+        own, floor, last = (torch.from_numpy(a[part]).to(device) for a in (short, bound, stop))
+        near = (own @ rows.T >= floor[:, None]) & (place < last[:, None])
+        found = near.nonzero().cpu().numpy().astype(np.int32)
+        query, row = found[:, 0] + np.int32(start), np.ascontiguousarray(found[:, 1])
+        excess = _excess(x, whole, error, query, row)
+        inside = excess <= slack
+        if inside.any():
+            yield Hits(query[inside], row[inside], excess[inside])
+
+
+@njit(nogil=True, cache=True, fastmath=_FLAGS)
+def _excess(x, rows, error, query, row):
+    out = np.empty(query.shape[0], np.float32)
+    for k in range(query.shape[0]):
+        out[k] = _distance(x, query[k], rows, row[k]) - error[query[k]]
+    return out
 
 
 _local = threading.local()

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from .features import as_float32
 from .files import atomic_path, open_npy
 from .index import SnipIndex
-from .join import ListJoin, Rule
+from .join import CPU, ListJoin, Rule
 from .progress import task
 from .resident import trim
 from .threads import ordered_map
@@ -83,6 +84,8 @@ class Join:
         bool[N]: later exact copies, left out of queries and lists.
     max_partners
         See `verify.thin`.
+    device
+        Where products are made.
     """
 
     index: SnipIndex
@@ -92,6 +95,7 @@ class Join:
     exact_queries: bool
     is_copy: np.ndarray | None
     max_partners: int
+    device: torch.device = CPU
 
     @cached_property
     def book(self) -> np.ndarray | None:
@@ -110,7 +114,7 @@ def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[P
     """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
     counts = Counts(lists=1)
     nothing = [Pairs.empty() for _ in shards]
-    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy)
+    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy, join.device)
     parts = [_queries(shard, number) for shard in shards]
     ids, error = (np.concatenate(p) for p in zip(*parts, strict=True))
     if join.is_copy is not None and len(ids):

@@ -1,8 +1,8 @@
 """Memory-mapped pages counted in resident memory, and let go of before they become too many.
 
 Pages of a memory map stay with the process once they were touched. They cost nothing (the system
-takes them back when it needs room), but a process that has read 15 GB of features looks as if it
-held 15 GB, and a limit on the memory of a container may end it. So who reads maps calls `trim`
+takes them back when it needs room), but a process that has read 25 GB of an index looks as if it
+held 25 GB, and a limit on the memory of a container may end it. So who reads maps calls `trim`
 now and then: once `LIMIT` bytes of file pages have come in, they are handed back, the widest rows
 first, for a page of these holds few rows and is seldom read twice.
 """

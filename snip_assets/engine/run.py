@@ -12,6 +12,7 @@ import numpy as np
 from . import copies, remote_files, shards
 from .axes import Axes
 from .calibration import Calibration
+from .compress import device_of
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
@@ -182,6 +183,7 @@ class Run:
             exact_queries=tier != "codes",
             is_copy=is_copy,
             max_partners=self.settings.max_partners,
+            device=device_of(self.settings),
         )
 
     def query_shard(self, shard: Shard) -> QueryShard:

@@ -128,6 +128,28 @@ def test_join_equals_brute_force(tmp_path: Path, codec: str) -> None:
     assert must <= as_set(found) <= may
 
 
+@pytest.mark.parametrize("products", [50, 1 << 26])
+def test_another_device_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: int
+) -> None:
+    world = World(tmp_path, "PQ8")
+    reference, _ = pairs.find_pairs(world.join(), world.shards)
+    monkeypatch.setattr(join, "DEVICE_SCORES", products)
+
+    def scanned(panel, short, bound, stop, operands):  # the path of a GPU, on this processor
+        rows = np.ascontiguousarray(panel.transpose(0, 2, 1)).reshape(-1, panel.shape[1])
+        real = len(operands[0])
+        rows = rows[: len(operands[1])]
+        return join.scanned_on(join.CPU, rows, short[:real], bound[:real], stop, operands)
+
+    monkeypatch.setattr(join, "scanned", scanned)
+    found, _ = pairs.find_pairs(world.join(), world.shards)
+    for one, other in zip(reference, found, strict=True):
+        for name in verify.FIELDS:
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert sum(map(len, found)) > 200
+
+
 def test_row_ids_beyond_32_bits(tmp_path: Path) -> None:
     start = (1 << 32) + 12_345
     world = World(tmp_path, "PQ8", start)
