@@ -21,7 +21,6 @@ import torch
 from benchmarks.common import cores, table, write
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.join import scanned, scanned_on
-from snip_assets.engine.kernels import panels
 from snip_assets.engine.model import SnipNet
 from snip_assets.engine.settings import Settings
 
@@ -63,7 +62,7 @@ def joined(device: str, repeats: int) -> tuple[dict[str, Any], int]:
         found = 0
         for _ in range(LISTS):
             if device == "cpu":
-                hits = scanned(panels(listed), short, bound, stop, operands)
+                hits = scanned(listed, short, bound, stop, operands)
             else:
                 hits = scanned_on(torch.device(device), listed, short, bound, stop, operands)
             found += sum(len(h.query) for h in hits)

@@ -31,7 +31,7 @@ from numba import njit
 
 from .axes import Axes
 from .index import SnipIndex
-from .kernels import LANES, QUERIES, compare, fill_up, lowest_bit, panels
+from .kernels import LANES, QUERIES, compare, lowest_bit, panels, queries
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
 GROUP = 64 // QUERIES * QUERIES
@@ -53,11 +53,13 @@ def _distance(x, i, rows, j):
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
-def scan(panel, short, bound, stop, x, rows, error, slack, start, group, query, row, excess):
+def scan(
+    listed, norms, short, bound, stop, x, rows, error, slack, start, group, query, row, excess
+):
     """Find candidates, group by group of queries, until half of the room is taken.
 
-    A candidate is a (query, row) with row < stop of the query, a short product >= its bound, and
-    an excess <= slack.
+    A candidate is a (query, row) with row < stop of the query, a short product less the row's norm
+    >= its bound, and an excess <= slack.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def scan(panel, short, bound, stop, x, rows, error, slack, start, group, query, 
         for number in range((last + LANES - 1) // LANES):
             base = number * LANES
             for first in range(start, end, QUERIES):
-                compare(panel, number, short, first, bound, masks)
+                compare(listed, norms, number, short, first, bound, masks)
                 if count + QUERIES * LANES > query.shape[0]:
                     return start, complete if complete > 0 else -1
                 for own in range(QUERIES):
@@ -198,26 +200,33 @@ class ListJoin:
         operands = (x, self._whole, np.ascontiguousarray(error[:, 1]), limit)
         if self.device.type != "cpu":
             yield from scanned_on(self.device, self._short, short, bound, stop, operands)
-            return
-        short, bound = fill_up(short, 0), fill_up(bound, np.inf)
-        yield from scanned(panels(self._short), short, bound, stop, operands)
+        else:
+            yield from scanned(self._short, short, bound, stop, operands)
 
 
 def scanned(
-    panel: np.ndarray, short: np.ndarray, bound: np.ndarray, stop: np.ndarray, operands: tuple
+    listed: np.ndarray, short: np.ndarray, bound: np.ndarray, stop: np.ndarray, operands: tuple
 ) -> Iterator[Hits]:
     """Candidates, some hundred thousand at a time; those of a query together.
 
     Parameters
     ----------
-    panel, short, bound, stop
-        See `scan`; `short` and `bound` filled up (see `kernels.fill_up`).
+    listed
+        float32[n, width + 1], rows of the list on the leading axes (see `Axes.coordinates`).
+    short
+        float32[q, width + 1], queries there; 1 in the last column.
+    bound
+        float32[q]: least product of both.
+    stop
+        int64[q]: rows before which each query looks.
     operands
         x, rows, error and slack.
     """
     found, start = _scratch(), 0
+    listed, norms = panels(listed)
+    short, bound = queries(short, bound)
     while start < len(bound):
-        where = (panel, short, bound, stop, *operands, start, GROUP)
+        where = (listed, norms, short, bound, stop, *operands, start, GROUP)
         start, count = scan(*where, *found)
         if count < 0:
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
@@ -240,8 +249,8 @@ def scanned_on(
 
     Parameters
     ----------
-    listed
-        float32[n, width], rows of the list on the leading axes.
+    listed, short, bound, stop, operands
+        As for `scanned`.
     """
     rows = torch.from_numpy(listed).to(device)
     place = torch.arange(len(rows), device=device)

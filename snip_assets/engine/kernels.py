@@ -3,6 +3,10 @@
 `compare` multiplies a block of queries with a panel of rows and compares the products at once: only
 one bit a pair leaves. `nearest_word` does so with a part of a row and a codebook: only the number
 of the nearest word leaves. A library's product writes all scores to memory, to be read again.
+
+`compare` works on whole numbers of 16 bits, two products and their sum an instruction: twice what
+float32 does on AVX2 and on AVX-512 with VNNI. The code names no processor; LLVM finds the
+instructions.
 """
 
 from __future__ import annotations
@@ -28,81 +32,115 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _WIDTH = 16
 _PARTS = LANES // _WIDTH
 _VECTOR = ir.VectorType(ir.FloatType(), _WIDTH)
+_WORDS, _WIDE_WORDS = ir.VectorType(_I32, _WIDTH), ir.VectorType(_I32, 2 * _WIDTH)
+_SHORTS = ir.VectorType(ir.IntType(16), 2 * _WIDTH)
 
 
 def _number(value: int) -> Any:
     return ir.Constant(_I64, value)
 
 
+def _load(builder: Any, place: Any, kind: Any) -> Any:
+    """A vector from memory, at any place."""
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=kind.element.width // 8)
+
+
 def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(value.type, _WIDTH), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH)
     return builder.shuffle_vector(first, undefined, zeros)
 
 
+def _half(builder: Any, wide: Any, first: int) -> Any:
+    """Every other number of a vector, from the first or the second on."""
+    chosen = list(range(first, 2 * _WIDTH, 2))
+    mask = ir.Constant(ir.VectorType(_I32, _WIDTH), chosen)
+    return builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), mask)
+
+
+def _sum_of_products(builder: Any, one: Any, other: Any) -> Any:
+    """x[2k] y[2k] + x[2k + 1] y[2k + 1] of numbers of 16 bits, in 32 bits."""
+    product = builder.mul(builder.sext(one, _WIDE_WORDS), builder.sext(other, _WIDE_WORDS))
+    return builder.add(_half(builder, product, 0), _half(builder, product, 1))
+
+
 def _products(
-    builder: Any, width: Any, panel: Any, queries: list[Any], parts: range
+    builder: Any, pairs: Any, panel: Any, norms: list[Any], queries: list[Any], parts: range
 ) -> list[list[Any]]:
-    """Sums of products of each query and some parts of the panel's rows, in registers."""
-    zero = ir.Constant(_VECTOR, [0.0] * _WIDTH)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in parts] for _ in queries]
-    fused = ("contract",)
-    with cgutils.for_range(builder, width) as loop:
-        line = builder.gep(panel, [builder.mul(loop.index, _number(LANES))])
-        places = [builder.gep(line, [_number(_WIDTH * part)]) for part in parts]
-        pointer = _VECTOR.as_pointer()
-        rows = [builder.load(builder.bitcast(place, pointer), align=4) for place in places]
+    """Sums of products of each query and some parts of the panel's rows, less the norms."""
+    sums = [[cgutils.alloca_once_value(builder, norms[part]) for part in parts] for _ in queries]
+    with cgutils.for_range(builder, pairs) as loop:
+        line = builder.gep(panel, [builder.mul(loop.index, _number(2 * LANES))])
+        places = [builder.gep(line, [_number(2 * _WIDTH * part)]) for part in parts]
+        rows = [_load(builder, place, _SHORTS) for place in places]
         for query, own in zip(queries, sums, strict=True):
-            value = _splat(builder, builder.load(builder.gep(query, [loop.index])))
+            place = builder.gep(query, [builder.mul(loop.index, _number(2))])
+            both = builder.load(builder.bitcast(place, _I32.as_pointer()), align=2)
+            value = builder.bitcast(_splat(builder, both), _SHORTS)
             for row, total in zip(rows, own, strict=True):
-                product = builder.fmul(value, row, flags=fused)
-                builder.store(builder.fadd(builder.load(total), product, flags=fused), total)
+                product = _sum_of_products(builder, value, row)
+                builder.store(builder.add(builder.load(total), product), total)
     return sums
 
 
 @intrinsic
 def compare(
-    typing_context: Any, panels: Any, panel: Any, queries: Any, first: Any, bound: Any, masks: Any
+    typing_context: Any,
+    panels: Any,
+    norms: Any,
+    panel: Any,
+    queries: Any,
+    first: Any,
+    bound: Any,
+    masks: Any,
 ) -> Any:
     """Compare a block of queries with a panel of rows.
 
     Parameters
     ----------
-    panels
-        float32[p, width, LANES], C order; `panel` is the one to use.
+    panels, norms
+        What `panels` gives; `panel` is the one to use.
     queries
-        float32[q, width], C order; `QUERIES` of them from `first` on.
+        int16[q, width], C order; `QUERIES` of them from `first` on.
     bound
-        float32[q].
+        int32[q].
     masks
-        uint32[QUERIES]; receives, for each query, the rows whose product is >= its bound, as bits.
+        uint32[QUERIES]; receives, for each query, the rows whose product less their norm is >= its
+        bound, as bits.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, block, bounds, out = (
+        rows, lengths, block, bounds, out = (
             context.make_array(signature.args[k])(context, builder, arguments[k])
-            for k in (0, 2, 4, 5)
+            for k in (0, 1, 3, 5, 6)
         )
         width = builder.extract_value(block.shape, 1)
         size = builder.mul(width, _number(LANES))
-        start = builder.gep(rows.data, [builder.mul(arguments[1], size)])
-        places = [builder.add(arguments[3], _number(k)) for k in range(QUERIES)]
+        start = builder.gep(rows.data, [builder.mul(arguments[2], size)])
+        own_norms = builder.gep(lengths.data, [builder.mul(arguments[2], _number(LANES))])
+        less = [
+            builder.neg(_load(builder, builder.gep(own_norms, [_number(_WIDTH * part)]), _WORDS))
+            for part in range(_PARTS)
+        ]
+        places = [builder.add(arguments[4], _number(k)) for k in range(QUERIES)]
         own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
+        pairs = builder.lshr(width, _number(1))
         groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
-        halves = [_products(builder, width, start, own, parts) for parts in groups]
+        halves = [_products(builder, pairs, start, less, own, parts) for parts in groups]
         sums = [list(chain(*parts)) for parts in zip(*halves, strict=True)]
         for k, (place, parts) in enumerate(zip(places, sums, strict=True)):
             floor = _splat(builder, builder.load(builder.gep(bounds.data, [place])))
             word = ir.Constant(_I32, 0)
             for part, total in enumerate(parts):
-                bits = builder.fcmp_ordered(">=", builder.load(total), floor)
+                bits = builder.icmp_signed(">=", builder.load(total), floor)
                 wide = builder.zext(builder.bitcast(bits, ir.IntType(_WIDTH)), _I32)
                 word = builder.or_(word, builder.shl(wide, ir.Constant(_I32, _WIDTH * part)))
             builder.store(word, builder.gep(out.data, [_number(k)]))
         return context.get_dummy_value()
 
-    return types.void(panels, types.int64, queries, types.int64, bound, masks), generate
+    arguments = (panels, norms, types.int64, queries, types.int64, bound, masks)
+    return types.void(*arguments), generate
 
 
 WORDS = 256
@@ -219,32 +257,64 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _fill(rows, out):
+def _fill(rows, out, norms):
+    width = rows.shape[1] - 1
     for i in range(rows.shape[0]):
-        for d in range(rows.shape[1]):
-            out[i // LANES, d, i % LANES] = rows[i, d]
+        panel, lane = i // LANES, i % LANES
+        for d in range(width):
+            out[panel, d // 2, lane, d % 2] = np.int16(rows[i, d])
+        norms[panel, lane] = np.int32(np.float32(-2.0) * rows[i, width])
 
 
-def panels(rows: np.ndarray) -> np.ndarray:
+def panels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows as `compare` reads them, filled up with zeros.
 
     Parameters
     ----------
     rows
-        float32[n, width].
+        float32[n, width + 1]: what `Axes.coordinates` gives.
 
     Returns
     -------
-    float32[ceil(n / LANES), width, LANES]
+    int16[p, ceil(width / 2), LANES, 2], p = ceil(n / LANES)
+        Coordinates, two by two.
+    int32[p, LANES]
+        Squared norms.
     """
-    out = np.zeros((-(-len(rows) // LANES), rows.shape[1], LANES), np.float32)
-    _fill(rows, out)
-    return out
+    count, width = -(-len(rows) // LANES), rows.shape[1] - 1
+    out = np.zeros((count, -(-width // 2), LANES, 2), np.int16)
+    norms = np.zeros((count, LANES), np.int32)
+    _fill(rows, out, norms)
+    return out, norms
 
 
-def fill_up(values: np.ndarray, by: float) -> np.ndarray:
-    """Values, with more at the end so that their number is a multiple of `QUERIES`."""
-    more = -len(values) % QUERIES
-    if not more:
-        return values
-    return np.concatenate([values, np.full((more, *values.shape[1:]), by, values.dtype)])
+@njit(nogil=True, cache=True)
+def _double(short, bound, own, floor):
+    width = short.shape[1] - 1
+    for i in range(short.shape[0]):
+        for d in range(width):
+            own[i, d] = np.int16(np.float32(2.0) * short[i, d])
+        floor[i] = np.int32(min(max(np.ceil(2.0 * bound[i]), -2147483648.0), 2147483647.0))
+
+
+def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and bounds as `compare` reads them: both doubled, for norms are not halved.
+
+    Parameters
+    ----------
+    short
+        float32[q, width + 1], whole coordinates of at most 255 steps; the last column is not read.
+    bound
+        float32[q]: least product less half of the norm.
+
+    Returns
+    -------
+    int16[q', 2 ceil(width / 2)], int32[q']
+        q' is a multiple of `QUERIES`; what was added finds nothing.
+    """
+    count = -(-len(short) // QUERIES) * QUERIES
+    width = short.shape[1] - 1
+    own = np.zeros((count, width + width % 2), np.int16)
+    floor = np.full(count, np.iinfo(np.int32).max, np.int32)
+    _double(short, bound, own, floor)
+    return own, floor

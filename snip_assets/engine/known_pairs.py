@@ -17,7 +17,6 @@ from . import shards
 from .axes import Axes, leading_axes, scale_of
 from .features import as_float32, search_blocks
 from .join import scanned
-from .kernels import fill_up, panels
 from .run import Run
 from .shards import Features
 from .verify import distances
@@ -76,15 +75,15 @@ def snip_neighbours(
     axes = Axes(leading, scale_of(x - mean, leading))
     origin = axes.project(mean)[0]
     short = axes.coordinates(axes.project(x), origin)
-    bound = fill_up(-short[:, -1] - np.float32(0.5 * axes.steps(ROUNDING * limit)), np.inf)
+    bound = -short[:, -1] - np.float32(0.5 * axes.steps(ROUNDING * limit))
     short[:, -1] = 1
-    short, error = fill_up(short, 0), np.zeros(len(x), np.float32)
+    error = np.zeros(len(x), np.float32)
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = as_float32(block)
-        panel = panels(axes.coordinates(axes.project(rows), origin))
+        listed = axes.coordinates(axes.project(rows), origin)
         stop = np.full(len(x), len(rows))
-        hits = list(scanned(panel, short, bound, stop, (x, rows, error, np.float32(limit))))
+        hits = list(scanned(listed, short, bound, stop, (x, rows, error, np.float32(limit))))
         query = np.concatenate([queries[:0], *(queries[h.query] for h in hits)])
         return query, np.concatenate([queries[:0], *(h.row for h in hits)])
 

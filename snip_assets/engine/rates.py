@@ -23,6 +23,7 @@ from .compress import BLOCK_ROWS, compress
 from .encode import Encoder
 from .join import GROUP, buffers, scan
 from .kernels import panels
+from .kernels import queries as as_queries
 from .model import SnipNet
 from .settings import Settings
 from .shards import Features
@@ -217,14 +218,15 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
 
 def _joining(workers: int) -> float:
     queries, rows = 4 * GROUP, 1024
-    short = torch.randn(queries, WIDTH + 1).numpy()
-    panel = panels(torch.randn(rows, WIDTH + 1).numpy())
-    bound, stop = np.full(queries, 1e6, np.float32), np.full(queries, rows)
+    listed = panels(torch.zeros(rows, WIDTH + 1).numpy())
+    short = torch.ones(queries, WIDTH + 1).numpy()
+    own = as_queries(short, np.full(queries, 1e6, np.float32))
+    stop = np.full(queries, rows)
     x, whole = np.zeros((queries, 128), np.float32), np.zeros((rows, 128), np.float32)
     error, slack, found = np.zeros(queries, np.float32), np.float32(0), buffers(4096)
 
     def work(_: int) -> None:
         for _ in range(64):
-            scan(panel, short, bound, stop, x, whole, error, slack, 0, GROUP, *found)
+            scan(*listed, *own, stop, x, whole, error, slack, 0, GROUP, *found)
 
     return 64 * queries * rows / _timed(work, 8, workers)

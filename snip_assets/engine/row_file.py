@@ -4,6 +4,10 @@ A memory map counts every page that was touched as memory of the process, and a 
 row brings in 64 KB around it and waits for them. Here rows that the system holds already are
 copied; the others are asked for all at once, so that the disk has many requests to work on, and
 copied as they come.
+
+A call to the system for each row costs more than the copy of a short row, though. So where a sample
+of them shows that the system holds them already, short rows are copied from the memory map after
+all (see `resident` for its pages).
 """
 
 from __future__ import annotations
@@ -18,9 +22,13 @@ from numba import njit, types
 
 from .errors import BadInputError
 from .files import open_npy
+from .resident import trim
 
 # Blocks that are asked for beyond the one that is read.
 AHEAD = 4
+# Bytes of a row that is copied from the map; of the rows that are asked for, one in so many is
+# looked up beforehand.
+SHORT, LOOK = 512, 64
 _NO_WAIT, _WILL_NEED = getattr(os, "RWF_NOWAIT", 0), getattr(os, "POSIX_FADV_WILLNEED", 0)
 
 
@@ -66,6 +74,28 @@ def _together(rows, places, k):
     ):
         count += 1
     return count
+
+
+_memcpy = _function("memcpy", types.uint64, types.uint64, types.uint64)
+
+
+@njit(nogil=True, cache=True)
+def _held(handle, head, width, rows):
+    """Whether the system holds a sample of the rows in memory."""
+    target, vector = np.empty(width, np.uint8), np.empty(2, np.uint64)
+    for k in range(0, rows.shape[0], LOOK):
+        there = head + rows[k] * width
+        if not _copied(np.int32(handle), target.ctypes.data, width, there, vector):
+            return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _gather(source, width, rows, places, target):
+    """Copy rows from memory to memory."""
+    for k in range(rows.shape[0]):
+        here, there = target + places[k] * width, source + rows[k] * width
+        _memcpy(np.uint64(here), np.uint64(there), np.uint64(width))
 
 
 @njit(nogil=True, cache=True)
@@ -161,10 +191,20 @@ class RowFile:
         if not (self._plain and out.dtype == self.dtype and out.flags.c_contiguous):
             out[places] = self.array[rows]
             return
-        width = self.array.strides[0]
-        done = _read(self._handle, self.array.offset, width, rows, places, out.ctypes.data)
+        head, width = self.array.offset, self.array.strides[0]
+        scattered = len(rows) >= LOOK and abs(int(rows[-1]) - int(rows[0])) >= len(rows)
+        mapped = scattered and width <= SHORT and self._whole()
+        if mapped and _held(self._handle, head, width, rows):
+            _gather(self.array.ctypes.data, width, rows, places, out.ctypes.data)
+            trim()
+            return
+        done = _read(self._handle, head, width, rows, places, out.ctypes.data)
         if done < len(rows):
             raise BadInputError(
                 f"{self.path}: row {rows[done]} cannot be read (was the file cut short meanwhile?)"
                 "; write it again."
             )
+
+    def _whole(self) -> bool:
+        """Whether the file still has all its bytes: a map of missing ones ends the process."""
+        return os.fstat(self._handle).st_size >= self.array.offset + self.array.nbytes

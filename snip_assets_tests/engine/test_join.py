@@ -1,5 +1,6 @@
 """The join against brute force: every codec, any blocks, threads and grouping of shards."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +137,8 @@ def test_another_device_finds_the_same(
     reference, _ = pairs.find_pairs(world.join(), world.shards)
     monkeypatch.setattr(join, "DEVICE_SCORES", products)
 
-    def scanned(panel, short, bound, stop, operands):  # the path of a GPU, on this processor
-        rows = np.ascontiguousarray(panel.transpose(0, 2, 1)).reshape(-1, panel.shape[1])
-        real = len(operands[0])
-        rows = rows[: len(operands[1])]
-        return join.scanned_on(join.CPU, rows, short[:real], bound[:real], stop, operands)
-
-    monkeypatch.setattr(join, "scanned", scanned)
+    # The path of a GPU, on this processor.
+    monkeypatch.setattr(join, "scanned", partial(join.scanned_on, join.CPU))
     found, _ = pairs.find_pairs(world.join(), world.shards)
     for one, other in zip(reference, found, strict=True):
         for name in verify.FIELDS:

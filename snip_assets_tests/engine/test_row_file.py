@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.row_file import RowFile
+from snip_assets.engine.row_file import LOOK, RowFile
 
 ROWS = 40
-places = st.lists(st.integers(0, ROWS - 1), max_size=60)
+places = st.lists(st.integers(0, ROWS - 1), max_size=3 * LOOK)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,6 @@ def test_a_file_cut_short_while_open_is_told(tmp_path: Path) -> None:
     os.truncate(tmp_path / "x.npy", file.array.offset + 50 * 64)
     with pytest.raises(BadInputError, match="row 50 cannot be read"):
         file.block(0, 100)
+    rows = np.delete(np.arange(100), np.arange(10, 30))
+    with pytest.raises(BadInputError, match="row 50 cannot be read"):
+        file.copy(rows, np.empty((100, 8)), rows)
