@@ -23,16 +23,46 @@ PART = 256
 LOWEST = np.float32(-3e38)
 
 
+@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _tops(score, i, tops):
+    """The largest score of a row in each of the lanes; the last few scores are left out."""
+    for lane in range(LANES):
+        tops[lane] = score[i, lane]
+    for base in range(LANES, score.shape[1] - LANES + 1, LANES):
+        for lane in range(LANES):
+            s = score[i, base + lane]
+            tops[lane] = s if s > tops[lane] else tops[lane]
+
+
+@njit(nogil=True, cache=True)
+def _floor(score, i, count, tops, value):
+    """A number that at least `count` scores of a row exceed, not far below the last of them."""
+    if score.shape[1] < LANES or count > LANES:
+        return LOWEST
+    _tops(score, i, tops)
+    value[:] = LOWEST
+    for lane in range(LANES):
+        s = tops[lane]
+        p = count - 1
+        if s <= value[p]:
+            continue
+        while p > 0 and value[p - 1] < s:
+            value[p] = value[p - 1]
+            p -= 1
+        value[p] = s
+    return np.nextafter(value[count - 1], LOWEST)
+
+
 @njit(nogil=True, cache=True)
 def _best(score, count, best):
     """Positions of the `count` largest values of each row, largest first, the first of equals."""
     rows, columns = score.shape
-    value = np.empty(count, np.float32)
+    value, tops = np.empty(count, np.float32), np.empty(LANES, np.float32)
     for i in range(rows):
+        floor = _floor(score, i, count, tops, value)
         for p in range(count):
-            value[p] = LOWEST
+            value[p] = floor
             best[i, p] = 0
-        floor = LOWEST
         for base in range(0, columns, LANES):
             if base + LANES <= columns:
                 mask = above(score, i * columns + base, floor)

@@ -19,7 +19,7 @@ from .row_file import RowFile
 from .settings import Settings
 
 BLOCK_ROWS = 4096
-# So that the hidden numbers of a part (512 x 1,024 float32, 2 MB) stay near the core.
+# So that the rows of a part (1.5 MB at 768 numbers) and their hidden numbers stay near the core.
 PART_ROWS = 512
 
 
@@ -134,7 +134,20 @@ def _check_dim(net: SnipNet, dim: int, name: str) -> None:
 def _block(
     net: SnipNet, block: np.ndarray, device: torch.device, name: str, first: int
 ) -> np.ndarray:
-    rows = torch.from_numpy(block).to(device).float()
+    size = PART_ROWS if device.type == "cpu" else max(1, len(block))
+    out = np.empty((len(block), net.sizes[-1]), np.float16)
+    for start in range(0, len(block), size):
+        hidden = _unit(block[start : start + size], device, name, first + start)
+        for layer in net.layers:
+            hidden = _apply(layer, hidden)
+        short = nn.functional.normalize(hidden, dim=1)
+        out[start : start + size] = short.half().cpu().numpy()
+    return out
+
+
+def _unit(part: np.ndarray, device: torch.device, name: str, first: int) -> torch.Tensor:
+    """Rows in float32, of unit length; float32 ones are overwritten."""
+    rows = torch.from_numpy(part).to(device).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     wrong = ~(torch.isfinite(lengths) & (lengths > 0)).squeeze(1)
     if wrong.any():
@@ -144,16 +157,7 @@ def _block(
             f"{name}row {first + row} {what}; compute its feature again, or take the row out of "
             "the features and the metadata."
         )
-    rows.div_(lengths)
-    size = PART_ROWS if device.type == "cpu" else len(rows)
-    out = np.empty((len(rows), net.sizes[-1]), np.float16)
-    for start in range(0, len(rows), size):
-        hidden = rows[start : start + size]
-        for layer in net.layers:
-            hidden = _apply(layer, hidden)
-        short = nn.functional.normalize(hidden, dim=1)
-        out[start : start + size] = short.half().cpu().numpy()
-    return out
+    return rows.div_(lengths)
 
 
 def _apply(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,8 @@ def _number(value: int) -> Any:
 
 def _load(builder: Any, place: Any, kind: Any) -> Any:
     """A vector from memory, at any place."""
-    return builder.load(builder.bitcast(place, kind.as_pointer()), align=kind.element.width // 8)
+    bytes_ = 4 if isinstance(kind.element, ir.FloatType) else kind.element.width // 8
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=bytes_)
 
 
 def _splat(builder: Any, value: Any) -> Any:
@@ -144,6 +145,8 @@ def compare(
 
 
 WORDS = 256
+# Vectors of words whose scores the registers hold at a time.
+_TOGETHER = 16 if _WIDE else 4
 
 
 def _first_smallest(builder: Any, values: Any, numbers: Any) -> Any:
@@ -199,29 +202,31 @@ def nearest_word(
         first = builder.mul(arguments[4], builder.mul(size, _number(WORDS)))
         columns = builder.gep(words.data, [first])
         norm = builder.gep(half.data, [builder.mul(arguments[4], _number(WORDS))])
-        count, pointer = WORDS // _WIDTH, _VECTOR.as_pointer()
 
         def vector(base: Any, number: int) -> Any:
-            there = builder.gep(base, [_number(number * _WIDTH)])
-            return builder.load(builder.bitcast(there, pointer), align=4)
+            return _load(builder, builder.gep(base, [_number(number * _WIDTH)]), _VECTOR)
 
-        scores = [cgutils.alloca_once_value(builder, vector(norm, k)) for k in range(count)]
-        with cgutils.for_range(builder, size) as loop:
-            value = _splat(builder, builder.load(builder.gep(own, [loop.index])))
-            line = builder.gep(columns, [builder.mul(loop.index, _number(WORDS))])
-            for k, score in enumerate(scores):
-                product = builder.fmul(value, vector(line, k), flags=("contract",))
-                rest = builder.fsub(builder.load(score), product, flags=("contract",))
-                builder.store(rest, score)
         numbers = ir.VectorType(_I32, _WIDTH)
-        best = builder.load(scores[0])
-        best_number = ir.Constant(numbers, list(range(_WIDTH)))
-        for k, score in enumerate(scores[1:], 1):
-            now = builder.load(score)
-            less = builder.fcmp_ordered("<", now, best)
-            here = ir.Constant(numbers, list(range(k * _WIDTH, (k + 1) * _WIDTH)))
-            best = builder.select(less, now, best)
-            best_number = builder.select(less, here, best_number)
+        best, best_number = None, None
+        for low in range(0, WORDS // _WIDTH, _TOGETHER):
+            group = range(low, low + _TOGETHER)
+            scores = [cgutils.alloca_once_value(builder, vector(norm, k)) for k in group]
+            with cgutils.for_range(builder, size) as loop:
+                value = _splat(builder, builder.load(builder.gep(own, [loop.index])))
+                line = builder.gep(columns, [builder.mul(loop.index, _number(WORDS))])
+                for k, score in zip(group, scores, strict=True):
+                    product = builder.fmul(value, vector(line, k), flags=("contract",))
+                    rest = builder.fsub(builder.load(score), product, flags=("contract",))
+                    builder.store(rest, score)
+            for k, score in zip(group, scores, strict=True):
+                now = builder.load(score)
+                here = ir.Constant(numbers, list(range(k * _WIDTH, (k + 1) * _WIDTH)))
+                if best is None:
+                    best, best_number = now, here
+                    continue
+                less = builder.fcmp_ordered("<", now, best)
+                best = builder.select(less, now, best)
+                best_number = builder.select(less, here, best_number)
         return builder.zext(_first_smallest(builder, best, best_number), _I64)
 
     return types.int64(x, types.int64, types.int64, table, types.int64, norms), generate

@@ -1,0 +1,35 @@
+"""The nearest lists and the nearest words, against looking at all of them."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from snip_assets.engine.assign import _best
+from snip_assets.engine.trained import TrainedIndex
+
+
+@settings(deadline=None)
+@given(
+    columns=st.integers(1, 150),
+    count=st.integers(1, 40),
+    steps=st.integers(1, 300),
+    seed=st.integers(0, 9),
+)
+def test_the_largest_scores_the_first_of_equals(
+    columns: int, count: int, steps: int, seed: int
+) -> None:
+    count = min(count, columns)
+    score = np.random.default_rng(seed).integers(-steps, steps, (7, columns)).astype(np.float32)
+    best = np.empty((7, count), np.int32)
+    _best(score, count, best)
+    np.testing.assert_array_equal(best, np.argsort(-score, axis=1, kind="stable")[:, :count])
+
+
+def test_a_code_names_the_nearest_word_of_each_part() -> None:
+    x = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    codec = TrainedIndex.train(x, 4, "PQ8").codec
+    assert codec.book is not None
+    parts = x.reshape(len(x), *codec.book.shape[::2]).astype(np.float64)
+    distance = ((parts[:, :, None] - codec.book[None]) ** 2).sum(3)
+    chosen = np.take_along_axis(distance, codec.encode(x)[:, :, None].astype(int), 2)[:, :, 0]
+    assert (chosen - distance.min(2) < 1e-5).all()
