@@ -12,18 +12,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 from . import shards
 from .errors import StaleOutputError
-from .features import as_float32, at_least, search_blocks
 from .files import digest_of, open_npy, read_manifest, write_json
+from .neighbours import near_rows
 from .run import Run
 from .shards import Features, Shard
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
-# Rounding of a float32 product: pairs this near the threshold are computed again in float64.
+# Of a float32 distance: pairs this near the threshold are computed again in float64.
 ROUNDING = 1e-4
 
 
@@ -106,24 +105,10 @@ def exact_neighbours(
     query, row : int64[m]
         Row ids, the query itself left out.
     """
-    if not len(queries):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    columns = torch.from_numpy(_unit(features.take(queries))).T
-    floor = 1 - (limit + ROUNDING) / 2
-
-    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        row, query = at_least((torch.from_numpy(_unit(block)) @ columns).numpy(), floor)
-        return queries[query], row
-
-    ordinals = range(len(features.paths))
-    query, row = search_blocks(features, ordinals, work, "exact search", workers)
+    ordinals, more = list(range(len(features.paths))), limit + ROUNDING
+    query, row = near_rows(features, queries, more, ordinals, "exact search", workers, unit=True)
     near = distances(features, query, row) <= np.float32(limit)
     return query[near], row[near]
-
-
-def _unit(block: np.ndarray) -> np.ndarray:
-    wide = as_float32(np.array(block))
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
 def query_recall(

@@ -1,0 +1,90 @@
+"""All rows near some rows, by exact search.
+
+As in the join, whole coordinates on a few leading axes throw out nearly everything. A distance on
+some axes never exceeds that on all, so nothing is lost; the whole distance then decides. For a few
+hundred queries that is several times faster than the product of all queries with all rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .axes import Axes, leading_axes, scale_of
+from .features import Features, as_float32, search_blocks
+from .join import scanned
+
+# Leading axes: one for so many numbers, and at the most.
+NUMBERS_PER_AXIS, MOST_AXES = 4, 64
+# What rounding to whole coordinates, and of the axes themselves, may add to a squared distance:
+# a twentieth at the most was seen.
+ROUNDING = 1.15
+# Rows that are worked on while they lie in the cache.
+PART = 512
+
+
+def near_rows(
+    features: Features,
+    queries: np.ndarray,
+    limit: float,
+    ordinals: list[int],
+    title: str,
+    workers: int = 0,
+    *,
+    unit: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """All rows within a squared distance of some rows.
+
+    Memory: the queries, and a block of 4,096 rows a thread.
+
+    Parameters
+    ----------
+    features
+        Rows of unit length, or of any but zero with `unit`.
+    queries
+        int64[q], row ids.
+    limit
+        On the squared distance in float32; whoever needs the last digit asks for a little more.
+    ordinals
+        Shards to search.
+    title
+        Of the progress bar.
+    unit
+        Bring rows to unit length first.
+
+    Returns
+    -------
+    query, row : int64[m]
+        Row ids, the query itself left out.
+    """
+    none = np.empty(0, np.int64)
+    if not len(queries):
+        return none, none
+    x = _rows(features.take(queries), unit)
+    mean = x.mean(0, keepdims=True)
+    width = max(1, min(MOST_AXES, x.shape[1] // NUMBERS_PER_AXIS))
+    leading = leading_axes(x - mean, width)
+    axes = Axes(leading, scale_of(x - mean, leading))
+    origin = axes.project(mean)[0]
+    short = axes.coordinates(axes.project(x), origin)
+    bound = -short[:, -1] - np.float32(0.5 * axes.steps(ROUNDING * limit))
+    short[:, -1] = 1
+    error = np.zeros(len(x), np.float32)
+
+    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = [(none, none)]
+        for start in range(0, len(block), PART):
+            rows = _rows(block[start : start + PART], unit)
+            listed = axes.coordinates(axes.project(rows), origin)
+            stop = np.full(len(x), len(rows))
+            operands = (x, rows, error, np.float32(limit))
+            for hits in scanned(listed, short, bound, stop, operands):
+                found.append((queries[hits.query], hits.row.astype(np.int64) + start))
+        query, row = zip(*found, strict=True)
+        return np.concatenate(query), np.concatenate(row)
+
+    return search_blocks(features, ordinals, work, title, workers)
+
+
+def _rows(block: np.ndarray, unit: bool) -> np.ndarray:
+    wide = as_float32(block)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True) if unit else wide
