@@ -92,7 +92,11 @@ def measured_tables() -> None:
     if merged := result("merge"):
         fill("merge", f"{machine(merged)}\n\n{markdown(merged['runs'])}")
     if added := result("incremental"):
-        fill("incremental", f"{machine(added)}\n\n{markdown(added['stations'])}")
+        parts = [machine(added)]
+        for size in added["sizes"]:
+            parts += [f"{size['shards']} shards of {size['rows_per_shard']:,} rows:"]
+            parts += [markdown(size["stations"])]
+        fill("incremental", "\n\n".join(parts))
 
 
 def main() -> None:
