@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import index
+from snip_assets.engine import choices, index
 from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
@@ -31,9 +31,6 @@ from snip_assets.engine.verify import Pairs
 
 from .base import finish, source_state
 
-# Rows whose pairs are held in memory at once, for each GiB that may be planned with.
-JOIN_ROWS_PER_GB = 4_000_000
-
 
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Join shards with all earlier rows; what is not current is done together, by memory."""
@@ -46,14 +43,9 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
             f"shard {absent[0]}: not in snip_index yet; materialise index_shards for it, then "
             "snip_index."
         )
-    most = int(run.settings.memory_gb * JOIN_ROWS_PER_GB)
-    group: list[Shard] = []
-    for shard in [*todo, None]:
-        if group and (shard is None or sum(s.rows for s in group) + shard.rows > most):
-            _join_group(run, group, inputs)
-            group = []
-        if shard is not None:
-            group.append(shard)
+    most = choices.join_rows(run.settings)
+    for group in choices.together(todo, [s.rows for s in todo], most):
+        _join_group(run, group, inputs)
     found = {s.key: current(layout.duplicate_pairs(s.key), inputs[s.key]) for s in wanted}
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
@@ -121,6 +113,7 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             "pairs": len(pairs),
             "exact_copies": len(same),
             "tier": run.settings.tier,
+            "joined_together": len(group),
             "max_distance": run.settings.max_distance,
             "candidates_per_row": counts.candidates / max(rows, 1),
             "compared_per_row": counts.products / max(rows, 1),
