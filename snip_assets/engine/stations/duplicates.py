@@ -147,11 +147,10 @@ def duplicate_groups(run: Run) -> Manifest:
     def same_bytes(rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
         return run.hashes(rows) == run.hashes(earlier)
 
-    hashed = len(run.hashed()) == len(registry.shards)
-    # What the decision depends on besides the pairs, for the next run to compare.
-    seen = {"pair_versions": found, "metadata_states": described, "copies_by_hash": hashed}
-
     def work() -> dict[str, Any]:
+        hashed = len(run.hashed()) == len(registry.shards)
+        # What went into the decision, for the next run to compare.
+        seen = {"pair_versions": found, "metadata_states": described, "copies_by_hash": hashed}
         run.require_shards("clip_features", run.hashed())
         facts = group_rows(
             [layout.duplicate_pairs(key) for key in found],
