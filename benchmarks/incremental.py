@@ -1,10 +1,10 @@
 """What a shard costs that arrives behind others, against the whole.
 
-    python benchmarks/incremental.py [--shards 100] [--rows 2000] [--dim 256]
+    python benchmarks/incremental.py [--shards 100] [--rows 2000 --rows 20000] [--dim 256]
 
-All shards but the last are worked, station by station; then the last arrives. Shards are small, so
-a station that goes through all rows again stands out by its share. Prints a table and writes
-benchmarks/results/incremental.json.
+All shards but the last are worked, station by station; then the last arrives. With shards of 2,000
+rows, what a station does a shard, a list or a file stands out; with 20,000, what it does a row.
+Prints a table a size and writes benchmarks/results/incremental.json.
 """
 
 from __future__ import annotations
@@ -48,15 +48,11 @@ def times(run: stations.Run, keys: list[str]) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=2000, help="Of a shard.")
-    parser.add_argument("--dim", type=int, default=256)
-    options = parser.parse_args()
+def measure(count: int, rows: int, dim: int) -> list[dict[str, Any]]:
+    """A row a station: seconds for all shards but one, for the last, and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        generate(folder, options.shards * options.rows, options.dim, options.shards)
+        generate(folder, count * rows, dim, count)
         source = shards.Source(folder / "img_emb", folder / "metadata")
         layout, keys = Layout(folder / "out"), shards.discover(source)
         # A PCA: training of the net is done once and is not the matter here.
@@ -65,18 +61,26 @@ def main() -> None:
         whole = times(stations.Run(layout, settings), keys[:-1])
         shards.register(layout, source, keys)
         arrival = times(stations.Run(layout, settings), keys[-1:])
-    rows = [
+    whole["in all"], arrival["in all"] = sum(whole.values()), sum(arrival.values())
+    return [
         {"station": n, "all before, s": whole[n], "one more, s": arrival[n]}
         | {"share": arrival[n] / max(whole[n], 1e-9)}
         for n in whole
     ]
-    total = {"station": "in all", "all before, s": sum(whole.values())}
-    total |= {"one more, s": sum(arrival.values())}
-    total |= {"share": total["one more, s"] / total["all before, s"]}  # type: ignore[operator]
-    title = f"A shard of {options.rows:,} rows behind {options.shards - 1} others"
-    table(title, [*rows, total])
-    facts = {"machine": cores(), "shards": options.shards, "rows_per_shard": options.rows}
-    write("incremental", {**facts, "dim": options.dim, "stations": [*rows, total]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--rows", type=int, action="append", help="Of a shard; may be repeated.")
+    parser.add_argument("--dim", type=int, default=256)
+    options = parser.parse_args()
+    sizes = []
+    for rows in options.rows or [2000, 20_000]:
+        found = measure(options.shards, rows, options.dim)
+        table(f"A shard of {rows:,} rows behind {options.shards - 1} others", found)
+        sizes.append({"shards": options.shards, "rows_per_shard": rows, "stations": found})
+    write("incremental", {"machine": cores(), "dim": options.dim, "sizes": sizes})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Measures the rates of this machine, plans 10 million to 2.17 billion rows on 2, 16 and 64 cores,
 and writes what lies between the marks in docs/scale.md; what scale.py, merge.py and incremental.py
-left in benchmarks/results goes there too.
+left in benchmarks/results goes there too, and what fanout.py left to docs/several-machines.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from common import RESULTS, _cell, cores, table, write
 from snip_assets.engine import plan, rates
 from snip_assets.engine.settings import Settings
 
-PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "scale.md"
 SIZES = (10_000_000, 100_000_000, 1_000_000_000, 2_169_580_984)
 # Cores, memory in GiB, disk in GB/s.
 MACHINES = ((2, 24, 1.0), (16, 32, 2.0), (64, 256, 6.0))
@@ -65,13 +66,13 @@ def result(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def fill(mark: str, text: str) -> None:
+def fill(mark: str, text: str, path: Path = PAGE) -> None:
     """Put a text between `<!-- mark -->` and `<!-- end -->`."""
-    page = PAGE.read_text()
+    page = path.read_text()
     pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
     page, count = pattern.subn(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page)
     assert count == 1, mark
-    PAGE.write_text(page)
+    path.write_text(page)
 
 
 def machine(found: dict[str, Any]) -> str:
@@ -92,7 +93,15 @@ def measured_tables() -> None:
     if merged := result("merge"):
         fill("merge", f"{machine(merged)}\n\n{markdown(merged['runs'])}")
     if added := result("incremental"):
-        fill("incremental", f"{machine(added)}\n\n{markdown(added['stations'])}")
+        parts = [machine(added)]
+        for size in added["sizes"]:
+            parts += [f"{size['shards']} shards of {size['rows_per_shard']:,} rows:"]
+            parts += [markdown(size["stations"])]
+        fill("incremental", "\n\n".join(parts))
+    if spread := result("fanout"):
+        shape = f"{spread['rows']:,} x {spread['dim']} in {spread['shards']} shards."
+        text = f"{machine(spread)} {shape}\n\n{markdown(spread['stations'])}"
+        fill("fanout", text, DOCS / "several-machines.md")
 
 
 def main() -> None:

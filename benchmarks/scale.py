@@ -177,7 +177,7 @@ def _checks_together(rows: list[dict[str, Any]], checks: set[str]) -> list[dict[
 
 def bounds(layout: Layout, product_rate: float) -> dict[str, float]:
     """Seconds of the matrix products of each station at the measured rate, from its own facts."""
-    from snip_assets.engine.plan import flops
+    from snip_assets.engine.station_costs import flops
 
     registry = shards.load(layout)
     model = read_manifest(layout.snip_model)

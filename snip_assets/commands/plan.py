@@ -44,8 +44,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Predict time, memory and disk of a run, from rates measured on this machine."""
+    from snip_assets.engine import choices, rates
     from snip_assets.engine import plan as engine
-    from snip_assets.engine import rates
     from snip_assets.report import terminal
 
     itemsize = 2
@@ -53,7 +53,7 @@ def plan(
         rows, raw_dim, itemsize, shards = engine.headers(features)
     if rows <= 0:
         raise typer.BadParameter("give a folder of features, or --rows.")
-    measured = rates.measure(out, raw_dim, settings)
+    measured = rates.measure(out, raw_dim, choices.settled(rows, settings))
     planned = engine.predict(
         rows,
         raw_dim,
@@ -89,6 +89,7 @@ def _print(planned: Plan) -> None:
         ("codec", planned.codec),
         ("lists probed a row (assumed)", planned.probes),
         ("shards joined at once", planned.shards_a_run),
+        ("with the setting memory_gb", planned.run_memory_gb),
     ]
     terminal.table("In all", ["", ""], facts)
     for problem in planned.problems:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from . import plan, rates
-from .files import write_json
+from . import choices, plan, rates
+from .files import read_manifest, write_json
 from .layout import Layout
 from .settings import Settings
-from .shards import load
+from .shards import Registry, load
 
 # Below this, starting up takes longer than the work that the plan knows of.
 FEWEST_ROWS = 100_000
@@ -42,6 +42,7 @@ def keep(
     """
     registry = load(layout)
     itemsize = np.dtype(registry.shards[0].dtype).itemsize
+    settings = choices.settled(registry.rows, settings)
     machine = machine or rates.measure(layout.root, registry.dim, settings)
     planned = plan.predict(
         registry.rows,
@@ -50,12 +51,11 @@ def keep(
         settings,
         itemsize=itemsize,
         shards=len(registry.shards),
+        metadata_bytes=_metadata_bytes(layout, registry),
     )
     names = {s.name for s in planned.stations}
     taken = {name: value for name, value in seconds.items() if name in names}
-    taken["checks"] = sum(
-        v for n, v in seconds.items() if n not in names | {"dedup_report", "decisions"}
-    )
+    taken["checks"] = sum(value for name, value in seconds.items() if name not in names)
     rows: list[dict[str, Any]] = [
         {"station": s.name, "predicted": s.seconds, "measured": taken.get(s.name, 0.0)}
         for s in planned.stations
@@ -74,6 +74,14 @@ def keep(
     }
     write_json(layout.root / FILE, [*kept(layout), found])
     return found
+
+
+def _metadata_bytes(layout: Layout, registry: Registry) -> float:
+    """A row, as the station saw the files."""
+    seen = [read_manifest(layout.metadata(key)) for key in registry.keys]
+    if not registry.rows or None in seen:
+        return plan.METADATA_BYTES
+    return sum(m.facts["bytes"] for m in seen if m is not None) / registry.rows
 
 
 def kept(layout: Layout) -> list[dict[str, Any]]:

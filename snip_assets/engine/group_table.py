@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import representatives
+from .changed import Former, changed_pairs
 from .files import atomic_path, open_npy
 from .groups import group
 from .keep import Copies, keep
@@ -57,7 +59,7 @@ def duplicate_groups(
     rule: str = "neighbours",
     metadata: Metadata | None = None,
     copies: Copies | None = None,
-    former: tuple[Path, Collection[Path]] | None = None,
+    former: Former | None = None,
     memory_gb: float = 4.0,
 ) -> dict[str, Any]:
     """Group all rows, decide who stays, and write the folder `out`, replaced as a whole.
@@ -73,8 +75,9 @@ def duplicate_groups(
     rule, metadata, copies
         As in `keep.keep`; without metadata, urls are null.
     former
-        labels.npy of an earlier run with the same `max_distance`, and the pair files that went
-        into it: these are not read again for the components.
+        An earlier run, whose pairs are not read again for the components; where its decision
+        holds, only the groups that got a new pair are decided again. The files are the same bytes
+        without.
     memory_gb
         What the table of groups may use, in GiB.
 
@@ -84,23 +87,32 @@ def duplicate_groups(
         rows, kept, dropped, groups, grouped_rows, largest_group, chained_groups (groups that keep
         more than one row), representatives.
     """
-    new, labels = list(pair_files), None
+    paths, labels, before = list(pair_files), None, None
     if former is not None:
-        labels = former[0]
-        new = [path for path in pair_files if path not in former[1]]
+        labels = former.folder / "labels.npy"
+        before = former.folder if former.decided else None
+    new = [path for path in paths if former is None or path not in former.pair_files]
     with atomic_path(out) as folder:
         folder.mkdir()
         group(new, rows, folder / "labels.npy", max_distance, labels)
-        facts = keep(
-            pair_files,
-            rows,
-            rule,
-            folder,
-            max_distance=max_distance,
-            metadata=metadata,
-            copies=copies,
-        )
-        count = representatives.write(folder, metadata)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as spill:
+            if before is not None:
+                changed = Path(spill) / "changed.parquet"
+                all_labels = open_npy(folder / "labels.npy")
+                changed_pairs(paths, new, all_labels, changed, max_distance)
+                paths = [changed]
+            facts = keep(
+                paths,
+                rows,
+                rule,
+                folder,
+                max_distance=max_distance,
+                metadata=metadata,
+                copies=copies,
+                before=before,
+            )
+        known = None if before is None else Representatives(before)
+        count = representatives.write(folder, metadata, known)
         return {**facts, "representatives": count, **write_table(folder, memory_gb)}
 
 

@@ -121,6 +121,7 @@ def keep(
     max_distance: float | None = None,
     metadata: Metadata | None = None,
     copies: Copies | None = None,
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """Decide about every row and write it down.
 
@@ -138,6 +139,9 @@ def keep(
         Needed for a rule with an expression.
     copies
         Tells which pairs at distance 0 are exact copies; default: all.
+    before
+        Folder of an earlier decision, which holds for all rows that occur in no pair here: then
+        the pairs of the groups that changed are enough.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def keep(
             copies=copies,
         )
         nearest, distance = _nearest(pair_files, decision, limit(max_distance))
-        dropped = _write(decision, nearest, distance, out, Path(spill))
+        dropped = _write(decision, nearest, distance, out, Path(spill), before)
     return {"rows": rows, "kept": rows - dropped, "dropped": dropped}
 
 
@@ -308,11 +312,18 @@ def _nearest(
 
 
 def _write(
-    decision: Decision, nearest: np.ndarray, distance: np.ndarray, out: Path, spill: Path
+    decision: Decision,
+    nearest: np.ndarray,
+    distance: np.ndarray,
+    out: Path,
+    spill: Path,
+    before: Path | None,
 ) -> int:
     rows, kind = len(decision.rank), decision.rank.dtype
     narrow = kind == np.uint32
     sorter = Sorter(spill, None if narrow else np.uint64)
+    names = ("kept_row", "kept_distance")
+    former = None if before is None else [open_npy(before / f"{name}.npy") for name in names]
     dropped = 0
     with (
         NpyWriter(out / "kept_row.npy", (rows,), kind) as kept_rows,
@@ -323,6 +334,8 @@ def _write(
             kept, far = kernels.explain(
                 start, rank, decision.dropped, decision.survivor, nearest, distance, _none(rank)
             )
+            if former is not None:
+                _as_before(rank == _none(rank), (kept, far), [a[start:] for a in former])
             kept_rows.append(kept)
             distances.append(far)
             inside = np.flatnonzero(kept != np.arange(start, start + len(rank), dtype=kind))
@@ -338,3 +351,12 @@ def _write(
             kept_rows.append(columns[0])
             rows_of_kept.append(columns[1])
     return dropped
+
+
+def _as_before(
+    unpaired: np.ndarray, block: tuple[np.ndarray, ...], former: list[np.ndarray]
+) -> None:
+    """Take over what was decided about rows that are in no pair now, if they were there before."""
+    known = min(len(unpaired), len(former[0]))
+    for own, earlier in zip(block, former, strict=True):
+        np.copyto(own[:known], earlier[:known], where=unpaired[:known])

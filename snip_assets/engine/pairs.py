@@ -114,13 +114,15 @@ def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[P
     """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
     counts = Counts(lists=1)
     nothing = [Pairs.empty() for _ in shards]
-    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy, join.device)
     parts = [_queries(shard, number) for shard in shards]
     ids, error = (np.concatenate(p) for p in zip(*parts, strict=True))
     if join.is_copy is not None and len(ids):
         first = ~join.is_copy[ids.astype(np.int64)]
         ids, error = ids[first], error[first]
-    if not len(ids) or not len(listed.rows):
+    if not len(ids):
+        return nothing, counts
+    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy, join.device)
+    if not len(listed.rows):
         return nothing, counts
     counts.products = int(np.searchsorted(listed.rows, ids).sum())
     x = as_float32(join.queries.take(ids))

@@ -1,8 +1,6 @@
 """What leaves the house: the bitmap, the metadata without duplicates, the drop lists.
 
-Outputs of a shard depend on its own metadata and on its slice of the decision alone
-(`deduped_digest`, `drop_list_digest`): a new shard makes stale just those older shards in which
-a row's fate changed.
+Outputs of a shard depend on its own metadata and on its slice of the decision alone (`slices`).
 """
 
 from __future__ import annotations
@@ -14,14 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from .errors import BadInputError
-from .files import NpyWriter, atomic_path, open_npy
+from .files import NpyWriter, atomic_path
 from .metadata import CAPTION_NAMES, MD5_NAMES, URL_NAMES, Metadata, as_text, find_column
 from .parquet_filter import Column, filter_parquet
-from .representatives import Representatives
 from .shards import Shard, parquet_file
+from .slices import Slices
 
 BLOCK_ROWS = 1 << 20
 BATCH_ROWS = 1 << 16
@@ -59,8 +56,8 @@ def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
     dict
         rows, dropped.
     """
-    kept_row = open_npy(groups / "kept_row.npy")
-    dropped = 0
+    decided, dropped = Slices(groups), 0
+    kept_row = decided.kept_row
     with atomic_path(out) as folder:
         folder.mkdir()
         with (
@@ -68,7 +65,7 @@ def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
             open(folder / "dup_bitmap.bits", "wb") as bits,
         ):
             for start in range(0, len(kept_row), BLOCK_ROWS):
-                drop = ~_kept(kept_row, start, min(len(kept_row), start + BLOCK_ROWS))
+                drop = ~decided.kept(start, min(len(kept_row), start + BLOCK_ROWS))
                 bitmap.append(drop)
                 bits.write(np.packbits(drop, bitorder="little").tobytes())
                 dropped += int(np.count_nonzero(drop))
@@ -107,17 +104,18 @@ def deduped_metadata(
     dict
         rows, kept, dropped, notes (what was missing, a line each).
     """
-    keep = _kept(_decided(groups, shard), shard.start, shard.stop)
+    decided = Slices(groups)
+    keep = decided.of(shard)
     extra: list[tuple[pa.Field, Column]] = []
     notes = []
     if duplicate_count or keep_captions is not None:
-        low, high = _stands_for(groups, shard)
-        kept_rows = open_npy(groups / "dropped_kept_rows.npy")[low:high].astype(np.int64)
+        own = decided.stands_for(shard)
+        kept_rows = decided.kept_rows[own].astype(np.int64)
         counts = np.bincount(kept_rows - shard.start, minlength=shard.rows).astype(np.int64)
         if duplicate_count:
             extra.append((pa.field("duplicate_count", pa.int64()), _counts_column(counts)))
         if keep_captions is not None:
-            dropped = open_npy(groups / "dropped_rows.npy")[low:high].astype(np.int64)
+            dropped = decided.dropped_rows[own].astype(np.int64)
             captions = _captions(keep_captions, dropped)
             if len(captions) and captions.null_count == len(captions):
                 notes.append(f"no column {' or '.join(CAPTION_NAMES)}: no captions to keep")
@@ -126,20 +124,6 @@ def deduped_metadata(
     filter_parquet(shard.metadata, out, keep, extra)
     kept = int(np.count_nonzero(keep))
     return {"rows": shard.rows, "kept": kept, "dropped": shard.rows - kept, "notes": notes}
-
-
-def deduped_digest(
-    groups: Path, shard: Shard, *, duplicate_count: bool = False, keep_captions: bool = False
-) -> str:
-    """Digest of all of the decision that `deduped_metadata` of a shard depends on."""
-    parts = [np.packbits(_kept(_decided(groups, shard), shard.start, shard.stop))]
-    low, high = _stands_for(groups, shard)
-    if duplicate_count or keep_captions:
-        kept_rows = open_npy(groups / "dropped_kept_rows.npy")[low:high].astype(np.uint64)
-        parts.append(kept_rows - np.uint64(shard.start))
-    if keep_captions:
-        parts.append(open_npy(groups / "dropped_rows.npy")[low:high].astype(np.uint64))
-    return _digest("deduped_metadata", duplicate_count, keep_captions, *parts)
 
 
 def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
@@ -158,75 +142,23 @@ def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
     dict
         rows, dropped, notes.
     """
-    kept_row = _decided(groups, shard)
-    representatives = Representatives(groups)
-    dropped = 0
+    decided = Slices(groups)
+    go, dropped = ~decided.of(shard), 0
     with (
         atomic_path(out) as temporary,
         pq.ParquetWriter(temporary, DROP_LIST, compression="zstd") as writer,
     ):
         for start, url, md5 in _texts(shard):
-            stop = start + len(url)
-            inside = np.flatnonzero(~_kept(kept_row, shard.start + start, shard.start + stop))
+            inside = np.flatnonzero(go[start : start + len(url)])
             if len(inside):
                 texts = url.take(pa.array(inside)), md5.take(pa.array(inside))
-                columns = _dropped(shard, groups, inside + start, *texts, representatives)
+                columns = _dropped(shard, decided, inside + start, *texts)
                 writer.write_table(pa.table(columns, schema=DROP_LIST))
             dropped += len(inside)
     with parquet_file(shard.metadata) as file:
         missing = find_column(file.schema_arrow, URL_NAMES) is None
     notes = [f"{shard.metadata}: no column url; the drop list has none"] if missing else []
     return {"rows": shard.rows, "dropped": dropped, "notes": notes}
-
-
-def drop_list_digest(groups: Path, shard: Shard) -> str:
-    """Digest of all of the decision that the drop list of a shard depends on."""
-    kept_row = _decided(groups, shard)
-    representatives = Representatives(groups)
-    digest = xxhash.xxh3_128(b"drop_list")
-    for start in range(shard.start, shard.stop, BATCH_ROWS):
-        stop = min(shard.stop, start + BATCH_ROWS)
-        inside = np.flatnonzero(~_kept(kept_row, start, stop)) + start
-        for name in ("kept_row", "kept_distance", "labels"):
-            digest.update(np.ascontiguousarray(open_npy(groups / f"{name}.npy")[inside]).data)
-        digest.update(np.ascontiguousarray(inside - shard.start).data)
-        texts = representatives.take(kept_row[inside]).select(["url", "md5"])
-        digest.update(repr(texts.to_pylist()).encode())
-    return digest.hexdigest()
-
-
-def _digest(*parts: Any) -> str:
-    digest = xxhash.xxh3_128()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.str}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
-
-
-def _kept(kept_row: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """bool[stop - start]: is the row its own representative?"""
-    return kept_row[start:stop] == np.arange(start, stop, dtype=kept_row.dtype)
-
-
-def _decided(groups: Path, shard: Shard) -> np.ndarray:
-    kept_row = open_npy(groups / "kept_row.npy")
-    if len(kept_row) < shard.stop:
-        raise BadInputError(
-            f"{groups}: decides about {len(kept_row)} rows, shard {shard.key} ends at row "
-            f"{shard.stop}; make the groups again."
-        )
-    return kept_row
-
-
-def _stands_for(groups: Path, shard: Shard) -> tuple[int, int]:
-    """Slice of the dropped rows, sorted by kept row, that this shard's rows stand for."""
-    kept_rows = open_npy(groups / "dropped_kept_rows.npy")
-    ends = np.array([shard.start, shard.stop], kept_rows.dtype)
-    low, high = np.searchsorted(kept_rows, ends)
-    return int(low), int(high)
 
 
 def _counts_column(counts: np.ndarray) -> Column:
@@ -284,15 +216,14 @@ def _text(path: Path, batch: pa.RecordBatch, name: str | None) -> pa.Array:
 
 def _dropped(
     shard: Shard,
-    groups: Path,
+    decided: Slices,
     inside: np.ndarray,
     url: pa.Array,
     md5: pa.Array,
-    representatives: Representatives,
 ) -> list[Any]:
     rows = inside + shard.start
-    kept_row = open_npy(groups / "kept_row.npy")[rows]
-    kept = representatives.take(kept_row)
+    kept_row = decided.kept_row[rows]
+    kept = decided.representatives.take(kept_row)
     return [
         pa.array(rows.astype(np.uint64)),
         pa.array([shard.key] * len(rows), pa.string()),
@@ -300,8 +231,8 @@ def _dropped(
         url,
         pa.array(kept_row.astype(np.uint64)),
         kept["url"],
-        pa.array(open_npy(groups / "kept_distance.npy")[rows]),
-        pa.array(open_npy(groups / "labels.npy")[rows].astype(np.uint64)),
+        pa.array(decided.kept_distance[rows]),
+        pa.array(decided.labels[rows].astype(np.uint64)),
         md5,
         kept["md5"],
     ]

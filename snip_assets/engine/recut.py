@@ -25,6 +25,7 @@ from .metadata import Metadata
 from .pair_files import limit, stream
 from .settings import Settings
 from .shards import Registry, load
+from .slices import Slices
 
 
 def curve(
@@ -198,10 +199,11 @@ def _outputs(
     versions = _metadata_version(registry)
     options = {"duplicate_count": duplicate_count, "keep_captions": keep_captions}
     captions = Metadata.of(registry) if keep_captions else None
+    decided = Slices(folder)
     for shard in progress.track(registry.shards, "Outputs", len(registry.shards)):
         # Captions come from any shard, all else from this one and its slice of the decision.
         source = repr(versions if keep_captions else versions[shard.ordinal])
-        digest = publish.deduped_digest(folder, shard, **options)
+        digest = decided.deduped_digest(shard, **options)
         out, inputs = target.deduped_metadata(shard.key), {"source": source, "groups": digest}
         if (manifest := current(out, inputs)) is None:
             facts = publish.deduped_metadata(
@@ -209,7 +211,7 @@ def _outputs(
             )
             manifest = seal(out, inputs, **facts)
         notes += manifest.facts["notes"]
-        digest = publish.drop_list_digest(folder, shard)
+        digest = decided.drop_list_digest(shard)
         source = repr(versions[shard.ordinal])
         out, inputs = target.drop_list(shard.key), {"source": source, "groups": digest}
         if (manifest := current(out, inputs)) is None:

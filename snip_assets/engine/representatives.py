@@ -22,6 +22,7 @@ from .metadata import MD5_NAMES, URL_NAMES, Metadata
 
 BATCH_ROWS = 1 << 16
 READ_ROWS = 1 << 22
+_COLUMNS = {"url": URL_NAMES, "md5": MD5_NAMES}
 SCHEMA = pa.schema(
     [
         ("row", pa.uint64()),
@@ -32,7 +33,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write(folder: Path, metadata: Metadata | None) -> int:
+def write(folder: Path, metadata: Metadata | None, known: Representatives | None = None) -> int:
     """Write the representatives of a folder that holds `dropped_kept_rows.npy`.
 
     Memory: url and md5 of at most `READ_ROWS` rows, and one row group of these columns.
@@ -43,6 +44,8 @@ def write(folder: Path, metadata: Metadata | None) -> int:
         Where `keep.keep` wrote.
     metadata
         Where the urls are; None leaves them null.
+    known
+        Of an earlier run on the same metadata: those are not looked up again.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def write(folder: Path, metadata: Metadata | None) -> int:
         progress.task("Representatives", count) as task,
     ):
         for rows, sizes in runs(kept_rows):
-            texts = [_texts(metadata, rows, names) for names in (URL_NAMES, MD5_NAMES)]
+            texts = _texts(metadata, rows, known)
             columns = [pa.array(rows.astype(np.uint64)), pa.array(sizes.astype(np.uint64)), *texts]
             table = pa.Table.from_arrays(columns, schema=SCHEMA)
             file.write_table(table, max_chunksize=BATCH_ROWS)
@@ -66,10 +69,23 @@ def write(folder: Path, metadata: Metadata | None) -> int:
     return count
 
 
-def _texts(metadata: Metadata | None, rows: np.ndarray, names: tuple[str, ...]) -> pa.Array:
+def _texts(
+    metadata: Metadata | None, rows: np.ndarray, known: Representatives | None
+) -> list[pa.Array]:
+    """Url and md5 of kept rows."""
     if metadata is None:
-        return pa.nulls(len(rows), pa.large_string())
-    return metadata.take(rows.astype(np.int64), names)
+        return [pa.nulls(len(rows), pa.large_string()) for _ in _COLUMNS]
+    held = np.zeros(len(rows), bool) if known is None else np.isin(rows, known.rows)
+    wanted = rows[~held].astype(np.int64)
+    fresh = [metadata.take(wanted, names) for names in _COLUMNS.values()]
+    if known is None or not held.any():
+        return fresh
+    old = known.take(rows[held])
+    places = pa.array(np.argsort(np.argsort(held, kind="stable"), kind="stable"))
+    return [
+        pa.concat_arrays([text, *old[name].chunks]).take(places)
+        for name, text in zip(_COLUMNS, fresh, strict=True)
+    ]
 
 
 def runs(kept_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -99,8 +99,12 @@ class Run:
 
     def hashes(self, rows: np.ndarray) -> np.ndarray:
         """uint64[n]: hashes of rows by row id."""
+        return self._hashes.take(rows)
+
+    @cached_property
+    def _hashes(self) -> Features:
         paths = [self.layout.clip_features(key) for key in self.registry.keys]
-        return Features(paths, self.registry.offsets).take(rows)
+        return Features(paths, self.registry.offsets)
 
     def exact_copies(self, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Later copies and their first copies, confirmed, among shards up to ordinal `last`.

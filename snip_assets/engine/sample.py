@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import choices
 from .errors import BadInputError
 from .features import as_float32
 from .files import open_npy
@@ -17,7 +18,7 @@ def most_rows(features: Features, settings: Settings, text: Features | None = No
         raise BadInputError("there are no rows to train on; register a shard with rows.")
     first = features.shard(int(np.flatnonzero(np.diff(features.offsets))[0]))
     size = first.shape[1] * first.dtype.itemsize * (1 if text is None else 2)
-    return max(1, min(settings.train_rows, int(settings.memory_gb * 2**30 / 4) // size))
+    return choices.net_rows(size, settings)
 
 
 def sample_rows(rows: int, most: int, seed: int) -> np.ndarray:

@@ -17,7 +17,8 @@ class Settings:
     target_recall
         Share of the pairs within `max_distance` that calibration must reach.
     codec
-        What the index stores of a row: PQ4, PQ8, PQ16, PQ32, SQ8, SQfp16.
+        What the index stores of a row: PQ4, PQ8, PQ16, PQ32, SQ8, SQfp16; `auto` is PQ8, and PQ16
+        where lists are long, from 400 million rows on.
     lists
         Inverted lists; 0 chooses from the number of rows.
     max_probes

@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import nn
 
-from . import progress, threads
+from . import choices, progress, threads
 from .compress import device_of
 from .files import atomic_path, digest_of
 from .model import SnipNet, pca, save_model
@@ -154,7 +154,7 @@ class Trainer:
         coded = recipe.code_weight > 0 and settings.dim % recipe.code_parts == 0
         self.codes = Codes(recipe.code_parts, recipe.code_lists) if coded else None
         self.batch = min(settings.batch, len(self.rows))
-        self.steps = settings.steps or default_steps(len(self.rows))
+        self.steps = choices.steps(len(self.rows), settings)
         self.every = max(1, self.steps // EVALUATIONS)
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -349,11 +349,6 @@ def _measure_pca(net: SnipNet, images: np.ndarray, settings: Settings) -> dict[s
     rows = images[sample_rows(len(images), VALIDATION_ROWS, settings.seed)]
     validation = Validation(rows, settings.max_distance, torch.device("cpu"))
     return {**validation.facts(), **validation.measure(net)}
-
-
-def default_steps(rows: int) -> int:
-    """Steps for a number of training rows: two minutes on two cores for 40 thousand of 512."""
-    return int(np.clip(rows // 25, 400, 4000))
 
 
 def fast_bf16(device: torch.device) -> bool:

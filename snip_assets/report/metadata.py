@@ -21,7 +21,7 @@ MOST_SHARD_RECORDS = 256
 
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {
-    *("bytes", "pair_versions", "shards_missing", "shards_seen"),
+    *("bytes", "pair_versions", "metadata_states", "shards_missing", "shards_seen"),
     *("curve", "list_sizes", "distances", "kept_rows", "dropped_rows"),
 }
 

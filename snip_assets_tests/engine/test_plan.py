@@ -1,5 +1,6 @@
 """The plan: sums up, grows with the work, shrinks with the machine; says what does not fit."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snip_assets.engine import forecast, plan, rates
+from snip_assets.commands import dedup
+from snip_assets.engine import choices, forecast, plan, rates, stations
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.rates import Rates
@@ -24,7 +26,8 @@ def predict(rows: int, memory_gb: float = 32, cores: int = 2, disk: float = 2) -
     )
 
 
-@given(st.integers(10_000, 10**10), st.floats(1.1, 50))
+# From where on calibration searches true pairs in all rows, which is less than in a large sample.
+@given(st.integers(300_000, 10**10), st.floats(1.1, 50))
 def test_more_rows_never_take_less(rows: int, more: float) -> None:
     one, other = predict(rows), predict(int(rows * more))
     assert other.seconds >= one.seconds
@@ -57,6 +60,52 @@ def test_folder_of_features(tmp_path: Path) -> None:
     assert itemsize == np.load(SAMPLE_FEATURES / "img_emb_0000.npy").itemsize and dim > 1
     with pytest.raises(BadInputError, match="no file named"):
         plan.headers(tmp_path)
+
+
+@pytest.mark.parametrize("codec", ["PQ8", "auto", "PQ4"])
+def test_a_run_uses_what_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(choices, "LONG_LIST", 10)
+    settings = Settings(codec=codec, memory_gb=1100 / choices.JOIN_ROWS_PER_GB, workers=2)
+    layout = Layout(tmp_path)
+    register(layout, Source(SAMPLE_FEATURES, SAMPLE_METADATA))
+    run = stations.Run(layout, settings)
+    keys, registry = run.registry.keys, run.registry
+    for station in (stations.clip_features, stations.snip_features, stations.index_shards):
+        if station is stations.snip_features:
+            stations.snip_model(run)
+        if station is stations.index_shards:
+            trained = stations.trained_index(run)
+        station(run, keys)
+    stations.snip_index(run)
+    pairs = stations.duplicate_pairs(run, keys)
+    planned = plan.predict(registry.rows, registry.dim, RATES, settings, shards=len(keys))
+    assert trained.facts["lists"] == planned.lists
+    assert trained.facts["codec"] == planned.codec == {"auto": "PQ16"}.get(codec, codec)
+    assert {m.facts["joined_together"] for m in pairs.values()} == {planned.shards_a_run} == {2}
+
+
+def test_every_step_of_a_run_is_planned() -> None:
+    assert {s.name for s in predict(10**6).stations} == {*dedup._ORDER, "checks"}
+
+
+@given(st.lists(st.integers(0, 30)), st.integers(1, 50))
+def test_shards_joined_together(sizes: list[int], most: int) -> None:
+    groups = list(choices.together(range(len(sizes)), sizes, most))
+    assert [number for group in groups for number in group] == list(range(len(sizes)))
+    for group, following in pairwise([*groups, []]):
+        assert len(group) == 1 or sum(sizes[n] for n in group) <= most
+        assert not following or sum(sizes[n] for n in [*group, following[0]]) > most
+
+
+def test_codes_are_finer_where_lists_are_long() -> None:
+    auto = Settings(codec="auto")
+    assert choices.codec(10_000_000, auto) == "PQ8"
+    assert choices.codec(2_169_580_984, auto) == "PQ16"
+    assert choices.codec(1_000_000, Settings(codec="auto", lists=10)) == "PQ16"
+    assert choices.codec(2_169_580_984, Settings()) == "PQ8"
+    assert any("--codec auto" in problem for problem in predict(2_169_580_984).problems)
 
 
 def test_rates_of_this_machine_and_how_a_plan_held(tmp_path: Path) -> None:

@@ -85,6 +85,34 @@ def test_an_arrival_leaves_earlier_pairs_alone(
             audit.last_recall(run, 2000, 1)
 
 
+def until_published(run: stations.Run) -> None:
+    until_pairs(run)
+    stations.duplicate_groups(run)
+    stations.dup_bitmap(run)
+    stations.deduped_metadata(run, run.registry.keys)
+    stations.drop_list(run, run.registry.keys)
+
+
+@pytest.mark.parametrize("rule", ["neighbours", "largest(original_width*original_height)"])
+def test_an_arrival_leaves_the_files_of_a_whole_run(tmp_path: Path, rule: str) -> None:
+    run = start(tmp_path / "grown", ["0000", "0001"], keep=rule)
+    until_published(run)
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "grown", whole)
+    made = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
+    for path in [path for name in made for path in whole.glob(f"{name}*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for keys in (["0002"], ["0003"]):
+        until_published(start(tmp_path / "grown", keys, keep=rule))
+    until_published(start(whole, ["0002", "0003"], keep=rule))
+
+    def contents(root: Path) -> dict[Path, str]:
+        files = [p for name in made for p in (root / name).rglob("*") if p.suffix != ".json"]
+        return {p.relative_to(root): checksum(p) for p in files if p.is_file()}
+
+    assert contents(tmp_path / "grown") == contents(whole) and len(contents(whole)) > 12
+
+
 @pytest.mark.parametrize("tier", ["snip", "codes"])
 def test_coarser_tiers_work_without_raw_features(
     done: stations.Run, tmp_path: Path, tier: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import index
+from snip_assets.engine import choices, index
+from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
@@ -23,16 +23,13 @@ from snip_assets.engine.files import (
 from snip_assets.engine.group_table import duplicate_groups as group_rows
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
-from snip_assets.engine.publish import deduped_digest, drop_list_digest
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.run import PAIR_SETTINGS, Run
 from snip_assets.engine.shards import Shard
+from snip_assets.engine.slices import Slices
 from snip_assets.engine.verify import Pairs
 
 from .base import finish, source_state
-
-# Rows whose pairs are held in memory at once, for each GiB that may be planned with.
-JOIN_ROWS_PER_GB = 4_000_000
 
 
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -46,14 +43,9 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
             f"shard {absent[0]}: not in snip_index yet; materialise index_shards for it, then "
             "snip_index."
         )
-    most = int(run.settings.memory_gb * JOIN_ROWS_PER_GB)
-    group: list[Shard] = []
-    for shard in [*todo, None]:
-        if group and (shard is None or sum(s.rows for s in group) + shard.rows > most):
-            _join_group(run, group, inputs)
-            group = []
-        if shard is not None:
-            group.append(shard)
+    most = choices.join_rows(run.settings)
+    for group in choices.together(todo, [s.rows for s in todo], most):
+        _join_group(run, group, inputs)
     found = {s.key: current(layout.duplicate_pairs(s.key), inputs[s.key]) for s in wanted}
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
@@ -121,6 +113,7 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             "pairs": len(pairs),
             "exact_copies": len(same),
             "tier": run.settings.tier,
+            "joined_together": len(group),
             "max_distance": run.settings.max_distance,
             "candidates_per_row": counts.candidates / max(rows, 1),
             "compared_per_row": counts.products / max(rows, 1),
@@ -155,6 +148,9 @@ def duplicate_groups(run: Run) -> Manifest:
         return run.hashes(rows) == run.hashes(earlier)
 
     def work() -> dict[str, Any]:
+        hashed = len(run.hashed()) == len(registry.shards)
+        # What went into the decision, for the next run to compare.
+        seen = {"pair_versions": found, "metadata_states": described, "copies_by_hash": hashed}
         run.require_shards("clip_features", run.hashed())
         facts = group_rows(
             [layout.duplicate_pairs(key) for key in found],
@@ -163,29 +159,34 @@ def duplicate_groups(run: Run) -> Manifest:
             max_distance=settings.max_distance,
             rule=settings.keep,
             metadata=Metadata.of(registry),
-            copies=same_bytes if len(run.hashed()) == len(registry.shards) else None,
-            former=_former(run, found),
+            copies=same_bytes if hashed else None,
+            former=_former(run, seen),
             memory_gb=settings.memory_gb,
         )
         missing = [key for key in registry.keys if key not in found]
-        return {**facts, "pair_versions": found, "shards_missing": missing}
+        return {**facts, **seen, "shards_missing": missing}
 
     return finish(layout.duplicate_groups, inputs, work)
 
 
-def _former(run: Run, found: dict[str, str]) -> tuple[Path, set[Path]] | None:
-    """The labels of the last run, if all that went into them still holds."""
+def _former(run: Run, seen: dict[str, Any]) -> Former | None:
+    """The last run, if all that went into its labels still holds, and what else of it does."""
     folder = run.layout.duplicate_groups
     manifest = read_manifest(folder)
     settings = run.digest(("keep", "max_distance"))
     if manifest is None or manifest.inputs["settings"] != settings:
         return None
-    before: dict[str, str] = manifest.facts.get("pair_versions", {})
-    if any(found.get(key) != version for key, version in before.items()):
+
+    def holds(name: str) -> bool:
+        before: dict[str, str] = manifest.facts.get(name, {})
+        return all(seen[name].get(key) == version for key, version in before.items())
+
+    # In full, whatever the setting: a run that was killed may have left newer files.
+    if not holds("pair_versions") or damage(folder, manifest, "full"):
         return None
-    if damage(folder, manifest, run.check):
-        return None
-    return folder / "labels.npy", {run.layout.duplicate_pairs(key) for key in before}
+    same_copies = manifest.facts.get("copies_by_hash") == seen["copies_by_hash"]
+    files = {run.layout.duplicate_pairs(key) for key in manifest.facts.get("pair_versions", {})}
+    return Former(folder, files, same_copies and holds("metadata_states"))
 
 
 def dup_bitmap(run: Run) -> Manifest:
@@ -200,10 +201,11 @@ def dup_bitmap(run: Run) -> Manifest:
     shards = [s for s in run.registry.shards if s.stop <= rows]
 
     def work() -> dict[str, Any]:
+        slices = Slices(decided)
         return {
             **publish_bitmap(decided, run.layout.dup_bitmap),
-            "kept_rows": {s.key: deduped_digest(decided, s) for s in shards},
-            "dropped_rows": {s.key: drop_list_digest(decided, s) for s in shards},
+            "kept_rows": {s.key: slices.deduped_digest(s) for s in shards},
+            "dropped_rows": {s.key: slices.drop_list_digest(s) for s in shards},
         }
 
     inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}

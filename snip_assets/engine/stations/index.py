@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import calibrate, calibration, index, shards
+from snip_assets.engine import calibrate, calibration, choices, index, shards
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
@@ -27,7 +27,7 @@ from snip_assets.engine.files import (
 from snip_assets.engine.known_pairs import known_pairs
 from snip_assets.engine.run import INDEX_SETTINGS, Run
 from snip_assets.engine.shards import Shard
-from snip_assets.engine.trained import TrainedIndex, choose_lists
+from snip_assets.engine.trained import TrainedIndex
 
 from .base import each, finish
 
@@ -49,19 +49,20 @@ def trained_index(run: Run, *, again: bool = False) -> Manifest:
 
 def _train_index(run: Run) -> dict[str, Any]:
     registry, settings = run.registry, run.settings
-    lists = settings.lists or choose_lists(registry.rows)
+    lists = choices.lists(registry.rows, settings)
+    codec = choices.codec(registry.rows, settings)
     ready = run.hashed()
     run.require_shards("clip_features", ready)
     run.require_shards("snip_features", ready)
     # Copies count as often as they occur: so the codes are finest where most pairs are.
-    rows = _drawn(run, max(65_536, lists * 128))
+    rows = _drawn(run, choices.index_rows(registry.rows, lists))
     # A fifth is held out: the codec fits the rows it was trained on better than any other.
     held_out = np.random.default_rng(settings.seed).random(len(rows)) < HELD_OUT
     held_out &= len(rows) > FEWEST_TO_HOLD_OUT
     rows = rows[~held_out]
     snip = shards.snip_features(run.layout, registry)
     trained = TrainedIndex.train(
-        as_float32(snip.take(rows)), lists, settings.codec, settings.seed, settings.workers
+        as_float32(snip.take(rows)), lists, codec, settings.seed, settings.workers
     )
     most = calibration.budget(registry.rows, registry.dim)
     chosen = _first_copies(run, _drawn(run, most))
@@ -79,7 +80,7 @@ def _train_index(run: Run) -> dict[str, Any]:
         save_npy(folder / "axes.npy", axes)
     return {
         "lists": trained.lists,
-        "codec": settings.codec,
+        "codec": codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
         "shards_seen": [s.key for s in ready],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from snip_assets.engine.files import Manifest
-from snip_assets.engine.publish import deduped_digest, drop_list_digest
+from collections.abc import Callable
+
+from snip_assets.engine.files import Manifest, read_manifest
 from snip_assets.engine.publish import deduped_metadata as publish_metadata
 from snip_assets.engine.publish import drop_list as publish_drop_list
 from snip_assets.engine.run import Run
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.slices import Slices
 
 from .base import each, source_state
 
@@ -14,13 +17,11 @@ from .base import each, source_state
 def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the kept rows of metadata shards; only those whose decision changed."""
     decided = run.layout.duplicate_groups
-    run.version(decided, "duplicate_groups")
-    run.version(run.layout.dup_bitmap, "dup_bitmap")
     return each(
         run,
         keys,
         run.layout.deduped_metadata,
-        lambda s: {"metadata": source_state(s.metadata), "decision": deduped_digest(decided, s)},
+        _inputs(run, "kept_rows", Slices(decided).deduped_digest),
         lambda shard, output: publish_metadata(shard, decided, output),
     )
 
@@ -28,12 +29,28 @@ def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
 def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the dropped rows of shards; only those whose decision changed."""
     decided = run.layout.duplicate_groups
-    run.version(decided, "duplicate_groups")
-    run.version(run.layout.dup_bitmap, "dup_bitmap")
     return each(
         run,
         keys,
         run.layout.drop_list,
-        lambda s: {"metadata": source_state(s.metadata), "decision": drop_list_digest(decided, s)},
+        _inputs(run, "dropped_rows", Slices(decided).drop_list_digest),
         lambda shard, output: publish_drop_list(shard, decided, output),
     )
+
+
+def _inputs(
+    run: Run, name: str, digest: Callable[[Shard], str]
+) -> Callable[[Shard], dict[str, str]]:
+    """What a shard's output is made from; the bitmap of these groups knows the digests."""
+    version = run.version(run.layout.duplicate_groups, "duplicate_groups")
+    run.version(run.layout.dup_bitmap, "dup_bitmap")
+    bitmap = read_manifest(run.layout.dup_bitmap)
+    known: dict[str, str] = {}
+    if bitmap is not None and bitmap.inputs.get("duplicate_groups") == version:
+        known = bitmap.facts.get(name, {})
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        decision = known.get(shard.key) or digest(shard)
+        return {"metadata": source_state(shard.metadata), "decision": decision}
+
+    return inputs

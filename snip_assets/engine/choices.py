@@ -1,0 +1,81 @@
+"""What a run uses where its settings leave it open: stations and plan both ask here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+
+from .settings import Settings
+from .trained import ROWS_PER_LIST, choose_lists
+
+AUTO = "auto"
+# Rows whose pairs are held in memory at once, for each GiB that may be planned with.
+JOIN_ROWS_PER_GB = 4_000_000
+# Lists longer than this have many false candidates with 8 bytes a row: from 400 million rows on.
+LONG_LIST = 50_000
+FEWEST_INDEX_ROWS = 65_536
+
+Item = TypeVar("Item")
+
+
+def lists(rows: int, settings: Settings) -> int:
+    """Inverted lists."""
+    return settings.lists or choose_lists(rows)
+
+
+def codec(rows: int, settings: Settings) -> str:
+    """What the index stores of a row: with `auto`, finer codes where lists are long."""
+    return best_codec(rows, settings) if settings.codec == AUTO else settings.codec
+
+
+def best_codec(rows: int, settings: Settings) -> str:
+    """PQ8, or PQ16 where false candidates would cost more than 8 bytes a row."""
+    return "PQ16" if rows > LONG_LIST * lists(rows, settings) else "PQ8"
+
+
+def settled(rows: int, settings: Settings) -> Settings:
+    """Settings with nothing left open that the index is made from."""
+    return replace(settings, lists=lists(rows, settings), codec=codec(rows, settings))
+
+
+def index_rows(rows: int, lists: int) -> int:
+    """Rows drawn to train the index."""
+    return min(rows, max(FEWEST_INDEX_ROWS, lists * ROWS_PER_LIST))
+
+
+def net_rows(row_bytes: int, settings: Settings) -> int:
+    """Rows to train the net on, at the most: `train_rows`, and a quarter of `memory_gb`."""
+    return max(1, min(settings.train_rows, int(settings.memory_gb * 2**30 / 4) // row_bytes))
+
+
+def steps(rows: int, settings: Settings) -> int:
+    """Training steps for a number of rows: two minutes on two cores for 40 thousand of 512."""
+    return settings.steps or int(np.clip(rows // 25, 400, 4000))
+
+
+def join_rows(settings: Settings) -> int:
+    """Rows of shards that are joined together: each list is then read once for all of them."""
+    return int(settings.memory_gb * JOIN_ROWS_PER_GB)
+
+
+def together(items: Iterable[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:
+    """Consecutive items in groups of at most `most` rows; a larger one is a group of its own."""
+    group: list[Item] = []
+    held = 0
+    for item, size in zip(items, sizes, strict=True):
+        if group and held + size > most:
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += size
+    if group:
+        yield group
+
+
+def shards_a_run(rows: int, shards: int, settings: Settings) -> int:
+    """Shards of equal size that are joined together."""
+    sizes = np.diff(np.linspace(0, rows, shards + 1).astype(np.int64)).tolist()
+    return max(len(group) for group in together(sizes, sizes, join_rows(settings)))

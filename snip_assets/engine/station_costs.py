@@ -1,0 +1,315 @@
+"""What each station of a run costs: processor, memory and disk, by its formula.
+
+Constants that no rate measures were read off runs on two cores of an AMD EPYC
+(`benchmarks/results/scale.json`: 1, 3 and 10 million rows in shards of 100,000), each from what
+its station took beyond the terms that are measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import choices, known_pairs
+from .assign import FLAT_LISTS
+from .calibration import QUERIES, budget
+from .rates import GRAPH_LISTS, Rates, net_size
+from .settings import Settings
+from .trained import ITERATIONS, ROWS_PER_LIST
+
+GIB = 2**30
+PAGE = 4096
+AUDIT_QUERIES = 400
+# The report searches at most so many rows, and groups the pairs anew for each of ten thresholds.
+REPORT_ROWS, REPORT_GROUPINGS = 1_000_000, 5.0
+# Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
+# checks, and announced to Dagster.
+SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.03, 0.05, 0.045
+# A row grouped, and a pair of it (benchmarks/groups.py); a row of the bitmap with its digests.
+ROW_GROUPED, PAIR_GROUPED, ROW_MARKED = 4.2e-7, 6e-7, 5e-8
+# A byte of metadata filtered, and listed.
+BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1.4e-8
+# A candidate handled beside its distances, on one of all cores.
+CANDIDATE = 3e-6
+# A row merged into the index; a segment opened, written and sealed.
+ROW_MERGED, SEGMENT = 5e-8, 0.2
+# A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
+# and curves of the calibration, whatever the size.
+ROW_SEARCHED, CALIBRATED = 2.2e-6, 1.5
+# Work of a training step against its products: softmax, its gradient, optimiser, validation.
+TRAINING_OVERHEAD = 2.5
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What depends on the data.
+
+    Attributes
+    ----------
+    probes
+        Lists that a row probes.
+    imbalance
+        Longer work through lists of unequal length, 1 when all are equal.
+    candidates, pairs
+        A row.
+    """
+
+    probes: float = 1.5
+    imbalance: float = 1.75
+    candidates: float = 2.0
+    pairs: float = 0.5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a station takes.
+
+    Attributes
+    ----------
+    work
+        Seconds of one core, shared by all.
+    alone
+        Seconds that only one core works.
+    memory
+        Bytes, file pages apart.
+    read, write
+        Bytes from and to the disk.
+    waits
+        Whether cores wait for what they read, instead of working meanwhile.
+    """
+
+    work: float = 0.0
+    alone: float = 0.0
+    memory: float = 0.0
+    read: float = 0.0
+    write: float = 0.0
+    waits: bool = False
+
+    def seconds(self, cores: int, read: float, write: float) -> float:
+        """On a machine with some cores, and a disk that reads and writes so many bytes a second."""
+        work, disk = self.work / cores, self.read / read + self.write / write
+        return self.alone + (work + disk if self.waits else max(work, disk))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the formulas share; `settings` settled (see `choices.settled`), `memory` in bytes."""
+
+    rows: int
+    dim: int
+    itemsize: int
+    shards: int
+    cores: int
+    memory: float
+    metadata_bytes: float
+    rates: Rates
+    settings: Settings
+    assumed: Assumed
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists."""
+        return self.settings.lists
+
+    @property
+    def raw(self) -> float:
+        """Bytes of the raw features."""
+        return float(self.rows) * self.dim * self.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row id."""
+        return 4 if self.rows <= 1 << 32 else 8
+
+    @property
+    def code(self) -> int:
+        """Bytes of a code."""
+        name, dim = self.settings.codec, self.settings.dim
+        return {"SQ8": dim, "SQfp16": 2 * dim}.get(name) or int(name[2:])
+
+    def uncached(self, size: float) -> float:
+        """Bytes of a file that a later reading must fetch from the disk again."""
+        return max(0.0, size - 0.5 * self.memory)
+
+    def random(self, reads: float, row: float, size: float) -> float:
+        """Bytes that reads of single rows, a page at the least, bring from the disk."""
+        missing = self.uncached(size) / max(size, 1.0)
+        return missing * reads * max(row, PAGE)
+
+
+def flops(
+    rows: int, dim: int, lists: int, train_rows: int, settings: Settings | None = None
+) -> dict[str, float]:
+    """Operations of the matrix products of the stations, the join apart."""
+    settings = settings or Settings()
+    sample = min(train_rows, lists * ROWS_PER_LIST)
+    queries, sampled = min(QUERIES, rows), budget(rows, dim)
+    centroids = 2.0 * settings.dim * lists * (ITERATIONS * sample + train_rows + sampled)
+    # Pairs of a sample that is not the whole are searched in the SNIP features of all rows.
+    raw = dim if sampled >= rows else 0
+    exact = 2.0 * queries * sampled * (raw + 2 * settings.dim)
+    known = 2.0 * known_pairs.QUERIES * known_pairs.WIDTH * rows if sampled < rows else 0.0
+    assigned = 2.0 * rows * lists * settings.dim if lists <= FLAT_LISTS else 0.0
+    return {
+        "snip_features": 2.0 * rows * net_size(dim, settings),
+        "trained_index": centroids + exact + known,
+        "index_shards": assigned,
+    }
+
+
+def costs(case: Case) -> dict[str, Cost]:
+    """Name of a station -> its cost, in the order in which they run."""
+    return {
+        **_features(case),
+        "trained_index": _trained_index(case),
+        **_index(case),
+        "duplicate_pairs": _join(case),
+        **_results(case),
+        **_looks(case),
+    }
+
+
+def _features(case: Case) -> dict[str, Cost]:
+    rows, rates, settings = case.rows, case.rates, case.settings
+    # Bytes a row that one core works on: as read, as float32, and squared in float64.
+    row = float(case.cores * case.dim)
+    products = flops(rows, case.dim, case.lists, 0, settings)["snip_features"]
+    sealed = SHARD_SEALED * case.shards
+    return {
+        "metadata": Cost(alone=sealed, read=0.01 * case.metadata_bytes * rows),
+        "clip_features": Cost(
+            work=case.raw / rates.hash_bytes,
+            alone=sealed,
+            memory=8192 * 24 * row,
+            read=case.raw,
+            write=8.0 * rows,
+            waits=True,
+        ),
+        "snip_model": _net(case),
+        "snip_features": Cost(
+            work=products / rates.compress,
+            alone=sealed,
+            memory=4096 * 10 * row,
+            read=case.uncached(case.raw),
+            write=2.0 * settings.dim * rows,
+        ),
+    }
+
+
+def _net(case: Case) -> Cost:
+    settings, batch = case.settings, case.settings.batch
+    sample = min(case.rows, choices.net_rows(case.dim * case.itemsize, settings))
+    # Forward, and twice as much back; similarities of a batch, those of raw rows without a
+    # gradient.
+    products = 3 * 2.0 * net_size(case.dim, settings) * batch
+    products += 2.0 * batch**2 * (case.dim + 3 * settings.dim)
+    training = choices.steps(sample, settings) * TRAINING_OVERHEAD * products
+    if sample < settings.pca_below:
+        training = 2.0 * sample * case.dim**2
+    # One process trains on all cores, at the rate of the measured ones.
+    memory = 3.0 * sample * case.dim * case.itemsize
+    return Cost(work=training / case.rates.product, memory=memory)
+
+
+def _trained_index(case: Case) -> Cost:
+    rows, rates, dim = case.rows, case.rates, case.settings.dim
+    sample, sampled = choices.index_rows(rows, case.lists), budget(rows, case.dim)
+    work = flops(rows, case.dim, case.lists, sample, case.settings)["trained_index"]
+    work = work / rates.product + sampled * (1 / rates.encode + case.lists / rates.assign)
+    read, raw = PAGE * float(sample), case.dim
+    if sampled < rows:
+        # These are comparisons of the join's kernel, not bare products.
+        pairs = float(known_pairs.QUERIES) * rows
+        work += pairs * (1 / rates.join - 2 * known_pairs.WIDTH / rates.product)
+        work += ROW_SEARCHED * rows
+        read, raw = read + case.uncached(2.0 * dim * rows), 0
+    memory = 8.0 * sample * dim + 4.0 * sampled * (raw + 3 * dim)
+    return Cost(work, CALIBRATED, memory, read, 8.0 * (case.lists + 1) * dim)
+
+
+def _index(case: Case) -> dict[str, Cost]:
+    rows, rates, settings, lists = case.rows, case.rates, case.settings, case.lists
+    shard = case.code + 12 + 4 * case.assumed.probes
+    assigned = lists / rates.assign
+    if lists > FLAT_LISTS:
+        assigned = (lists.bit_length() / GRAPH_LISTS.bit_length()) / rates.graph
+    tables = 8.0 * (lists + 1)
+    return {
+        "index_shards": Cost(
+            work=rows * (1 / rates.encode + assigned),
+            alone=SHARD_SEALED * case.shards,
+            memory=rows / case.shards * 80.0 + 2 * lists * 4.0 * settings.dim,
+            read=case.uncached(2.0 * settings.dim * rows),
+            write=shard * rows + 2 * tables * case.shards,
+        ),
+        "snip_index": Cost(
+            alone=SEGMENT + ROW_MERGED * rows,
+            memory=2.0 * (1 << 28) + 3 * tables,
+            read=case.uncached(shard * rows),
+            write=float(case.code + case.row_bytes) * rows,
+        ),
+    }
+
+
+def _join(case: Case) -> Cost:
+    rows, rates, assumed = case.rows, case.rates, case.assumed
+    snip, entry = 2.0 * case.settings.dim * rows, float(case.code + case.row_bytes)
+    length = rows / case.lists * assumed.imbalance
+    compared = rows * assumed.probes * length / 2
+    candidates, pairs = assumed.candidates * rows, assumed.pairs * rows
+    work = compared / rates.join + candidates * CANDIDATE + 1.5 * pairs / rates.verify
+    group = min(rows, choices.join_rows(case.settings))
+    groups = rows / max(group, 1)
+    memory = rows + min(1 << 30, 40 * rows) + 60.0 * assumed.pairs * group
+    memory += 3 * case.cores * length * (4 * 32 + 4 * case.settings.dim + entry)
+    read = case.uncached(entry * rows) * (groups + 1) / 2
+    read += case.random(rows * assumed.probes, 2.0 * case.settings.dim, snip)
+    if case.settings.tier == "raw":
+        read += case.random(2 * 1.5 * pairs, case.dim * case.itemsize, case.raw)
+    return Cost(work, 0.0, memory, read, 14.0 * pairs)
+
+
+def _grouping(case: Case) -> float:
+    """Seconds to group all pairs and to decide: one pass after the other, on one core."""
+    return case.rows * (ROW_GROUPED + PAIR_GROUPED * case.assumed.pairs)
+
+
+def _results(case: Case) -> dict[str, Cost]:
+    rows, wide = case.rows, case.row_bytes / 4
+    pairs, words = case.assumed.pairs * rows, case.metadata_bytes * rows
+    return {
+        "duplicate_groups": Cost(
+            alone=_grouping(case),
+            memory=13.0 * rows * wide + GIB,
+            read=14.0 * pairs,
+            write=12.0 * wide * rows,
+        ),
+        "dup_bitmap": Cost(alone=ROW_MARKED * rows, memory=float(rows), write=1.125 * rows),
+        "decisions": Cost(alone=SHARD_ANNOUNCED * case.shards),
+        "deduped_metadata": Cost(
+            alone=BYTE_KEPT * words, memory=0.2 * GIB, read=words, write=words
+        ),
+        "drop_list": Cost(
+            alone=BYTE_LISTED * words, memory=0.2 * GIB, read=words, write=0.3 * words
+        ),
+    }
+
+
+def _looks(case: Case) -> dict[str, Cost]:
+    """Checks and report: exact search for some rows, and groups for each threshold shown."""
+
+    def exact(rows: int) -> float:
+        search = 2.0 * AUDIT_QUERIES * rows * case.dim / case.rates.product
+        return search + rows / case.rows * case.raw / case.rates.hash_bytes
+
+    memory = 4096 * 16.0 * case.cores * case.dim
+    return {
+        "checks": Cost(
+            exact(case.rows), SHARD_CHECKED * case.shards, memory, case.uncached(case.raw)
+        ),
+        "dedup_report": Cost(
+            exact(min(case.rows, REPORT_ROWS)),
+            REPORT_GROUPINGS * _grouping(case),
+            max(memory, 13.0 * case.rows * case.row_bytes / 4 + GIB),
+            REPORT_GROUPINGS * 14.0 * case.assumed.pairs * case.rows,
+        ),
+    }
