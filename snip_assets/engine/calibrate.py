@@ -14,6 +14,7 @@ import numpy as np
 
 from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
+from .code_distance import CodeErrors
 from .errors import SnipError
 from .exact import exact_pairs, sum_squares
 from .known_pairs import KnownPairs
@@ -38,6 +39,7 @@ class _Placed:
     lists: np.ndarray
     margin: np.ndarray
     decoded: np.ndarray  # float32[n, dim]: centroid + decoded residual
+    codes: np.ndarray
     error: np.ndarray
 
     @classmethod
@@ -46,9 +48,10 @@ class _Placed:
             lists, distance = trained.assigner.nearest(block, probes)
             margin = trained.assigner.margins(lists, distance)
             residual = block - trained.centroids[lists[:, 0]]
-            decoded = trained.codec.decode(trained.codec.encode(residual))
+            codes = trained.codec.encode(residual)
+            decoded = trained.codec.decode(codes)
             error = ((residual - decoded) ** 2).sum(1)
-            return lists, margin, decoded + trained.centroids[lists[:, 0]], error
+            return lists, margin, decoded + trained.centroids[lists[:, 0]], codes, error
 
         blocks = (x[i : i + 2048] for i in range(0, len(x), 2048))
         parts = list(ordered_map(work, blocks, workers))
@@ -102,7 +105,11 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
 
 
 def calibrate(
-    trained: TrainedIndex, sample: Sample, settings: Settings, known: KnownPairs | None = None
+    trained: TrainedIndex,
+    sample: Sample,
+    settings: Settings,
+    known: KnownPairs | None = None,
+    expected: CodeErrors | None = None,
 ) -> tuple[Calibration, np.ndarray]:
     """Choose slack, probe radius and the rest.
 
@@ -112,6 +119,8 @@ def calibrate(
         Random rows.
     known
         More true pairs; those that there are, when the sample has no raw features.
+    expected
+        What the codec's words miss; learned from the sample where it is not given.
 
     Returns
     -------
@@ -151,12 +160,16 @@ def calibrate(
     )
     found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
+    if expected is None:
+        expected = CodeErrors.learn(trained, sample.snip, settings.workers)
     if known is None:
-        both = sample.snip, placed.decoded
+        coded = placed.decoded, expected.of(placed.codes)
         true = np.unique(later.astype(np.int64) * n + earlier)
-        tiers = accuracy(*both, queries, true, settings)
+        # Of the copies, as many as of the other pairs are seen: those with an end among queries.
+        copies = sample.copies * (1 - (1 - len(queries) / n) ** 2)
+        tiers = accuracy(sample.snip, *coded, queries, true, copies, settings)
     else:
-        tiers = known_accuracy(known, theirs.decoded)
+        tiers = known_accuracy(known, theirs.decoded, expected.of(theirs.codes))
     calibration = Calibration(
         slack=slack,
         radius=radius,
@@ -167,6 +180,7 @@ def calibrate(
         snip_limit=snip_limit,
         snip_max_distance=tiers["snip"]["max_distance"],
         code_max_distance=tiers["codes"]["max_distance"],
+        code_power=tiers["codes"].get("power", 0.0),
         recall=float((found & (snip <= snip_limit)).mean()),
         lost_by_probe=float((margin > radius).mean()),
         lost_by_code=float((excess > slack).mean()),
@@ -242,10 +256,12 @@ def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[fl
             "or lower target_recall."
         )
     aim = min(aim, float(reached.mean()))
+    # Pairs beyond all probes are lost, and no radius brings them back.
+    farthest = ALLOWANCE * float(margin[reached].max()) + 1e-6
     list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
     best: tuple[float, float, float] | None = None
     for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
-        radius = ALLOWANCE * exceeded_by(margin, (1 - aim) * share) + 1e-6
+        radius = min(ALLOWANCE * exceeded_by(margin, (1 - aim) * share) + 1e-6, farthest)
         inside = np.sort(excess[margin <= radius])
         needed = int(np.ceil(aim * len(margin)))
         if needed > len(inside):

@@ -25,7 +25,8 @@ class Calibration:
     snip_limit
         Candidates beyond this SNIP distance are dropped before raw rows are read.
     snip_max_distance, code_max_distance
-        Thresholds of the tiers without raw features (see `tiers`).
+        Thresholds of the tiers without raw features (see `tiers`); that of codes on their
+        relative distance.
     recall, lost_by_probe, lost_by_code, lost_by_short_code, lost_by_snip_limit
         On the sampled pairs, with `pairs` of them.
     candidates_per_row, probes_per_row
@@ -34,6 +35,9 @@ class Calibration:
         Whether noise was added to rows to have pairs at all.
     curve
         Recall and candidates over slack.
+    code_power
+        To which the errors of codes count in their distances (see `code_distance`); 0, as
+        before there was such a power: not at all.
     tiers
         Precision and recall of the tiers at their thresholds, with their curves.
     """
@@ -56,6 +60,7 @@ class Calibration:
     candidates_per_row: float
     probes_per_row: float
     planted: bool
+    code_power: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     tiers: dict[str, Any] = field(default_factory=dict)
 
@@ -78,12 +83,15 @@ class Sample:
         bool[n]: rows that the index was not trained on; queries are drawn from these first.
     rows
         Rows of the whole data set.
+    copies
+        Later exact copies that were left out; 0 if unknown.
     """
 
     raw: np.ndarray | None
     snip: np.ndarray
     fresh: np.ndarray
     rows: int
+    copies: int = 0
 
     def queries(self, count: int, seed: int) -> np.ndarray:
         """Positions of random rows, fresh ones first, ascending."""

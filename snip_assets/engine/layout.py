@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def trained_index(self) -> Path:
-        """Folder: trained.index (empty FAISS index), calibration.json."""
+        """Folder: trained.index (empty FAISS index), calibration.json, axes and code errors."""
         return self.root / "trained_index"
 
     def index_shard(self, key: str) -> Path:

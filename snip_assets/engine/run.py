@@ -12,6 +12,7 @@ import numpy as np
 from . import copies, remote_files, shards
 from .axes import Axes
 from .calibration import Calibration
+from .code_distance import CodeErrors, CodeScale
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
@@ -145,6 +146,17 @@ class Run:
         axes = np.asarray(open_npy(self.layout.trained_index / "axes.npy"))
         return Axes(axes, self.calibration().axis_scale)
 
+    def _code_errors(self, power: float) -> CodeErrors:
+        if power == 0:
+            return CodeErrors.none()
+        path = self.layout.trained_index / "code_errors.npy"
+        try:
+            return CodeErrors(np.array(open_npy(path)))
+        except BadInputError as error:
+            raise StaleOutputError(
+                f"{path}: missing or damaged, and the tier codes needs it; train the index again."
+            ) from error
+
     def indexed(self) -> list[IndexedShard]:
         """Index shards that are materialised, by ordinal."""
         found = []
@@ -163,31 +175,36 @@ class Run:
         copies
             int64[m], the later copies among them; default: found here.
         """
-        layout, registry, tier = self.layout, self.registry, self.settings.tier
-        calibration = self.calibration()
-        index = SnipIndex.open(layout)
-        is_copy = np.zeros(registry.rows, bool)
+        calibration, settings = self.calibration(), self.settings
+        index = SnipIndex.open(self.layout)
+        is_copy = np.zeros(self.registry.rows, bool)
         is_copy[self.exact_copies(last)[0] if copies is None else copies] = True
+        snip = shards.snip_features(self.layout, self.registry)
+        codes = None
         slack, short = calibration.slack, calibration.short_slack
-        if tier == "codes":
+        if settings.tier == "codes":
+            # Equal codes alone where it is 0.
+            limit, power = max(calibration.code_max_distance, 1e-6), calibration.code_power
+            scale = CodeScale(self._code_errors(power), power, settings.max_distance / limit)
+            codes = Decoded(self, index.trained, scale)
+            slack = scale.widest(settings.max_distance)
             # A distance in a subspace never exceeds the whole one, but for rounding to steps.
-            slack = calibration.code_max_distance
             short = 1.05 * slack
-        raw = shards.raw_features(registry) if tier == "raw" else None
-        snip = shards.snip_features(layout, registry)
-        queries = Decoded(self, index.trained) if tier == "codes" else snip
-        limit = calibration.snip_limit if tier == "raw" else calibration.snip_max_distance
+            verifier = Verifier(None, None, settings.max_distance, np.inf, codes)
+        elif settings.tier == "snip":
+            verifier = Verifier(None, snip, settings.max_distance, calibration.snip_max_distance)
+        else:
+            raw = shards.raw_features(self.registry)
+            verifier = Verifier(raw, snip, settings.max_distance, calibration.snip_limit)
         return Join(
             index=index,
             rule=Rule(slack, short, self.axes()),
-            verifier=Verifier(
-                raw, None if tier == "codes" else snip, self.settings.max_distance, limit
-            ),
-            queries=queries,
-            exact_queries=tier != "codes",
+            verifier=verifier,
+            queries=snip if codes is None else codes,
+            exact_queries=codes is None,
             is_copy=is_copy,
-            max_partners=self.settings.max_partners,
-            device=device_of(self.settings),
+            max_partners=settings.max_partners,
+            device=device_of(settings),
         )
 
     def query_shard(self, shard: Shard) -> QueryShard:
@@ -202,31 +219,42 @@ class Run:
 class Decoded:
     """Rows as the index alone knows them: centroid plus decoded residual."""
 
-    def __init__(self, run: Run, trained: TrainedIndex) -> None:
-        self.run, self.trained = run, trained
+    def __init__(self, run: Run, trained: TrainedIndex, scale: CodeScale) -> None:
+        self.run, self.trained, self.scale = run, trained, scale
         self.offsets = run.registry.offsets
-        self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """float32[n, dim] by row id."""
+        home, codes = self._codes(rows)
+        return self.trained.centroids[home] + self.trained.codec.decode(codes)
+
+    def estimates(self, left: np.ndarray, right: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """float32[n] from the squared distances of decoded codes, see `CodeScale`."""
+        return self.scale.estimates(decoded, self._codes(left)[1], self._codes(right)[1])
+
+    def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64[n] lists and uint8[n, code size] codes."""
         rows = np.asarray(rows).astype(np.int64)
-        out = np.empty((len(rows), self.trained.dim), np.float32)
+        home = np.empty(len(rows), np.int64)
+        codes = np.empty((len(rows), self.trained.codec.size), np.uint8)
         ordinal = np.searchsorted(self.offsets, rows, "right") - 1
         for number in np.unique(ordinal):
             here = ordinal == number
-            out[here] = self._decode(int(number), rows[here] - self.offsets[number])
-        return out
+            place, offsets, stored = self._shard(int(number))
+            at = place[rows[here] - self.offsets[number]]
+            home[here] = np.searchsorted(offsets, at, "right") - 1
+            codes[here] = stored[at]
+        return home, codes
 
-    def _decode(self, ordinal: int, local: np.ndarray) -> np.ndarray:
+    def _shard(self, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a shard: place in the file by row, where each list starts, codes by place."""
         folder = self.run.layout.index_shard(self.run.registry.shards[ordinal].key)
         if ordinal not in self._places:
             rows = np.asarray(open_npy(folder / "rows.npy"))
             offsets = open_npy(folder / "list_offsets.npy")
             place = np.empty(len(rows), np.int64)
             place[rows] = np.arange(len(rows))
-            self._places[ordinal] = place, np.asarray(offsets)
-        place, offsets = self._places[ordinal]
-        at = place[local]
-        home = np.searchsorted(offsets, at, "right") - 1
-        codes = open_npy(folder / "codes.npy")[at]
-        return self.trained.centroids[home] + self.trained.codec.decode(codes)
+            codes = open_npy(folder / "codes.npy")
+            self._places[ordinal] = place, np.asarray(offsets), codes
+        return self._places[ordinal]

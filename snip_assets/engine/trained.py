@@ -29,9 +29,10 @@ def choose_lists(rows: int) -> int:
 
     Assignment costs `lists` distances of 128 numbers a row, the join about `rows / lists` of a
     few dozen; the sum is least near this number, and centroids stay a small share of the index.
-    Below 400,000 rows up to 256 lists, which cost little there and make the codes finer.
+    Below 6.5 million rows up to 1,024 lists, one for 32 rows or more: they cost little there and
+    make the codes finer.
     """
-    few = min(256, rows // 64)
+    few = min(1024, rows // 32)
     return max(4, min(max(few, round(0.4 * rows**0.5)), rows // 32, 65_536))
 
 

@@ -69,6 +69,13 @@ class Rows(Protocol):
         """n x dimension."""
 
 
+class Coded(Protocol):
+    """Rows as the index alone knows them."""
+
+    def estimates(self, left: np.ndarray, right: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """Squared distances for those of decoded codes, on the scale of the raw ones: float32."""
+
+
 @dataclass(frozen=True)
 class Held:
     """Features of which some rows, ascending, are in memory as float32."""
@@ -147,12 +154,15 @@ class Verifier:
         On the deciding distance.
     snip_limit
         Candidates beyond this SNIP distance are not read from the raw features.
+    codes
+        What estimates distances where no features are at hand.
     """
 
     raw: Rows | None
     snip: Rows | None
     max_distance: float
     snip_limit: float
+    codes: Coded | None = None
 
     def holding(self, rows: np.ndarray, x: np.ndarray) -> Verifier:
         """The same, with the SNIP features of some rows at hand.
@@ -169,6 +179,9 @@ class Verifier:
     def __call__(self, candidates: Pairs) -> Pairs:
         """The pairs among candidates (whose distance is that of the codes)."""
         pairs = candidates
+        if self.codes is not None:
+            distance = self.codes.estimates(pairs.row, pairs.earlier_row, pairs.distance)
+            pairs = _nearer(pairs, distance, self.max_distance)
         if self.snip is not None:
             pairs = _within(pairs, self.snip, self.snip_limit)
         if self.raw is not None:
@@ -177,7 +190,10 @@ class Verifier:
 
 
 def _within(pairs: Pairs, features: Rows, limit: float) -> Pairs:
-    distance = distances(features, pairs.row, pairs.earlier_row)
+    return _nearer(pairs, distances(features, pairs.row, pairs.earlier_row), limit)
+
+
+def _nearer(pairs: Pairs, distance: np.ndarray, limit: float) -> Pairs:
     near = distance <= np.float32(limit)
     return Pairs(pairs.row[near], pairs.earlier_row[near], distance[near])
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from snip_assets.engine import calibrate, calibration, choices, index, shards
+from snip_assets.engine.code_distance import CodeErrors
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
@@ -65,19 +66,21 @@ def _train_index(run: Run) -> dict[str, Any]:
         as_float32(snip.take(rows)), lists, codec, settings.seed, settings.workers
     )
     most = calibration.budget(registry.rows, registry.dim)
-    chosen = _first_copies(run, _drawn(run, most))
+    drawn = _drawn(run, most)
+    chosen = _first_copies(run, drawn)
     whole = most >= sum(shard.rows for shard in ready)
     known = None if whole else known_pairs(run, chosen)
     raw = _unit_rows(shards.raw_features(registry), chosen) if known is None else None
-    sample = calibration.Sample(
-        raw, as_float32(snip.take(chosen)), ~np.isin(chosen, rows), registry.rows
-    )
-    found, axes = calibrate.calibrate(trained, sample, settings, known)
+    fresh, copies = ~np.isin(chosen, rows), len(drawn) - len(chosen)
+    sample = calibration.Sample(raw, as_float32(snip.take(chosen)), fresh, registry.rows, copies)
+    expected = CodeErrors.learn(trained, sample.snip, settings.workers)
+    found, axes = calibrate.calibrate(trained, sample, settings, known, expected)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
         trained.save(folder / "trained.index")
         write_json(folder / "calibration.json", found.to_json())
         save_npy(folder / "axes.npy", axes)
+        save_npy(folder / "code_errors.npy", expected.table)
     return {
         "lists": trained.lists,
         "codec": codec,
