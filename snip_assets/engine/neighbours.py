@@ -22,6 +22,11 @@ ROUNDING = 1.15
 PART = 512
 
 
+def axes_of(dim: int) -> int:
+    """How many leading axes are looked at of so many numbers."""
+    return max(1, min(MOST_AXES, dim // NUMBERS_PER_AXIS))
+
+
 def near_rows(
     features: Features,
     queries: np.ndarray,
@@ -61,8 +66,7 @@ def near_rows(
         return none, none
     x = _rows(features.take(queries), unit)
     mean = x.mean(0, keepdims=True)
-    width = max(1, min(MOST_AXES, x.shape[1] // NUMBERS_PER_AXIS))
-    leading = leading_axes(x - mean, width)
+    leading = leading_axes(x - mean, axes_of(x.shape[1]))
     axes = Axes(leading, scale_of(x - mean, leading))
     origin = axes.project(mean)[0]
     short = axes.coordinates(axes.project(x), origin)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import choices, known_pairs
+from . import choices, known_pairs, neighbours
 from .assign import FLAT_LISTS
 from .calibration import QUERIES, budget
-from .rates import GRAPH_LISTS, Rates, net_size
+from .rates import GRAPH_LISTS, WIDTH, Rates, net_size
 from .settings import Settings
 from .trained import ITERATIONS, ROWS_PER_LIST
 
@@ -35,6 +35,8 @@ ROW_MERGED, SEGMENT = 5e-8, 0.2
 # A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
 # and curves of the calibration, whatever the size.
 ROW_SEARCHED, CALIBRATED = 2.2e-6, 1.5
+# A number of a raw row read, normalised and rounded for an exact search, on one of all cores.
+NUMBER_PREPARED = 2.5e-9
 # Work of a training step against its products: softmax, its gradient, optimiser, validation.
 TRAINING_OVERHEAD = 2.5
 
@@ -147,7 +149,8 @@ def flops(
     # Pairs of a sample that is not the whole are searched in the SNIP features of all rows.
     raw = dim if sampled >= rows else 0
     exact = 2.0 * queries * sampled * (raw + 2 * settings.dim)
-    known = 2.0 * known_pairs.QUERIES * known_pairs.WIDTH * rows if sampled < rows else 0.0
+    axes = neighbours.axes_of(settings.dim)
+    known = 2.0 * known_pairs.QUERIES * axes * rows if sampled < rows else 0.0
     assigned = 2.0 * rows * lists * settings.dim if lists <= FLAT_LISTS else 0.0
     return {
         "snip_features": 2.0 * rows * net_size(dim, settings),
@@ -218,8 +221,8 @@ def _trained_index(case: Case) -> Cost:
     read, raw = PAGE * float(sample), case.dim
     if sampled < rows:
         # These are comparisons of the join's kernel, not bare products.
-        pairs = float(known_pairs.QUERIES) * rows
-        work += pairs * (1 / rates.join - 2 * known_pairs.WIDTH / rates.product)
+        pairs, axes = float(known_pairs.QUERIES) * rows, neighbours.axes_of(dim)
+        work += pairs * (axes / WIDTH / rates.join - 2 * axes / rates.product)
         work += ROW_SEARCHED * rows
         read, raw = read + case.uncached(2.0 * dim * rows), 0
     memory = 8.0 * sample * dim + 4.0 * sampled * (raw + 3 * dim)
@@ -298,8 +301,10 @@ def _looks(case: Case) -> dict[str, Cost]:
     """Checks and report: exact search for some rows, and groups for each threshold shown."""
 
     def exact(rows: int) -> float:
-        search = 2.0 * AUDIT_QUERIES * rows * case.dim / case.rates.product
-        return search + rows / case.rows * case.raw / case.rates.hash_bytes
+        axes = neighbours.axes_of(case.dim)
+        projected = 2.0 * rows * axes * case.dim / case.rates.product
+        compared = AUDIT_QUERIES * rows * axes / WIDTH / case.rates.join
+        return projected + compared + NUMBER_PREPARED * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
     return {
