@@ -22,6 +22,7 @@ from .threads import ordered_map
 ITERATIONS = 10
 ROWS_PER_LIST = 128
 CODEC_ROWS = 65_536
+FEW_ROWS = 262_144
 
 
 def choose_lists(rows: int) -> int:
@@ -29,10 +30,10 @@ def choose_lists(rows: int) -> int:
 
     Assignment costs `lists` distances of 128 numbers a row, the join about `rows / lists` of a
     few dozen; the sum is least near this number, and centroids stay a small share of the index.
-    Below 6.5 million rows up to 1,024 lists, one for 32 rows or more: they cost little there and
-    make the codes finer.
+    Up to 262,144 rows there are more, one for 32 rows and up to 1,024: they cost a second or two
+    there and make the codes finer.
     """
-    few = min(1024, rows // 32)
+    few = min(1024, rows // 32) if rows <= FEW_ROWS else 0
     return max(4, min(max(few, round(0.4 * rows**0.5)), rows // 32, 65_536))
 
 
