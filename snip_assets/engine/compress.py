@@ -14,9 +14,11 @@ from torch import nn
 from . import progress, threads
 from .errors import BadInputError
 from .files import NpyWriter
+from .kernels import FASTER
 from .model import SnipNet
 from .row_file import RowFile
 from .settings import Settings
+from .whole_linear import WholeLinear
 
 BLOCK_ROWS = 4096
 # So that the rows of a part (1.5 MB at 768 numbers) and their hidden numbers stay near the core.
@@ -61,10 +63,10 @@ def compress(net: SnipNet, block: np.ndarray, settings: Settings) -> np.ndarray:
     """
     _check_dim(net, block.shape[1], "these rows")
     device = device_of(settings)
-    net = net.to(device)
+    net, whole = net.to(device), _whole_layer(net, device)
     # `_block` works on its rows in place.
     blocks = [np.array(block[s : s + BLOCK_ROWS]) for s in range(0, len(block), BLOCK_ROWS)]
-    out = [_block(net, part, device, "", n * BLOCK_ROWS) for n, part in enumerate(blocks)]
+    out = [_block(net, whole, part, device, "", n * BLOCK_ROWS) for n, part in enumerate(blocks)]
     return np.concatenate(out) if out else np.empty((0, net.sizes[-1]), np.float16)
 
 
@@ -99,11 +101,13 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
         raise BadInputError(f"{source}: shape {rows.shape}; expected rows x dimension.")
     _check_dim(net, rows.shape[1], str(source))
     device = device_of(settings)
-    net = net.to(device)
+    net, whole = net.to(device), _whole_layer(net, device)
     workers = 1 if device.type == "cuda" else settings.workers
 
     def one(start: int) -> np.ndarray:
-        return _block(net, rows.block(start, start + BLOCK_ROWS), device, f"{source}: ", start)
+        return _block(
+            net, whole, rows.block(start, start + BLOCK_ROWS), device, f"{source}: ", start
+        )
 
     starts: Iterator[int] = iter(range(0, len(rows), BLOCK_ROWS))
     with (
@@ -122,6 +126,12 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     }
 
 
+def _whole_layer(net: SnipNet, device: torch.device) -> WholeLinear | None:
+    """The first layer, most of the work, in whole numbers where that is faster."""
+    fits = device.type == "cpu" and FASTER
+    return WholeLinear(net.linears[0]) if fits else None
+
+
 def _check_dim(net: SnipNet, dim: int, name: str) -> None:
     if dim != net.sizes[0]:
         raise BadInputError(
@@ -132,13 +142,21 @@ def _check_dim(net: SnipNet, dim: int, name: str) -> None:
 
 @torch.inference_mode()
 def _block(
-    net: SnipNet, block: np.ndarray, device: torch.device, name: str, first: int
+    net: SnipNet,
+    whole: WholeLinear | None,
+    block: np.ndarray,
+    device: torch.device,
+    name: str,
+    first: int,
 ) -> np.ndarray:
     size = PART_ROWS if device.type == "cpu" else max(1, len(block))
     out = np.empty((len(block), net.sizes[-1]), np.float16)
     for start in range(0, len(block), size):
         hidden = _unit(block[start : start + size], device, name, first + start)
-        for layer in net.layers:
+        layers = list(net.layers)
+        if whole is not None:
+            hidden, layers = torch.from_numpy(whole(hidden.numpy())), layers[1:]
+        for layer in layers:
             hidden = _apply(layer, hidden)
         short = nn.functional.normalize(hidden, dim=1)
         out[start : start + size] = short.half().cpu().numpy()

@@ -25,7 +25,10 @@ intrinsic: Any = numba_intrinsic
 
 LANES = 32
 # Sums that the registers hold beside the rows: of all lanes, or of half of them at a time.
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+_FEATURES = binding.get_host_cpu_features()
+_WIDE = bool(_FEATURES.get("avx512f"))
+# Whether sums of products of 16 bits are twice as fast as those of float32.
+FASTER = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avx2"))
 QUERIES = 8 if _WIDE else 6
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -85,6 +88,19 @@ def _products(
     return sums
 
 
+def _panel_sums(
+    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any], start: list[Any]
+) -> list[list[Any]]:
+    """Sums of products of each query at `places` of a block with a panel, for each of its parts."""
+    width = builder.extract_value(block.shape, 1)
+    own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
+    rows = builder.gep(panels.data, [builder.mul(panel, builder.mul(width, _number(LANES)))])
+    pairs = builder.lshr(width, _number(1))
+    groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
+    halves = [_products(builder, pairs, rows, start, own, parts) for parts in groups]
+    return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
+
+
 @intrinsic
 def compare(
     typing_context: Any,
@@ -116,20 +132,13 @@ def compare(
             context.make_array(signature.args[k])(context, builder, arguments[k])
             for k in (0, 1, 3, 5, 6)
         )
-        width = builder.extract_value(block.shape, 1)
-        size = builder.mul(width, _number(LANES))
-        start = builder.gep(rows.data, [builder.mul(arguments[2], size)])
         own_norms = builder.gep(lengths.data, [builder.mul(arguments[2], _number(LANES))])
         less = [
             builder.neg(_load(builder, builder.gep(own_norms, [_number(_WIDTH * part)]), _WORDS))
             for part in range(_PARTS)
         ]
         places = [builder.add(arguments[4], _number(k)) for k in range(QUERIES)]
-        own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
-        pairs = builder.lshr(width, _number(1))
-        groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
-        halves = [_products(builder, pairs, start, less, own, parts) for parts in groups]
-        sums = [list(chain(*parts)) for parts in zip(*halves, strict=True)]
+        sums = _panel_sums(builder, rows, arguments[2], block, places, less)
         for k, (place, parts) in enumerate(zip(places, sums, strict=True)):
             floor = _splat(builder, builder.load(builder.gep(bounds.data, [place])))
             word = ir.Constant(_I32, 0)
@@ -141,6 +150,54 @@ def compare(
         return context.get_dummy_value()
 
     arguments = (panels, norms, types.int64, queries, types.int64, bound, masks)
+    return types.void(*arguments), generate
+
+
+@intrinsic
+def scaled_products(
+    typing_context: Any,
+    panels: Any,
+    panel: Any,
+    queries: Any,
+    first: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+) -> Any:
+    """Products of a block of queries with a panel of rows, scaled, with a bias, in float32.
+
+    Parameters
+    ----------
+    panels, panel, queries, first
+        As for `compare`.
+    scale, bias
+        float32[p * LANES], of each row.
+    out
+        float32[q, p * LANES], C order; receives scale * product + bias.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows, block, scales, biases, target = (
+            context.make_array(signature.args[k])(context, builder, arguments[k])
+            for k in (0, 2, 4, 5, 6)
+        )
+        places = [builder.add(arguments[3], _number(k)) for k in range(QUERIES)]
+        zeros = [ir.Constant(_WORDS, [0] * _WIDTH)] * _PARTS
+        sums = _panel_sums(builder, rows, arguments[1], block, places, zeros)
+        wide = builder.extract_value(target.shape, 1)
+        column = builder.mul(arguments[1], _number(LANES))
+        for part in range(_PARTS):
+            lane = builder.add(column, _number(_WIDTH * part))
+            factor = _load(builder, builder.gep(scales.data, [lane]), _VECTOR)
+            more = _load(builder, builder.gep(biases.data, [lane]), _VECTOR)
+            for place, parts in zip(places, sums, strict=True):
+                value = builder.fmul(builder.sitofp(builder.load(parts[part]), _VECTOR), factor)
+                line = builder.gep(target.data, [builder.mul(place, wide)])
+                there = builder.bitcast(builder.gep(line, [lane]), _VECTOR.as_pointer())
+                builder.store(builder.fadd(value, more), there, align=4)
+        return context.get_dummy_value()
+
+    arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
     return types.void(*arguments), generate
 
 

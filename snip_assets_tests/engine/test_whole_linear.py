@@ -1,0 +1,28 @@
+"""The layer in whole numbers against float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snip_assets.engine.whole_linear import LONGEST, STEPS, WholeLinear
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(1, 1, 1), (7, 33, 50), (768, 512, 100)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_as_float64_but_for_the_steps(inputs: int, outputs: int, rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    layer.weight *= torch.logspace(-6, 6, outputs)[:, None]
+    layer.weight[-1] = 0
+    x = nn.functional.normalize(torch.randn(rows, inputs), dim=1)
+    # Along one axis, and along the weights themselves: the largest sums there can be.
+    x[0] = torch.eye(inputs)[0]
+    x[-1] = nn.functional.normalize(layer.weight[0], dim=0)
+    expected = layer.double()(x.double()).numpy()
+    lengths = layer.weight.norm(dim=1).numpy()
+    found = WholeLinear(layer.float())(x.numpy())
+    assert found.shape == (rows, outputs) and found.dtype == np.float32
+    step = inputs**0.5 / 2 * (1 / STEPS + 1 / min(STEPS, LONGEST))
+    most = lengths * (step + 1e-6) * 1.01 + 1e-6 * np.abs(expected).max(0)
+    assert (np.abs(found - expected) <= most + 1e-30).all()
