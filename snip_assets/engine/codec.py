@@ -33,14 +33,14 @@ def _pq_encode(residuals, table, norms, codes):
 
 
 @njit(nogil=True, cache=True)
-def _pq_concat(codes, book, out):
-    """Concatenation of codewords; `book` is M x 256 x dsub."""
+def _pq_concat(codes, book, origin, out):
+    """Concatenation of codewords, added to an origin; `book` is M x 256 x dsub."""
     dsub = book.shape[2]
     for i in range(codes.shape[0]):
         for m in range(codes.shape[1]):
             code = codes[i, m]
             for d in range(dsub):
-                out[i, m * dsub + d] = book[m, code, d]
+                out[i, m * dsub + d] = origin[m * dsub + d] + book[m, code, d]
 
 
 class Codec:
@@ -84,13 +84,20 @@ class Codec:
         _pq_encode(residuals, self._table, self._norms, codes)
         return codes
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Residuals of codes: float32[n, dim]."""
+    def decode(self, codes: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+        """Residuals of codes, or vectors when an origin is given: float32[n, dim].
+
+        Parameters
+        ----------
+        origin
+            float32[dim], a centroid that residuals are added to.
+        """
         codes = np.ascontiguousarray(codes)
+        origin = np.zeros(self.dim, np.float32) if origin is None else origin
         if self.book is None:
-            return self.index.sq.decode(codes)
+            return self.index.sq.decode(codes) + origin
         out = np.empty((len(codes), self.dim), np.float32)
-        _pq_concat(codes, self.book, out)
+        _pq_concat(codes, self.book, origin, out)
         return out
 
 

@@ -172,8 +172,7 @@ class ListJoin:
         self._own = rule.axes.project(self.centroid[None])[0]
         codec = index.trained.codec
         self._short = rule.axes.decode(codec, book, codes)
-        self._whole = codec.decode(codes)
-        self._whole += self.centroid
+        self._whole = codec.decode(codes, self.centroid)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.

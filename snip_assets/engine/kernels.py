@@ -29,7 +29,7 @@ _FEATURES = binding.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512f"))
 # Whether sums of products of 16 bits are twice as fast as those of float32.
 FASTER = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avx2"))
-QUERIES = 8 if _WIDE else 6
+QUERIES = 8 if _WIDE else 4
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _WIDTH = 16
@@ -123,7 +123,7 @@ def compare(
     bound
         int32[q].
     masks
-        uint32[QUERIES]; receives, for each query, the rows whose product less their norm is >= its
+        uint32[QUERIES]; receives, for each query, the rows whose product less their norm is > its
         bound, as bits.
     """
 
@@ -143,7 +143,7 @@ def compare(
             floor = _splat(builder, builder.load(builder.gep(bounds.data, [place])))
             word = ir.Constant(_I32, 0)
             for part, total in enumerate(parts):
-                bits = builder.icmp_signed(">=", builder.load(total), floor)
+                bits = builder.icmp_signed(">", builder.load(total), floor)
                 wide = builder.zext(builder.bitcast(bits, ir.IntType(_WIDTH)), _I32)
                 word = builder.or_(word, builder.shl(wide, ir.Constant(_I32, _WIDTH * part)))
             builder.store(word, builder.gep(out.data, [_number(k)]))
@@ -356,11 +356,14 @@ def _double(short, bound, own, floor):
     for i in range(short.shape[0]):
         for d in range(width):
             own[i, d] = np.int16(np.float32(2.0) * short[i, d])
-        floor[i] = np.int32(min(max(np.ceil(2.0 * bound[i]), -2147483648.0), 2147483647.0))
+        least = np.ceil(2.0 * bound[i]) - 1.0
+        floor[i] = np.int32(min(max(least, -2147483648.0), 2147483647.0))
 
 
 def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Queries and bounds as `compare` reads them: both doubled, for norms are not halved.
+
+    Products are whole numbers, so >= a bound is > the whole number below it.
 
     Parameters
     ----------
