@@ -153,7 +153,8 @@ class Verifier:
     max_distance
         On the deciding distance.
     snip_limit
-        Candidates beyond this SNIP distance are not read from the raw features.
+        Candidates beyond this SNIP distance are no pairs: not read from the raw features, or, where
+        the SNIP features decide, scaled to lie beyond `max_distance`.
     codes
         What estimates distances where no features are at hand.
     """
@@ -182,8 +183,13 @@ class Verifier:
         if self.codes is not None:
             distance = self.codes.estimates(pairs.row, pairs.earlier_row, pairs.distance)
             pairs = _nearer(pairs, distance, self.max_distance)
-        if self.snip is not None:
+        if self.snip is not None and self.raw is not None:
             pairs = _within(pairs, self.snip, self.snip_limit)
+        elif self.snip is not None:
+            # On the scale of the raw ones: who groups pairs looks at `max_distance`.
+            factor = np.float32(self.max_distance / max(self.snip_limit, 1e-6))
+            distance = factor * distances(self.snip, pairs.row, pairs.earlier_row)
+            pairs = _nearer(pairs, distance, self.max_distance)
         if self.raw is not None:
             pairs = _within(pairs, self.raw, self.max_distance)
         return pairs
