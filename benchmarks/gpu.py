@@ -52,9 +52,9 @@ def joined(device: str, repeats: int) -> tuple[dict[str, Any], int]:
     listed = random.integers(-60, 60, (LISTED, WIDTH + 1)).astype(np.float32)
     # About one pair in ten thousand passes, as in a data set.
     bound = np.full(QUERIES, 3.7 * 35**2 * WIDTH**0.5, np.float32)
-    stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.float32)
-    x, whole = np.zeros((QUERIES, 128), np.float32), np.zeros((LISTED, 128), np.float32)
-    operands = (x, whole, error, np.float32(0))
+    stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.int64)
+    x, whole = np.zeros((QUERIES, 128), np.int16), np.zeros((LISTED, 128), np.int16)
+    operands = (x, whole, error, 0)
     found = 0
 
     def work() -> None:

@@ -9,13 +9,14 @@ order of summation, on a processor or a GPU, gives the same number.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
 
 from .codec import Codec
+from .kernels import LANES
+from .whole_rows import STEPS, column_panels, products, whole_rows
 
-# |x| <= 1 (a little more where decoded), so sums stay below 2^12 * 2^10 * a little < 2^24.
-X_STEPS, AXIS_STEPS = 4096.0, 1024.0
+# |x| <= 1 (a little more where decoded), so sums stay below 2^13 * 2^10 * a little < 2^24.
+AXIS_STEPS = 1024.0
 # 64 axes * 255^2 and half of it once more: 6.3e6, halves are exact up to 2^23 = 8.4e6.
 TOP = 255.0
 
@@ -72,8 +73,9 @@ class Axes:
     def __init__(self, axes: np.ndarray, scale: float) -> None:
         self.axes, self.scale = np.ascontiguousarray(axes, np.float32), float(scale)
         self.width = axes.shape[1]
-        self._whole = torch.from_numpy(np.rint(self.axes * np.float32(AXIS_STEPS)))
-        self._factor = np.float32(self.scale / (X_STEPS * AXIS_STEPS))
+        self._panels = column_panels(np.rint(self.axes.T * np.float32(AXIS_STEPS)))
+        self._ones = np.ones(self._panels.shape[0] * LANES, np.float32)
+        self._factor = np.float32(self.scale / (STEPS * AXIS_STEPS))
 
     def steps(self, distance: float) -> float:
         """A squared distance in squared steps, rounded down to a whole number."""
@@ -87,7 +89,12 @@ class Axes:
         x
             float32[n, dim], of about unit length or less.
         """
-        return torch.mm((torch.from_numpy(x) * X_STEPS).round_(), self._whole).numpy()
+        return self.project_whole(whole_rows(x), len(x))
+
+    def project_whole(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """The same for the first rows of what `whole_rows` gives."""
+        out = products(self._panels, rows, self._ones, np.zeros_like(self._ones))
+        return np.ascontiguousarray(out[:count, : self.width])
 
     def coordinates(self, projected: np.ndarray, origin: np.ndarray) -> np.ndarray:
         """Whole coordinates of projected vectors as seen from a projected origin.

@@ -11,9 +11,8 @@ The same must hold in a few leading axes of the residuals, with a slack of their
 puts half of the energy into a quarter of the axes): true pairs differ as little there as anywhere,
 most other rows already differ too much. So a list is read once, its codes are decoded onto those
 axes, one small matrix product throws out nearly everything, and one scan of it computes the ADC of
-the few rows that remain. The product is exact (see `axes`) and each ADC has one fixed order of
-summation: hence candidates do not depend on block sizes, threads, or which shards are joined
-together.
+the few rows that remain. Both are sums of whole numbers, hence exact (see `axes`, `whole_rows`):
+candidates do not depend on block sizes, threads, processors, or which shards are joined together.
 
 Only earlier rows are compared, and there is no limit on hits a row.
 """
@@ -31,28 +30,52 @@ from numba import njit
 
 from .axes import Axes
 from .index import SnipIndex
-from .kernels import LANES, QUERIES, compare, lowest_bit, panels, queries
+from .kernels import LANES, QUERIES, compare, lowest_bit, panels, queries, squared_steps
+from .whole_rows import STEPS, whole_rows
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
 GROUP = 64 // QUERIES * QUERIES
 ROOM = 1 << 18
+# Squared steps of a squared distance of 1.
+UNIT = STEPS**2
 # Products held on another device at once: 256 MB, and as much for comparing them.
 DEVICE_SCORES = 1 << 26
 CPU = torch.device("cpu")
-_FLAGS = {"nnan", "nsz", "reassoc", "contract"}
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _distance(x, i, rows, j):
-    """ADC, in one order of summation wherever it is computed."""
-    total = np.float32(0.0)
-    for d in range(x.shape[1]):
-        difference = x[i, d] - rows[j, d]
-        total += difference * difference
-    return total
+@njit(nogil=True, cache=True)
+def _passed(listed, norms, panel, short, start, end, bound, stop, query, row, count):
+    """Pairs of a group of queries and a panel whose short product is near enough; their number."""
+    masks = np.empty(QUERIES, np.uint32)
+    base = panel * LANES
+    for first in range(start, end, QUERIES):
+        compare(listed, norms, panel, short, first, bound, masks)
+        for own in range(QUERIES):
+            mask, i = masks[own], first + own
+            while mask != 0:
+                j = base + lowest_bit(mask)
+                mask &= mask - np.uint32(1)
+                if j >= stop[i]:
+                    break
+                query[count], row[count] = i, j
+                count += 1
+    return count
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
+@njit(nogil=True, cache=True)
+def _decided(x, rows, error, slack, query, row, excess, low, high):
+    """Keep those of the pairs from low to high whose excess is within the slack; their end."""
+    for k in range(low, high):
+        i, j = query[k], row[k]
+        apart = squared_steps(x, i, rows, j)
+        over = apart - error[i]
+        query[low], row[low], excess[low] = i, j, over
+        # Below 0 only what is too far for 32 bits.
+        low += (over <= slack) & (apart >= 0)
+    return low
+
+
+@njit(nogil=True, cache=True)
 def scan(
     listed, norms, short, bound, stop, x, rows, error, slack, start, group, query, row, excess
 ):
@@ -65,31 +88,17 @@ def scan(
     -------
     The query to go on with, and the number of candidates: -1 when one group needs more room.
     """
-    masks = np.empty(QUERIES, np.uint32)
     count = 0
     while start < bound.shape[0] and 2 * count <= query.shape[0]:
         end = min(start + group, bound.shape[0])
         complete, last = count, 0
         for i in range(start, min(end, stop.shape[0])):
             last = max(last, stop[i])
-        for number in range((last + LANES - 1) // LANES):
-            base = number * LANES
-            for first in range(start, end, QUERIES):
-                compare(listed, norms, number, short, first, bound, masks)
-                if count + QUERIES * LANES > query.shape[0]:
-                    return start, complete if complete > 0 else -1
-                for own in range(QUERIES):
-                    mask, i = masks[own], first + own
-                    if mask == 0:
-                        continue
-                    while mask != 0:
-                        j = base + lowest_bit(mask)
-                        mask &= mask - np.uint32(1)
-                        if j >= stop[i]:
-                            break
-                        over = _distance(x, i, rows, j) - error[i]
-                        query[count], row[count], excess[count] = i, j, over
-                        count += over <= slack
+        for panel in range((last + LANES - 1) // LANES):
+            if count + group * LANES > query.shape[0]:
+                return start, complete if complete > 0 else -1
+            high = _passed(listed, norms, panel, short, start, end, bound, stop, query, row, count)
+            count = _decided(x, rows, error, slack, query, row, excess, count, high)
         start = end
     return start, count
 
@@ -125,6 +134,11 @@ class Hits:
     query: np.ndarray
     row: np.ndarray
     excess: np.ndarray
+
+    @classmethod
+    def of(cls, query: np.ndarray, row: np.ndarray, steps: np.ndarray) -> Hits:
+        """With the excess in squared steps."""
+        return cls(query, row, steps * np.float32(1 / UNIT))
 
     def ordered(self) -> Hits:
         """By query; what was found panel by panel has its rows in order already."""
@@ -172,7 +186,7 @@ class ListJoin:
         self._own = rule.axes.project(self.centroid[None])[0]
         codec = index.trained.codec
         self._short = rule.axes.decode(codec, book, codes)
-        self._whole = codec.decode(codes, self.centroid)
+        self._whole = whole_rows(codec.decode(codes, self.centroid))
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
@@ -192,11 +206,11 @@ class ListJoin:
         """
         stop = np.searchsorted(self.rows, ids)
         axes = self.rule.axes
-        short = axes.coordinates(axes.project(x), self._own)
+        whole = whole_rows(x)
+        short = axes.coordinates(axes.project_whole(whole, len(x)), self._own)
         bound = -short[:, -1] - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
         short[:, -1] = 1
-        limit = np.float32(self.rule.slack)
-        operands = (x, self._whole, np.ascontiguousarray(error[:, 1]), limit)
+        operands = (whole, self._whole, *in_steps(error[:, 1], self.rule.slack))
         if self.device.type != "cpu":
             yield from scanned_on(self.device, self._short, short, bound, stop, operands)
         else:
@@ -219,7 +233,7 @@ def scanned(
     stop
         int64[q]: rows before which each query looks.
     operands
-        x, rows, error and slack.
+        Whole rows of the queries and of the list (see `whole_rows`); error and slack `in_steps`.
     """
     found, start = _scratch(), 0
     listed, norms = panels(listed)
@@ -230,7 +244,7 @@ def scanned(
         if count < 0:
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)
         elif count:
-            yield Hits(*(a[:count].copy() for a in found)).ordered()
+            yield Hits.of(*(a[:count].copy() for a in found)).ordered()
 
 
 @torch.inference_mode()
@@ -261,18 +275,14 @@ def scanned_on(
         near = (own @ rows.T >= floor[:, None]) & (place < last[:, None])
         found = near.nonzero().cpu().numpy().astype(np.int32)
         query, row = found[:, 0] + np.int32(start), np.ascontiguousarray(found[:, 1])
-        excess = _excess(x, whole, error, query, row)
-        inside = excess <= slack
-        if inside.any():
-            yield Hits(query[inside], row[inside], excess[inside])
+        excess = np.empty(len(row), np.int32)
+        if count := _decided(x, whole, error, slack, query, row, excess, 0, len(row)):
+            yield Hits.of(query[:count], row[:count], excess[:count])
 
 
-@njit(nogil=True, cache=True, fastmath=_FLAGS)
-def _excess(x, rows, error, query, row):
-    out = np.empty(query.shape[0], np.float32)
-    for k in range(query.shape[0]):
-        out[k] = _distance(x, query[k], rows, row[k]) - error[query[k]]
-    return out
+def in_steps(error: np.ndarray, slack: float) -> tuple[np.ndarray, int]:
+    """Squared distances in squared steps: int64[q], and the slack."""
+    return np.rint(error.astype(np.float64) * UNIT).astype(np.int64), int(np.floor(slack * UNIT))
 
 
 _local = threading.local()
@@ -287,4 +297,4 @@ def _scratch() -> tuple[np.ndarray, ...]:
 
 def buffers(room: int) -> tuple[np.ndarray, ...]:
     """Where `scan` puts query, row and excess."""
-    return np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.float32)
+    return np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32)

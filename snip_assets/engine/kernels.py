@@ -20,6 +20,20 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
+from .vectors import (
+    FLOATS,
+    I32,
+    I64,
+    INTS,
+    SHORTS,
+    WIDTH,
+    constant,
+    load,
+    splat,
+    sum_of_products,
+    total,
+)
+
 # Type checkers see the function that makes the code, and not the one that Numba calls.
 intrinsic: Any = numba_intrinsic
 
@@ -30,43 +44,7 @@ _WIDE = bool(_FEATURES.get("avx512f"))
 # Whether sums of products of 16 bits are twice as fast as those of float32.
 FASTER = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avx2"))
 QUERIES = 8 if _WIDE else 4
-
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
-_WIDTH = 16
-_PARTS = LANES // _WIDTH
-_VECTOR = ir.VectorType(ir.FloatType(), _WIDTH)
-_WORDS, _WIDE_WORDS = ir.VectorType(_I32, _WIDTH), ir.VectorType(_I32, 2 * _WIDTH)
-_SHORTS = ir.VectorType(ir.IntType(16), 2 * _WIDTH)
-
-
-def _number(value: int) -> Any:
-    return ir.Constant(_I64, value)
-
-
-def _load(builder: Any, place: Any, kind: Any) -> Any:
-    """A vector from memory, at any place."""
-    bytes_ = 4 if isinstance(kind.element, ir.FloatType) else kind.element.width // 8
-    return builder.load(builder.bitcast(place, kind.as_pointer()), align=bytes_)
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(ir.VectorType(value.type, _WIDTH), ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    zeros = ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH)
-    return builder.shuffle_vector(first, undefined, zeros)
-
-
-def _half(builder: Any, wide: Any, first: int) -> Any:
-    """Every other number of a vector, from the first or the second on."""
-    chosen = list(range(first, 2 * _WIDTH, 2))
-    mask = ir.Constant(ir.VectorType(_I32, _WIDTH), chosen)
-    return builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), mask)
-
-
-def _sum_of_products(builder: Any, one: Any, other: Any) -> Any:
-    """x[2k] y[2k] + x[2k + 1] y[2k + 1] of numbers of 16 bits, in 32 bits."""
-    product = builder.mul(builder.sext(one, _WIDE_WORDS), builder.sext(other, _WIDE_WORDS))
-    return builder.add(_half(builder, product, 0), _half(builder, product, 1))
+_PARTS = LANES // WIDTH
 
 
 def _products(
@@ -75,16 +53,16 @@ def _products(
     """Sums of products of each query and some parts of the panel's rows, less the norms."""
     sums = [[cgutils.alloca_once_value(builder, norms[part]) for part in parts] for _ in queries]
     with cgutils.for_range(builder, pairs) as loop:
-        line = builder.gep(panel, [builder.mul(loop.index, _number(2 * LANES))])
-        places = [builder.gep(line, [_number(2 * _WIDTH * part)]) for part in parts]
-        rows = [_load(builder, place, _SHORTS) for place in places]
+        line = builder.gep(panel, [builder.mul(loop.index, constant(2 * LANES))])
+        places = [builder.gep(line, [constant(2 * WIDTH * part)]) for part in parts]
+        rows = [load(builder, place, SHORTS) for place in places]
         for query, own in zip(queries, sums, strict=True):
-            place = builder.gep(query, [builder.mul(loop.index, _number(2))])
-            both = builder.load(builder.bitcast(place, _I32.as_pointer()), align=2)
-            value = builder.bitcast(_splat(builder, both), _SHORTS)
-            for row, total in zip(rows, own, strict=True):
-                product = _sum_of_products(builder, value, row)
-                builder.store(builder.add(builder.load(total), product), total)
+            place = builder.gep(query, [builder.mul(loop.index, constant(2))])
+            both = builder.load(builder.bitcast(place, I32.as_pointer()), align=2)
+            value = builder.bitcast(splat(builder, both), SHORTS)
+            for row, so_far in zip(rows, own, strict=True):
+                product = sum_of_products(builder, value, row)
+                builder.store(builder.add(builder.load(so_far), product), so_far)
     return sums
 
 
@@ -94,8 +72,8 @@ def _panel_sums(
     """Sums of products of each query at `places` of a block with a panel, for each of its parts."""
     width = builder.extract_value(block.shape, 1)
     own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
-    rows = builder.gep(panels.data, [builder.mul(panel, builder.mul(width, _number(LANES)))])
-    pairs = builder.lshr(width, _number(1))
+    rows = builder.gep(panels.data, [builder.mul(panel, builder.mul(width, constant(LANES)))])
+    pairs = builder.lshr(width, constant(1))
     groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
     halves = [_products(builder, pairs, rows, start, own, parts) for parts in groups]
     return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
@@ -132,25 +110,62 @@ def compare(
             context.make_array(signature.args[k])(context, builder, arguments[k])
             for k in (0, 1, 3, 5, 6)
         )
-        own_norms = builder.gep(lengths.data, [builder.mul(arguments[2], _number(LANES))])
+        own_norms = builder.gep(lengths.data, [builder.mul(arguments[2], constant(LANES))])
         less = [
-            builder.neg(_load(builder, builder.gep(own_norms, [_number(_WIDTH * part)]), _WORDS))
+            builder.neg(load(builder, builder.gep(own_norms, [constant(WIDTH * part)]), INTS))
             for part in range(_PARTS)
         ]
-        places = [builder.add(arguments[4], _number(k)) for k in range(QUERIES)]
+        places = [builder.add(arguments[4], constant(k)) for k in range(QUERIES)]
         sums = _panel_sums(builder, rows, arguments[2], block, places, less)
         for k, (place, parts) in enumerate(zip(places, sums, strict=True)):
-            floor = _splat(builder, builder.load(builder.gep(bounds.data, [place])))
-            word = ir.Constant(_I32, 0)
-            for part, total in enumerate(parts):
-                bits = builder.icmp_signed(">", builder.load(total), floor)
-                wide = builder.zext(builder.bitcast(bits, ir.IntType(_WIDTH)), _I32)
-                word = builder.or_(word, builder.shl(wide, ir.Constant(_I32, _WIDTH * part)))
-            builder.store(word, builder.gep(out.data, [_number(k)]))
+            floor = splat(builder, builder.load(builder.gep(bounds.data, [place])))
+            word = ir.Constant(I32, 0)
+            for part, whole in enumerate(parts):
+                bits = builder.icmp_signed(">", builder.load(whole), floor)
+                wide = builder.zext(builder.bitcast(bits, ir.IntType(WIDTH)), I32)
+                word = builder.or_(word, builder.shl(wide, ir.Constant(I32, WIDTH * part)))
+            builder.store(word, builder.gep(out.data, [constant(k)]))
         return context.get_dummy_value()
 
     arguments = (panels, norms, types.int64, queries, types.int64, bound, masks)
     return types.void(*arguments), generate
+
+
+@intrinsic
+def squared_steps(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any:
+    """Squared distance of row `i` of x to row `j` of rows.
+
+    Parameters
+    ----------
+    x, rows
+        int16[n, width], C order, a multiple of 32 numbers wide; differences fit 16 bits.
+
+    Returns
+    -------
+    int64
+        The same in any order of summation, as long as it is below 2^31.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        one, other = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
+        )
+        width = builder.extract_value(one.shape, 1)
+        left, right = (
+            builder.gep(array.data, [builder.mul(arguments[k], width)])
+            for array, k in ((one, 1), (other, 3))
+        )
+        sums = cgutils.alloca_once_value(builder, ir.Constant(INTS, [0] * WIDTH))
+        count = builder.lshr(width, constant(5))
+        with cgutils.for_range(builder, count) as loop:
+            at = builder.shl(loop.index, constant(5))
+            a, b = (load(builder, builder.gep(side, [at]), SHORTS) for side in (left, right))
+            difference = builder.sub(a, b)
+            squares = sum_of_products(builder, difference, difference)
+            builder.store(builder.add(builder.load(sums), squares), sums)
+        return builder.sext(total(builder, builder.load(sums)), I64)
+
+    return types.int64(x, types.int64, rows, types.int64), generate
 
 
 @intrinsic
@@ -181,19 +196,19 @@ def scaled_products(
             context.make_array(signature.args[k])(context, builder, arguments[k])
             for k in (0, 2, 4, 5, 6)
         )
-        places = [builder.add(arguments[3], _number(k)) for k in range(QUERIES)]
-        zeros = [ir.Constant(_WORDS, [0] * _WIDTH)] * _PARTS
+        places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
+        zeros = [ir.Constant(INTS, [0] * WIDTH)] * _PARTS
         sums = _panel_sums(builder, rows, arguments[1], block, places, zeros)
         wide = builder.extract_value(target.shape, 1)
-        column = builder.mul(arguments[1], _number(LANES))
+        column = builder.mul(arguments[1], constant(LANES))
         for part in range(_PARTS):
-            lane = builder.add(column, _number(_WIDTH * part))
-            factor = _load(builder, builder.gep(scales.data, [lane]), _VECTOR)
-            more = _load(builder, builder.gep(biases.data, [lane]), _VECTOR)
+            lane = builder.add(column, constant(WIDTH * part))
+            factor = load(builder, builder.gep(scales.data, [lane]), FLOATS)
+            more = load(builder, builder.gep(biases.data, [lane]), FLOATS)
             for place, parts in zip(places, sums, strict=True):
-                value = builder.fmul(builder.sitofp(builder.load(parts[part]), _VECTOR), factor)
+                value = builder.fmul(builder.sitofp(builder.load(parts[part]), FLOATS), factor)
                 line = builder.gep(target.data, [builder.mul(place, wide)])
-                there = builder.bitcast(builder.gep(line, [lane]), _VECTOR.as_pointer())
+                there = builder.bitcast(builder.gep(line, [lane]), FLOATS.as_pointer())
                 builder.store(builder.fadd(value, more), there, align=4)
         return context.get_dummy_value()
 
@@ -208,7 +223,7 @@ _TOGETHER = 16 if _WIDE else 4
 
 def _first_smallest(builder: Any, values: Any, numbers: Any) -> Any:
     """The number of the smallest value of a vector, the smallest number of equals."""
-    lanes = _WIDTH
+    lanes = WIDTH
     while lanes > 1:
         lanes //= 2
         halves = []
@@ -216,7 +231,7 @@ def _first_smallest(builder: Any, values: Any, numbers: Any) -> Any:
             undefined = ir.Constant(vector.type, ir.Undefined)
             for first in (0, lanes):
                 chosen = list(range(first, first + lanes))
-                lane_type = ir.VectorType(_I32, lanes)
+                lane_type = ir.VectorType(I32, lanes)
                 mask = ir.Constant(lane_type, chosen)
                 halves.append(builder.shuffle_vector(vector, undefined, mask))
         low, high, low_number, high_number = halves
@@ -226,7 +241,7 @@ def _first_smallest(builder: Any, values: Any, numbers: Any) -> Any:
         take_high = builder.or_(less, builder.and_(equal, earlier))
         values = builder.select(take_high, high, low)
         numbers = builder.select(take_high, high_number, low_number)
-    return builder.extract_element(numbers, ir.Constant(_I32, 0))
+    return builder.extract_element(numbers, ir.Constant(I32, 0))
 
 
 @intrinsic
@@ -256,35 +271,35 @@ def nearest_word(
         dim, size = builder.extract_value(data.shape, 1), builder.extract_value(words.shape, 1)
         place = builder.add(builder.mul(arguments[1], dim), arguments[2])
         own = builder.gep(data.data, [place])
-        first = builder.mul(arguments[4], builder.mul(size, _number(WORDS)))
+        first = builder.mul(arguments[4], builder.mul(size, constant(WORDS)))
         columns = builder.gep(words.data, [first])
-        norm = builder.gep(half.data, [builder.mul(arguments[4], _number(WORDS))])
+        norm = builder.gep(half.data, [builder.mul(arguments[4], constant(WORDS))])
 
         def vector(base: Any, number: int) -> Any:
-            return _load(builder, builder.gep(base, [_number(number * _WIDTH)]), _VECTOR)
+            return load(builder, builder.gep(base, [constant(number * WIDTH)]), FLOATS)
 
-        numbers = ir.VectorType(_I32, _WIDTH)
+        numbers = ir.VectorType(I32, WIDTH)
         best, best_number = None, None
-        for low in range(0, WORDS // _WIDTH, _TOGETHER):
+        for low in range(0, WORDS // WIDTH, _TOGETHER):
             group = range(low, low + _TOGETHER)
             scores = [cgutils.alloca_once_value(builder, vector(norm, k)) for k in group]
             with cgutils.for_range(builder, size) as loop:
-                value = _splat(builder, builder.load(builder.gep(own, [loop.index])))
-                line = builder.gep(columns, [builder.mul(loop.index, _number(WORDS))])
+                value = splat(builder, builder.load(builder.gep(own, [loop.index])))
+                line = builder.gep(columns, [builder.mul(loop.index, constant(WORDS))])
                 for k, score in zip(group, scores, strict=True):
                     product = builder.fmul(value, vector(line, k), flags=("contract",))
                     rest = builder.fsub(builder.load(score), product, flags=("contract",))
                     builder.store(rest, score)
             for k, score in zip(group, scores, strict=True):
                 now = builder.load(score)
-                here = ir.Constant(numbers, list(range(k * _WIDTH, (k + 1) * _WIDTH)))
+                here = ir.Constant(numbers, list(range(k * WIDTH, (k + 1) * WIDTH)))
                 if best is None:
                     best, best_number = now, here
                     continue
                 less = builder.fcmp_ordered("<", now, best)
                 best = builder.select(less, now, best)
                 best_number = builder.select(less, here, best_number)
-        return builder.zext(_first_smallest(builder, best, best_number), _I64)
+        return builder.zext(_first_smallest(builder, best, best_number), I64)
 
     return types.int64(x, types.int64, types.int64, table, types.int64, norms), generate
 
@@ -295,13 +310,13 @@ def above(typing_context: Any, values: Any, start: Any, floor: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        floors, word = _splat(builder, arguments[2]), ir.Constant(_I32, 0)
+        floors, word = splat(builder, arguments[2]), ir.Constant(I32, 0)
         for part in range(_PARTS):
-            at = builder.add(arguments[1], _number(_WIDTH * part))
-            place = builder.bitcast(builder.gep(array.data, [at]), _VECTOR.as_pointer())
+            at = builder.add(arguments[1], constant(WIDTH * part))
+            place = builder.bitcast(builder.gep(array.data, [at]), FLOATS.as_pointer())
             bits = builder.fcmp_ordered(">", builder.load(place, align=4), floors)
-            wide = builder.zext(builder.bitcast(bits, ir.IntType(_WIDTH)), _I32)
-            word = builder.or_(word, builder.shl(wide, ir.Constant(_I32, _WIDTH * part)))
+            wide = builder.zext(builder.bitcast(bits, ir.IntType(WIDTH)), I32)
+            word = builder.or_(word, builder.shl(wide, ir.Constant(I32, WIDTH * part)))
         return word
 
     return types.uint32(values, types.int64, types.float32), generate
@@ -313,7 +328,7 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         position = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-        return builder.zext(position, _I64)
+        return builder.zext(position, I64)
 
     return types.int64(types.uint32), generate
 

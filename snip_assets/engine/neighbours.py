@@ -11,7 +11,8 @@ import numpy as np
 
 from .axes import Axes, leading_axes, scale_of
 from .features import Features, as_float32, search_blocks
-from .join import scanned
+from .join import in_steps, scanned
+from .whole_rows import STEPS, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
 NUMBERS_PER_AXIS, MOST_AXES = 4, 64
@@ -37,7 +38,7 @@ def near_rows(
     *,
     unit: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All rows within a squared distance of some rows.
+    """All rows within a squared distance of some rows, and some a little beyond.
 
     Memory: the queries, and a block of 4,096 rows a thread.
 
@@ -48,7 +49,8 @@ def near_rows(
     queries
         int64[q], row ids.
     limit
-        On the squared distance in float32; whoever needs the last digit asks for a little more.
+        On the squared distance. Rows beyond it by no more than a twentieth are found as well, for
+        distances are rounded: whoever needs the last digit looks again.
     ordinals
         Shards to search.
     title
@@ -69,24 +71,31 @@ def near_rows(
     leading = leading_axes(x - mean, axes_of(x.shape[1]))
     axes = Axes(leading, scale_of(x - mean, leading))
     origin = axes.project(mean)[0]
-    short = axes.coordinates(axes.project(x), origin)
+    whole = whole_rows(x)
+    short = axes.coordinates(axes.project_whole(whole, len(x)), origin)
     bound = -short[:, -1] - np.float32(0.5 * axes.steps(ROUNDING * limit))
     short[:, -1] = 1
-    error = np.zeros(len(x), np.float32)
+    error, most = in_steps(np.zeros(len(x)), limit + _rounding(limit, x.shape[1]))
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = [(none, none)]
         for start in range(0, len(block), PART):
             rows = _rows(block[start : start + PART], unit)
-            listed = axes.coordinates(axes.project(rows), origin)
+            own = whole_rows(rows)
+            listed = axes.coordinates(axes.project_whole(own, len(rows)), origin)
             stop = np.full(len(x), len(rows))
-            operands = (x, rows, error, np.float32(limit))
-            for hits in scanned(listed, short, bound, stop, operands):
+            for hits in scanned(listed, short, bound, stop, (whole, own, error, most)):
                 found.append((queries[hits.query], hits.row.astype(np.int64) + start))
         query, row = zip(*found, strict=True)
         return np.concatenate(query), np.concatenate(row)
 
     return search_blocks(features, ordinals, work, title, workers)
+
+
+def _rounding(limit: float, dim: int) -> float:
+    """What rounding both rows may take off a squared distance."""
+    most = dim**0.5 / STEPS
+    return 2 * limit**0.5 * most + most**2
 
 
 def _rows(block: np.ndarray, unit: bool) -> np.ndarray:

@@ -222,8 +222,8 @@ def _joining(workers: int) -> float:
     short = torch.ones(queries, WIDTH + 1).numpy()
     own = as_queries(short, np.full(queries, 1e6, np.float32))
     stop = np.full(queries, rows)
-    x, whole = np.zeros((queries, 128), np.float32), np.zeros((rows, 128), np.float32)
-    error, slack, found = np.zeros(queries, np.float32), np.float32(0), buffers(4096)
+    x, whole = np.zeros((queries, 128), np.int16), np.zeros((rows, 128), np.int16)
+    error, slack, found = np.zeros(queries, np.int64), 0, buffers(1 << 13)
 
     def work(_: int) -> None:
         for _ in range(64):

@@ -16,6 +16,7 @@ from snip_assets.engine.codec import CODECS
 from snip_assets.engine.kernels import QUERIES
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
+from snip_assets.engine.whole_rows import STEPS
 
 DIM, LISTS, RADIUS, PROBES = 64, 12, 0.1, 4
 SLACK, SHORT_SLACK = 0.08, 0.05
@@ -81,8 +82,8 @@ class World:
     def steps(self, x: np.ndarray, origin: np.ndarray) -> np.ndarray:
         """Coordinates on the leading axes, in whole numbers throughout."""
         axes = np.rint(self.axes.axes * 1024).astype(np.int64)
-        whole, first = (np.rint(v * 4096).astype(np.int64) @ axes for v in (x, origin))
-        factor = np.float32(self.axes.scale / (4096 * 1024))
+        whole, first = (np.rint(v * STEPS).astype(np.int64) @ axes for v in (x, origin))
+        factor = np.float32(self.axes.scale / (STEPS * 1024))
         steps = np.rint((whole - first).astype(np.float32) * factor)
         return np.clip(steps, -255, 255).astype(np.int64)
 
@@ -108,9 +109,9 @@ class World:
             short_excess = ((own - codes[:i]) ** 2).sum(1) - short_error[i]
             worst = excess - SLACK
             near = short_excess <= np.floor(SHORT_SLACK * self.axes.scale**2)
-            for j in np.flatnonzero(probed & near & (worst <= 1e-5)):
+            for j in np.flatnonzero(probed & near & (worst <= 1e-3)):
                 may.add((i + self.start, int(j) + self.start))
-                if worst[j] <= -1e-5:
+                if worst[j] <= -1e-3:
                     must.add((i + self.start, int(j) + self.start))
         return must, may
 

@@ -1,0 +1,63 @@
+"""Vectors of LLVM, for the kernels that are written in its own instructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+# Lanes of float32 or int32.
+WIDTH = 16
+FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
+INTS, _WIDE = ir.VectorType(I32, WIDTH), ir.VectorType(I32, 2 * WIDTH)
+SHORTS = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+
+
+def constant(value: int) -> Any:
+    """A whole number, as places in memory are counted."""
+    return ir.Constant(I64, value)
+
+
+def load(builder: Any, place: Any, kind: Any) -> Any:
+    """A vector from memory, at any place."""
+    bytes_ = 4 if isinstance(kind.element, ir.FloatType) else kind.element.width // 8
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=bytes_)
+
+
+def splat(builder: Any, value: Any) -> Any:
+    """The same number in all lanes."""
+    undefined = ir.Constant(ir.VectorType(value.type, WIDTH), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _half(builder: Any, wide: Any, first: int) -> Any:
+    """Every other number of a vector, from the first or the second on."""
+    chosen = list(range(first, 2 * WIDTH, 2))
+    mask = ir.Constant(ir.VectorType(I32, WIDTH), chosen)
+    return builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), mask)
+
+
+def sum_of_products(builder: Any, one: Any, other: Any) -> Any:
+    """x[2k] y[2k] + x[2k + 1] y[2k + 1] of numbers of 16 bits, in 32 bits."""
+    product = builder.mul(builder.sext(one, _WIDE), builder.sext(other, _WIDE))
+    return builder.add(_half(builder, product, 0), _half(builder, product, 1))
+
+
+def total(builder: Any, vector: Any) -> Any:
+    """The sum of whole numbers over all lanes."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            builder.shuffle_vector(
+                vector,
+                ir.Constant(vector.type, ir.Undefined),
+                ir.Constant(ir.VectorType(I32, lanes), list(range(first, first + lanes))),
+            )
+            for first in (0, lanes)
+        )
+        vector = builder.add(low, high)
+    return builder.extract_element(vector, ir.Constant(I32, 0))

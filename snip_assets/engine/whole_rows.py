@@ -1,0 +1,88 @@
+"""Rows in whole numbers of 16 bits: their products and distances are exact in any order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .kernels import LANES, QUERIES, scaled_products
+
+# Steps a unit of length, and how far a number may be from 0: a unit row and any other differ by
+# less than 2^15 steps then. A rounded distance is off by about 1e-4 of itself.
+STEPS = 8192.0
+LARGEST = 24_575.0
+# Rows are filled up with zeros to a multiple of so many numbers.
+FILL = 32
+
+
+@njit(nogil=True, cache=True)
+def _whole(x, steps, largest, out):
+    for i in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            out[i, d] = np.int16(min(max(np.rint(x[i, d] * steps), -largest), largest))
+
+
+def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) -> np.ndarray:
+    """Rows rounded to steps, as the kernels read them.
+
+    Parameters
+    ----------
+    x
+        float32[n, dim].
+    steps
+        Steps a unit of length.
+    largest
+        Numbers beyond it are cut, in steps; at most 32,767.
+
+    Returns
+    -------
+    int16[n', dim']
+        Filled up with zeros: to a multiple of `QUERIES` rows and of `FILL` numbers.
+    """
+    rows, dim = -(-len(x) // QUERIES) * QUERIES, -(-x.shape[1] // FILL) * FILL
+    out = np.empty((rows, dim), np.int16)
+    out[len(x) :] = 0
+    out[:, x.shape[1] :] = 0
+    _whole(x, np.float32(steps), np.float32(largest), out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _products(panels, rows, scale, bias, out):
+    for panel in range(panels.shape[0]):
+        for first in range(0, rows.shape[0], QUERIES):
+            scaled_products(panels, panel, rows, first, scale, bias, out)
+
+
+def products(
+    panels: np.ndarray, rows: np.ndarray, scale: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    """scale * (rows x panels) + bias: float32[n', p * LANES].
+
+    Parameters
+    ----------
+    panels
+        int16[p, dim' / 2, LANES, 2], columns; see `kernels.panels`.
+    rows
+        What `whole_rows` gives.
+    scale, bias
+        float32[p * LANES], of each column.
+    """
+    out = np.empty((len(rows), len(scale)), np.float32)
+    _products(panels, rows, scale, bias, out)
+    return out
+
+
+def column_panels(columns: np.ndarray) -> np.ndarray:
+    """Whole columns as `products` reads them, filled up with zeros.
+
+    Parameters
+    ----------
+    columns
+        [count, dim], whole numbers of 16 bits.
+    """
+    count, dim = columns.shape
+    wide, pairs = -(-count // LANES), -(-dim // FILL) * FILL // 2
+    padded = np.zeros((wide * LANES, 2 * pairs), np.int16)
+    padded[:count, :dim] = columns
+    return np.ascontiguousarray(padded.reshape(wide, LANES, pairs, 2).transpose(0, 2, 1, 3))
