@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import faiss
 import numpy as np
-import torch
 from numba import njit
 
 from .kernels import LANES, above, lowest_bit
+from .whole_rows import STEPS, column_panels, products, whole_rows
 
 FLAT_LISTS = 16_384
 MORE = 4
 BLOCK = 2048
 # Rows whose scores stay in the cache.
-PART = 256
+PART = 128
 LOWEST = np.float32(-3e38)
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
 def _tops(score, i, tops):
-    """The largest score of a row in each of the lanes; the last few scores are left out."""
+    """The largest score of a row in each of the lanes."""
     for lane in range(LANES):
         tops[lane] = score[i, lane]
-    for base in range(LANES, score.shape[1] - LANES + 1, LANES):
+    for base in range(LANES, score.shape[1], LANES):
         for lane in range(LANES):
             s = score[i, base + lane]
             tops[lane] = s if s > tops[lane] else tops[lane]
@@ -37,7 +37,7 @@ def _tops(score, i, tops):
 @njit(nogil=True, cache=True)
 def _floor(score, i, count, tops, value):
     """A number that at least `count` scores of a row exceed, not far below the last of them."""
-    if score.shape[1] < LANES or count > LANES:
+    if count > LANES:
         return LOWEST
     _tops(score, i, tops)
     value[:] = LOWEST
@@ -55,7 +55,10 @@ def _floor(score, i, count, tops, value):
 
 @njit(nogil=True, cache=True)
 def _best(score, count, best):
-    """Positions of the `count` largest values of each row, largest first, the first of equals."""
+    """Positions of the `count` largest values of each row, largest first, the first of equals.
+
+    Columns are filled up with `LOWEST` to a multiple of `LANES`.
+    """
     rows, columns = score.shape
     value, tops = np.empty(count, np.float32), np.empty(LANES, np.float32)
     for i in range(rows):
@@ -64,10 +67,7 @@ def _best(score, count, best):
             value[p] = floor
             best[i, p] = 0
         for base in range(0, columns, LANES):
-            if base + LANES <= columns:
-                mask = above(score, i * columns + base, floor)
-            else:
-                mask = np.uint32((1 << (columns - base)) - 1)
+            mask = above(score, i * columns + base, floor)
             while mask != 0:
                 j = base + lowest_bit(mask)
                 mask &= mask - np.uint32(1)
@@ -142,8 +142,12 @@ class Assigner:
             self._graph.hnsw.efConstruction = 80
             self._graph.hnsw.efSearch = 64
             self._graph.add(self.centroids)
-        self._columns = torch.from_numpy(self.centroids).T
-        self._bias = -0.5 * (self._columns.double() ** 2).sum(0).float()
+        whole = whole_rows(self.centroids)[: len(centroids)]
+        self._panels = column_panels(whole)
+        self._scale = np.full(self._panels.shape[0] * LANES, STEPS**-2, np.float32)
+        self._bias = np.full(len(self._scale), LOWEST)
+        norms = (whole.astype(np.int64) ** 2).sum(1)
+        self._bias[: len(centroids)] = -0.5 * STEPS**-2 * norms
 
     def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest lists of each row, nearest first, and squared distances to them.
@@ -166,8 +170,8 @@ class Assigner:
             lists = np.empty((len(x), shortlist), np.int32)
             for start in range(0, len(x), PART):
                 part = slice(start, start + PART)
-                score = torch.addmm(self._bias, torch.from_numpy(x[part]), self._columns)
-                _best(score.numpy(), shortlist, lists[part])
+                score = products(self._panels, whole_rows(x[part]), self._scale, self._bias)
+                _best(score[: len(lists[part])], shortlist, lists[part])
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snip_assets.engine.assign import _best
+from snip_assets.engine.assign import LOWEST, Assigner, _best
+from snip_assets.engine.kernels import LANES
 from snip_assets.engine.trained import TrainedIndex
 
 
@@ -21,8 +22,22 @@ def test_the_largest_scores_the_first_of_equals(
     count = min(count, columns)
     score = np.random.default_rng(seed).integers(-steps, steps, (7, columns)).astype(np.float32)
     best = np.empty((7, count), np.int32)
-    _best(score, count, best)
+    full = np.full((7, -(-columns // LANES) * LANES), LOWEST)
+    full[:, :columns] = score
+    _best(full, count, best)
     np.testing.assert_array_equal(best, np.argsort(-score, axis=1, kind="stable")[:, :count])
+
+
+@settings(deadline=None, max_examples=20)
+@given(lists=st.integers(1, 200), dim=st.integers(2, 130), seed=st.integers(0, 9))
+def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    x, centroids = random.standard_normal((300, dim)), 0.8 * random.standard_normal((lists, dim))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    centroids /= dim**0.5
+    found = Assigner(centroids).nearest(x.astype(np.float32), min(5, lists))
+    distance = np.sort(((x[:, None] - centroids.astype(np.float32)) ** 2).sum(2), axis=1)
+    np.testing.assert_allclose(found[1], distance[:, :5], atol=1e-6)
 
 
 def test_a_code_names_the_nearest_word_of_each_part() -> None:
