@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pyarrow as pa
 
 from snip_assets.engine import stations
@@ -18,6 +19,9 @@ from . import plots
 # Beyond this number of shards in one run the records get totals only: Dagster takes some 40 ms
 # to write metadata of its own for each of thousands of partitions.
 MOST_SHARD_RECORDS = 256
+# And beyond this one there is a picture of all of them: to draw one takes up to a quarter of a
+# second.
+MOST_SHARD_PICTURES = 8
 
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {
@@ -26,7 +30,7 @@ _HIDDEN = {
 }
 
 
-def of_manifest(manifest: Manifest) -> dict[str, Any]:
+def of_manifest(manifest: Manifest, *, pictures: bool = True) -> dict[str, Any]:
     """Facts of an output as metadata values, curves and histograms as pictures."""
     values: dict[str, Any] = {"bytes": manifest.bytes, "version": manifest.version}
     for name, fact in manifest.facts.items():
@@ -38,7 +42,11 @@ def of_manifest(manifest: Manifest) -> dict[str, Any]:
             values[name] = fact
         else:
             values[name] = dg.MetadataValue.json(fact)
-    return values | {n: dg.MetadataValue.md(p) for n, p in plots.of_facts(manifest.facts).items()}
+    return values | (_pictures(manifest.facts) if pictures else {})
+
+
+def _pictures(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: dg.MetadataValue.md(p) for name, p in plots.of_facts(facts).items()}
 
 
 def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -53,6 +61,11 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
             values[f"{name}_in_run"] = sum(numbers)
     if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
         values["peak_memory_in_run"] = max(peaks)
+    counted = [m.facts for m in manifests.values() if "distances" in m.facts]
+    if len({facts["max_distance"] for facts in counted}) == 1:
+        together = np.sum([facts["distances"] for facts in counted], axis=0).tolist()
+        pictures = _pictures({**counted[0], "distances": together})
+        values |= {f"{name}_in_run": picture for name, picture in pictures.items()}
     return values
 
 
@@ -99,7 +112,7 @@ def of_shards(
     """
     if len(manifests) <= MOST_SHARD_RECORDS:
         for key, manifest in manifests.items():
-            values = of_manifest(manifest)
+            values = of_manifest(manifest, pictures=len(manifests) <= MOST_SHARD_PICTURES)
             if samples and key in samples:
                 values["sample_rows"] = sample_rows(samples[key])
             context.add_asset_metadata(values, partition_key=key)
