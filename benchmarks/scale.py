@@ -6,14 +6,16 @@ Features are generated in shards (planted near-duplicates at known distances, se
 the graph runs as `snip dedup` runs it, in a process of its own that is watched from outside:
 `anon` is the memory that it holds, `resident` counts the pages of memory-mapped files too, which
 the system takes back when it needs room. The bound of a station is the time of its matrix products
-at the measured rate of this machine. Recall and precision are held against the construction and
-against exact search for sampled rows. Prints tables and writes benchmarks/results/scale.json.
+at the float32 rate of this machine, measured before and after; `cores` is processor time by clock.
+Recall and precision are held against the construction and against exact search for sampled rows.
+Prints tables and writes benchmarks/results/scale.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from snip_assets.engine import audit, shards, threads
 from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
+from snip_assets.engine.rates import product_rate
 
 ROWS_PER_SHARD = 100_000
 EVERY = 0.05
@@ -116,9 +119,11 @@ def _sample(pid: int) -> dict[str, float] | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         traffic = Path(f"/proc/{pid}/io").read_text()
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     except OSError:
         return None
     found: dict[str, float] = {"at": time.time()}
+    found["cpu"] = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     for line in (status + traffic).splitlines():
         name, _, value = line.partition(":")
         if name in ("RssAnon", "VmRSS", "VmHWM"):
@@ -145,6 +150,7 @@ def stations_of(
                 "station": name,
                 "seconds": seconds,
                 "rows/s": round(rows / max(seconds, 1e-3)),
+                "cores": (last["cpu"] - first["cpu"]) / max(last["at"] - first["at"], EVERY),
                 "anon GiB": max(s["RssAnon"] for s in inside),
                 "resident GiB": max(s["VmRSS"] for s in inside),
                 # Calls to the system, and the disk itself; memory maps show on the disk only.
@@ -209,13 +215,17 @@ def accuracy(layout: Layout, source: np.ndarray) -> dict[str, Any]:
     return audit.wilson(hits, len(later)).__dict__
 
 
-def measure(options: argparse.Namespace, rows: int, folder: Path, rate: float) -> dict[str, Any]:
+def measure(options: argparse.Namespace, rows: int, folder: Path) -> dict[str, Any]:
     count = options.shards or max(1, -(-rows // ROWS_PER_SHARD))
     place = folder / f"{rows}x{options.dim}"
     source = data(place, rows, options.dim, count)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [sys.executable, __file__, "--child", str(place), "--out", out]
+        # The speed of a machine drifts.
+        rates = [product_rate(threads.count())]
         samples = watched([*command, "--steps", str(options.steps)])
+        rates.append(product_rate(threads.count()))
+        rate = sum(rates) / 2
         layout = Layout(Path(out))
         left = json.loads((Path(out) / "steps.json").read_text())
         plan = Path(out) / "forecast.json"
@@ -229,6 +239,7 @@ def measure(options: argparse.Namespace, rows: int, folder: Path, rate: float) -
     return {
         "rows": rows,
         "shards": count,
+        "product_flops": rates,
         "stations": stages,
         "planned": planned,
         "seconds": sum(s["seconds"] for s in stages),
@@ -292,17 +303,14 @@ def main() -> None:
     if options.child:
         child(options.child, options.out, options.steps)
         return
-    from snip_assets.engine.rates import product_rate
-
-    rate = product_rate(threads.count())
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         results = []
         for rows in options.rows or [300_000]:
-            results.append(measure(options, rows, folder, rate))
+            results.append(measure(options, rows, folder))
             table(f"{rows:,} x {options.dim}", results[-1]["stations"])
             table("Whole pipeline", summary(results))
-            facts = {"machine": cores(), "dim": options.dim, "product_flops": rate}
+            facts = {"machine": cores(), "dim": options.dim}
             write("scale", {**facts, "sizes": results, "summary": summary(results)})
 
 

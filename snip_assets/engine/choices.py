@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from . import threads
 from .settings import Settings
 from .trained import ROWS_PER_LIST, choose_lists
 
@@ -59,6 +60,12 @@ def steps(rows: int, settings: Settings) -> int:
 def join_rows(settings: Settings) -> int:
     """Rows of shards that are joined together: each list is then read once for all of them."""
     return int(settings.memory_gb * JOIN_ROWS_PER_GB)
+
+
+def groupings(rows: int, settings: Settings) -> int:
+    """Groupings of the pairs that run at once: each takes 13 bytes a row, and its sorters."""
+    most = int(settings.memory_gb * 2**30 // (13 * rows + 2**30))
+    return max(1, min(threads.count(settings.workers), most))
 
 
 def together(items: Iterable[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:

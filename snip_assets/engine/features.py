@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -51,19 +52,24 @@ class Features:
         self.paths = paths
         self.offsets = np.asarray(offsets, np.int64)
         self._open: dict[int, RowFile] = {}
+        # Threads take rows at the same time.
+        self._changing = Lock()
 
     def shard(self, ordinal: int) -> RowFile:
         """The rows of a shard."""
         found = self._open.get(ordinal)
-        if found is None:
+        if found is not None:
+            return found
+        try:
+            found = RowFile(self.paths[ordinal])
+        except CacheFullError:
+            # Our own files are held in the cache; without them there may be room.
+            with self._changing:
+                self._open.clear()
+            found = RowFile(self.paths[ordinal])
+        with self._changing:
             if len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
-            try:
-                found = RowFile(self.paths[ordinal])
-            except CacheFullError:
-                # Our own files are held in the cache; without them there may be room.
-                self._open.clear()
-                found = RowFile(self.paths[ordinal])
             self._open[ordinal] = found
         return found
 

@@ -15,7 +15,7 @@ from .join import in_steps, scanned
 from .whole_rows import STEPS, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
-NUMBERS_PER_AXIS, MOST_AXES = 4, 64
+NUMBERS_PER_AXIS, MOST_AXES = 4, 32
 # What rounding to whole coordinates, and of the axes themselves, may add to a squared distance:
 # a twentieth at the most was seen.
 ROUNDING = 1.15

@@ -82,6 +82,15 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]
             task.advance()
 
 
+def gathered(pair_files: Sequence[Path], rows: int, out: Path) -> Path:
+    """All pairs in one file, `out`: many small files take longer to open than to read."""
+    with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
+        for block in stream(pair_files, rows, "Pairs"):
+            columns = [block.row.view(np.uint64), block.earlier_row.view(np.uint64), block.distance]
+            writer.write_table(pa.table(columns, schema=SCHEMA))
+    return out
+
+
 def _read(path: Path, rows: int) -> Iterator[Pairs]:
     try:
         with pq.ParquetFile(path) as file:

@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from . import keep_rule, progress, publish
+from . import keep_rule, progress, publish, threads
 from .errors import BadInputError
 from .files import Manifest, current, read_manifest, require, seal
 from .group_table import duplicate_groups
@@ -22,7 +22,7 @@ from .groups import BLOCK_ROWS, extend
 from .keep import Copies, decide
 from .layout import Layout
 from .metadata import Metadata
-from .pair_files import limit, stream
+from .pair_files import gathered, limit, stream
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
@@ -37,10 +37,12 @@ def curve(
     metadata: Metadata | None = None,
     copies: Copies | None = None,
     spill: Path | None = None,
+    workers: int = 1,
 ) -> list[dict[str, Any]]:
     """What each threshold would give.
 
-    Each threshold streams the pairs five times at the most; memory as in `keep.keep`.
+    The pairs are gathered into one file, in `spill`; each threshold streams them five times at the
+    most. Memory: as in `keep.keep`, for each worker.
 
     Parameters
     ----------
@@ -50,32 +52,38 @@ def curve(
         Raw distances, none above the one that the pairs were found with.
     spill
         Folder for temporary files; default: the system's.
+    workers
+        Thresholds at once.
 
     Returns
     -------
     list of dict
         max_distance, pairs, groups (of two rows or more), dropped; by rising threshold.
     """
-    table = []
-    for most in sorted(thresholds):
-        pairs = sum(
-            int(np.count_nonzero(block.distance <= limit(most)))
-            for block in stream(pair_files, rows, "Pairs")
-        )
-        groups = _count_groups(extend(None, pair_files, rows, most))
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
-            decision = decide(
-                pair_files,
-                rows,
-                rule,
-                Path(folder),
-                max_distance=most,
-                metadata=metadata,
-                copies=copies,
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
+        files = [gathered(pair_files, rows, Path(folder) / "pairs.parquet")]
+
+        def at(most: float) -> dict[str, Any]:
+            pairs = sum(
+                int(np.count_nonzero(block.distance <= limit(most)))
+                for block in stream(files, rows, "Pairs")
             )
-        dropped = decision.dropped_rows
-        table.append({"max_distance": most, "pairs": pairs, "groups": groups, "dropped": dropped})
-    return table
+            groups = _count_groups(extend(None, files, rows, most))
+            with tempfile.TemporaryDirectory(prefix="sorted-", dir=folder) as own:
+                decision = decide(
+                    files,
+                    rows,
+                    rule,
+                    Path(own),
+                    max_distance=most,
+                    metadata=metadata,
+                    copies=copies,
+                )
+            dropped = decision.dropped_rows
+            return {"max_distance": most, "pairs": pairs, "groups": groups, "dropped": dropped}
+
+        found = threads.ordered_map(at, sorted(thresholds), workers)
+        return list(progress.track(found, "thresholds", len(thresholds), "thresholds"))
 
 
 def _count_groups(labels: np.ndarray) -> int:

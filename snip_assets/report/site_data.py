@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from snip_assets.engine import audit, progress, recut
+from snip_assets.engine import audit, choices, recut
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
@@ -172,29 +172,16 @@ def thresholds(run: Run) -> list[dict[str, Any]]:
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
     steps = 20 if pairs <= 10_000_000 else 10 if pairs <= 200_000_000 else 4
     hashed = len(run.hashed()) == len(run.registry.shards)
-    table: list[dict[str, Any]] = []
     cuts = [round(most * i / steps, 10) for i in range(steps + 1)]
-    for cut in progress.track(cuts, "thresholds", len(cuts), "thresholds"):
-        with progress.reporting(lambda *_: _Quiet()):
-            table += recut.curve(
-                files,
-                run.registry.rows,
-                [cut],
-                rule=run.settings.keep,
-                metadata=Metadata.of(run.registry),
-                copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
-            )
-    return table
-
-
-class _Quiet:
-    """Progress of parts too small to name."""
-
-    def advance(self, amount: int = 1) -> None:
-        """Say nothing."""
-
-    def close(self) -> None:
-        """Say nothing."""
+    return recut.curve(
+        files,
+        run.registry.rows,
+        cuts,
+        rule=run.settings.keep,
+        metadata=Metadata.of(run.registry),
+        copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
+        workers=choices.groupings(run.registry.rows, run.settings),
+    )
 
 
 def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
