@@ -59,7 +59,8 @@ def recut(
     from snip_assets.engine.errors import BadInputError
 
     if out is None:
-        rows = engine.run_curve(root, max_distance or engine.thresholds(root), rule=keep)
+        cuts = max_distance or engine.thresholds(root)
+        rows = engine.run_curve(root, cuts, rule=keep, memory_gb=memory_gb)
         _print(rows, as_json)
         return
     if not max_distance or len(max_distance) != 1:

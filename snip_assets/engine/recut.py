@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from . import keep_rule, progress, publish, threads
+from .choices import groupings
 from .errors import BadInputError
 from .files import Manifest, current, read_manifest, require, seal
 from .group_table import duplicate_groups
@@ -238,11 +239,22 @@ def thresholds(root: Path) -> list[float]:
 
 
 def run_curve(
-    root: Path, thresholds: Sequence[float], *, rule: str = "neighbours"
+    root: Path,
+    thresholds: Sequence[float],
+    *,
+    rule: str = "neighbours",
+    memory_gb: float = 4.0,
 ) -> list[dict[str, Any]]:
-    """`curve` of a finished run in the folder `root`."""
+    """`curve` of a finished run in the folder `root`; as many at once as memory allows."""
     layout = Layout(root)
     registry = load(layout)
     _pair_versions(layout, registry, max(thresholds))
     files = [layout.duplicate_pairs(key) for key in registry.keys]
-    return curve(files, registry.rows, thresholds, rule=rule, metadata=Metadata.of(registry))
+    return curve(
+        files,
+        registry.rows,
+        thresholds,
+        rule=rule,
+        metadata=Metadata.of(registry),
+        workers=groupings(registry.rows, Settings(memory_gb=memory_gb)),
+    )
