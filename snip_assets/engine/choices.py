@@ -62,6 +62,11 @@ def join_rows(settings: Settings) -> int:
     return int(settings.memory_gb * JOIN_ROWS_PER_GB)
 
 
+def thresholds(pairs: float) -> int:
+    """Steps of the threshold that the report shows: fewer where each takes long."""
+    return 20 if pairs <= 10_000_000 else 10 if pairs <= 200_000_000 else 4
+
+
 def groupings(rows: int, settings: Settings) -> int:
     """Groupings of the pairs that run at once: each takes 13 bytes a row, and its sorters."""
     most = int(settings.memory_gb * 2**30 // (13 * rows + 2**30))

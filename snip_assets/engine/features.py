@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from .progress import task
-from .remote_files import CacheFullError
-from .row_file import RowFile
+from .remote_files import CacheFullError, is_remote
+from .resident import allow_open_files
+from .row_file import RowFile, copy
 from .threads import ordered_map
 
 BLOCK = 4096
-MOST_OPEN = 256
+# Shards that are held open, by each of a few objects of a process; each takes two files.
+MOST_OPEN, SHARE = 4096, 16
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:
@@ -52,6 +54,9 @@ class Features:
         self.paths = paths
         self.offsets = np.asarray(offsets, np.int64)
         self._open: dict[int, RowFile] = {}
+        self._most = max(1, min(MOST_OPEN, allow_open_files() // SHARE))
+        # The cache of remote files may have room for no more than one a thread.
+        self._at_once = 1 if any(map(is_remote, paths)) else MOST_OPEN
         # Threads take rows at the same time.
         self._changing = Lock()
 
@@ -68,7 +73,7 @@ class Features:
                 self._open.clear()
             found = RowFile(self.paths[ordinal])
         with self._changing:
-            if len(self._open) >= MOST_OPEN:
+            if len(self._open) >= self._most:
                 self._open.pop(next(iter(self._open)))
             self._open[ordinal] = found
         return found
@@ -93,13 +98,16 @@ class Features:
         cuts = np.searchsorted(ordered, self.offsets)
         if cuts[0] > 0 or cuts[-1] < len(rows):
             raise IndexError(f"{len(self)} rows; asked for {ordered[0]} to {ordered[-1]}")
-        first = int(np.searchsorted(self.offsets, ordered[0], "right") - 1 if len(rows) else 0)
-        like = self.shard(first)
+        ordinals = np.flatnonzero(np.diff(cuts))
+        like = self.shard(int(ordinals[0]) if len(ordinals) else 0)
         out = np.empty((len(rows), *like.shape[1:]), like.dtype)
-        for ordinal in np.flatnonzero(np.diff(cuts)):
-            own = slice(cuts[ordinal], cuts[ordinal + 1])
-            local = ordered[own] - self.offsets[ordinal]
-            self.shard(int(ordinal)).copy(local, out, places[own])
+        for start in range(0, len(ordinals), self._at_once):
+            some = ordinals[start : start + self._at_once]
+            files = [self.shard(int(ordinal)) for ordinal in some]
+            owner = np.repeat(np.arange(len(some)), cuts[some + 1] - cuts[some])
+            own = slice(cuts[some[0]], cuts[some[-1] + 1])
+            copy(files, owner, ordered[own] - self.offsets[some][owner], out, places[own])
+            del files
         return out
 
 

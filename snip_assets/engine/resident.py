@@ -78,13 +78,15 @@ def _release() -> None:
             owner.madvise(mmap.MADV_DONTNEED)
 
 
-def allow_open_files(most: int = 65_536) -> None:
-    """Raise this process's own limit of open files: each memory map counts as one."""
+def allow_open_files(most: int = 65_536) -> int:
+    """Raise this process's limit of open files, and return it: each memory map counts as one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return most if soft == resource.RLIM_INFINITY else soft
 
 
 if hasattr(os, "register_at_fork"):  # A child must not inherit a lock that another thread holds.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ AHEAD = 4
 # Bytes of a row that is copied from the map; of the rows that are asked for, one in so many is
 # looked up beforehand.
 SHORT, LOOK = 512, 64
+# What the kernels know of a file: its number at the system, where its rows start there, and in the
+# memory map.
+HANDLE, HEAD, ADDRESS = range(3)
 _NO_WAIT, _WILL_NEED = getattr(os, "RWF_NOWAIT", 0), getattr(os, "POSIX_FADV_WILLNEED", 0)
 
 
@@ -64,11 +68,12 @@ else:
 
 
 @njit(nogil=True)
-def _together(rows, places, k):
-    """Rows from k on that follow one another in the file and in memory."""
+def _together(files, rows, places, k):
+    """Rows from k on that follow one another in a file and in memory."""
     count = 1
     while (
         k + count < rows.shape[0]
+        and files[k + count] == files[k]
         and rows[k + count] == rows[k] + count
         and places[k + count] == places[k] + count
     ):
@@ -80,40 +85,41 @@ _memcpy = _function("memcpy", types.uint64, types.uint64, types.uint64)
 
 
 @njit(nogil=True, cache=True)
-def _held(handle, head, width, rows):
+def _held(table, width, files, rows):
     """Whether the system holds a sample of the rows in memory."""
     target, vector = np.empty(width, np.uint8), np.empty(2, np.uint64)
     for k in range(0, rows.shape[0], LOOK):
-        there = head + rows[k] * width
+        handle, there = table[files[k], HANDLE], table[files[k], HEAD] + rows[k] * width
         if not _copied(np.int32(handle), target.ctypes.data, width, there, vector):
             return False
     return True
 
 
 @njit(nogil=True, cache=True)
-def _gather(source, width, rows, places, target):
+def _gather(table, width, files, rows, places, target):
     """Copy rows from memory to memory."""
     for k in range(rows.shape[0]):
-        here, there = target + places[k] * width, source + rows[k] * width
+        here, there = target + places[k] * width, table[files[k], ADDRESS] + rows[k] * width
         _memcpy(np.uint64(here), np.uint64(there), np.uint64(width))
 
 
 @njit(nogil=True, cache=True)
-def _read(handle, head, width, rows, places, target):
-    """Copy rows of a file to places in memory; returns how many could be read."""
-    number = np.int32(handle)
+def _read(table, width, files, rows, places, target):
+    """Copy rows of files to places in memory; returns how many could be read."""
     vector = np.empty(2, np.uint64)
     late, waiting, k = np.empty(rows.shape[0], np.int64), 0, 0
     while k < rows.shape[0]:
-        count = _together(rows, places, k)
-        there, here = head + rows[k] * width, target + places[k] * width
+        count = _together(files, rows, places, k)
+        number = np.int32(table[files[k], HANDLE])
+        there, here = table[files[k], HEAD] + rows[k] * width, target + places[k] * width
         if not _copied(number, here, count * width, there, vector):
             late[waiting] = k
             waiting += 1
         k += count
     for k in late[:waiting]:
-        size, done = _together(rows, places, k) * width, 0
-        there, here = head + rows[k] * width, target + places[k] * width
+        number = np.int32(table[files[k], HANDLE])
+        size, done = _together(files, rows, places, k) * width, 0
+        there, here = table[files[k], HEAD] + rows[k] * width, target + places[k] * width
         while done < size:
             got = _pread(
                 number, np.uint64(here + done), np.uint64(size - done), np.int64(there + done)
@@ -143,10 +149,11 @@ class RowFile:
         # Never read; it tells where the rows are, and keeps the copy of a remote file.
         array: Any = open_npy(path)
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
-        self._plain = bool(array.flags.c_contiguous)
-        if self._plain:
+        self.plain = bool(array.flags.c_contiguous)
+        if self.plain:
             self._handle = os.open(array.filename, os.O_RDONLY)
             weakref.finalize(self, os.close, self._handle)
+            self.place = (self._handle, array.offset, array.ctypes.data)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -159,52 +166,71 @@ class RowFile:
         rows = np.arange(start, min(stop, len(self)))
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         self.copy(rows, out, np.arange(len(rows)))
-        if self._plain and _WILL_NEED:
+        if self.plain and _WILL_NEED:
             width = self.array.strides[0]
             position, size = self.array.offset + stop * width, AHEAD * out.nbytes
             os.posix_fadvise(self._handle, position, size, os.POSIX_FADV_WILLNEED)
         return out
 
     def copy(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Copy rows to places of an array.
+        """Copy rows to places of an array, as the function `copy` does."""
+        copy([self], np.zeros(len(rows), np.int64), rows, out, places)
 
-        Parameters
-        ----------
-        rows, places
-            int64[n].
-        out
-            m x dimension, C order.
-
-        Raises
-        ------
-        IndexError
-            The file has no such row.
-        BadInputError
-            The file became shorter, or cannot be read.
-        """
-        if not len(rows):
-            return
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(f"{self.path}: {len(self)} rows, none is {rows.max()}")
-        if places.min() < 0 or places.max() >= len(out):
-            raise IndexError(f"{len(out)} places, none is {places.max()}")
-        if not (self._plain and out.dtype == self.dtype and out.flags.c_contiguous):
-            out[places] = self.array[rows]
-            return
-        head, width = self.array.offset, self.array.strides[0]
-        scattered = len(rows) >= LOOK and abs(int(rows[-1]) - int(rows[0])) >= len(rows)
-        mapped = scattered and width <= SHORT and self._whole()
-        if mapped and _held(self._handle, head, width, rows):
-            _gather(self.array.ctypes.data, width, rows, places, out.ctypes.data)
-            trim()
-            return
-        done = _read(self._handle, head, width, rows, places, out.ctypes.data)
-        if done < len(rows):
-            raise BadInputError(
-                f"{self.path}: row {rows[done]} cannot be read (was the file cut short meanwhile?)"
-                "; write it again."
-            )
-
-    def _whole(self) -> bool:
+    def whole(self) -> bool:
         """Whether the file still has all its bytes: a map of missing ones ends the process."""
         return os.fstat(self._handle).st_size >= self.array.offset + self.array.nbytes
+
+
+def copy(
+    files: Sequence[RowFile],
+    owner: np.ndarray,
+    rows: np.ndarray,
+    out: np.ndarray,
+    places: np.ndarray,
+) -> None:
+    """Copy rows of some files to places of an array.
+
+    Parameters
+    ----------
+    owner
+        int64[n], the file of each row: its position in `files`; those of a file together.
+    rows, places
+        int64[n].
+    out
+        m x dimension, C order.
+
+    Raises
+    ------
+    IndexError
+        A file has no such row.
+    BadInputError
+        A file became shorter, or cannot be read.
+    """
+    if not len(rows):
+        return
+    beyond = (rows < 0) | (rows >= np.array([len(file) for file in files])[owner])
+    if beyond.any():
+        file, row = files[owner[beyond.argmax()]], rows[beyond.argmax()]
+        raise IndexError(f"{file.path}: {len(file)} rows, none is {row}")
+    if places.min() < 0 or places.max() >= len(out):
+        raise IndexError(f"{len(out)} places, none is {places.max()}")
+    plain = all(file.plain and file.dtype == out.dtype for file in files)
+    if not (plain and out.flags.c_contiguous):
+        for number, file in enumerate(files):
+            own = owner == number
+            out[places[own]] = file.array[rows[own]]
+        return
+    table = np.array([file.place for file in files], np.int64)
+    width, target = files[0].array.strides[0], out.ctypes.data
+    scattered = len(files) > 1 or abs(int(rows[-1]) - int(rows[0])) >= len(rows)
+    mapped = len(rows) >= LOOK and scattered and width <= SHORT
+    if mapped and all(file.whole() for file in files) and _held(table, width, owner, rows):
+        _gather(table, width, owner, rows, places, target)
+        trim()
+        return
+    done = _read(table, width, owner, rows, places, target)
+    if done < len(rows):
+        raise BadInputError(
+            f"{files[owner[done]].path}: row {rows[done]} cannot be read (was the file cut short "
+            "meanwhile?); write it again."
+        )

@@ -7,7 +7,7 @@ its station took beyond the terms that are measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import choices, known_pairs, neighbours
 from .assign import FLAT_LISTS
@@ -19,11 +19,13 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 GIB = 2**30
 PAGE = 4096
 AUDIT_QUERIES = 400
-# The report searches at most so many rows, and groups the pairs anew for each of ten thresholds.
-REPORT_ROWS, REPORT_GROUPINGS = 1_000_000, 5.0
+# The report searches at most so many rows; the share of a grouping that a threshold of it takes.
+REPORT_ROWS, THRESHOLD = 1_000_000, 0.2
 # Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
 # checks, and announced to Dagster.
-SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.03, 0.05, 0.045
+SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.045, 0.02, 0.09
+# Checks, or the pages of a report, whatever the size.
+LOOKED = 3.0
 # A row grouped, and a pair of it (benchmarks/groups.py); a row of the bitmap with its digests.
 ROW_GROUPED, PAIR_GROUPED, ROW_MARKED = 4.2e-7, 6e-7, 5e-8
 # A byte of metadata filtered, and listed.
@@ -34,7 +36,7 @@ CANDIDATE = 3e-6
 ROW_MERGED, SEGMENT = 5e-8, 0.2
 # A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
 # and curves of the calibration, whatever the size.
-ROW_SEARCHED, CALIBRATED = 2.2e-6, 1.5
+ROW_SEARCHED, CALIBRATED = 2.2e-6, 4.0
 # A number of a raw row read, normalised and rounded for an exact search, on one of all cores.
 NUMBER_PREPARED = 2.5e-9
 # Work of a training step against its products: softmax, its gradient, optimiser, validation.
@@ -279,6 +281,7 @@ def _grouping(case: Case) -> float:
 def _results(case: Case) -> dict[str, Cost]:
     rows, wide = case.rows, case.row_bytes / 4
     pairs, words = case.assumed.pairs * rows, case.metadata_bytes * rows
+    sealed = SHARD_SEALED * case.shards
     return {
         "duplicate_groups": Cost(
             alone=_grouping(case),
@@ -289,10 +292,10 @@ def _results(case: Case) -> dict[str, Cost]:
         "dup_bitmap": Cost(alone=ROW_MARKED * rows, memory=float(rows), write=1.125 * rows),
         "decisions": Cost(alone=SHARD_ANNOUNCED * case.shards),
         "deduped_metadata": Cost(
-            alone=BYTE_KEPT * words, memory=0.2 * GIB, read=words, write=words
+            alone=BYTE_KEPT * words + sealed, memory=0.2 * GIB, read=words, write=words
         ),
         "drop_list": Cost(
-            alone=BYTE_LISTED * words, memory=0.2 * GIB, read=words, write=0.3 * words
+            alone=BYTE_LISTED * words + sealed, memory=0.2 * GIB, read=words, write=0.3 * words
         ),
     }
 
@@ -307,14 +310,20 @@ def _looks(case: Case) -> dict[str, Cost]:
         return projected + compared + NUMBER_PREPARED * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
+    pairs = case.assumed.pairs * case.rows
+    at_once = choices.groupings(case.rows, replace(case.settings, workers=case.cores))
+    groupings = THRESHOLD * (choices.thresholds(pairs) + 1)
     return {
         "checks": Cost(
-            exact(case.rows), SHARD_CHECKED * case.shards, memory, case.uncached(case.raw)
+            exact(case.rows),
+            LOOKED + SHARD_CHECKED * case.shards,
+            memory,
+            case.uncached(case.raw),
         ),
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS)),
-            REPORT_GROUPINGS * _grouping(case),
-            max(memory, 13.0 * case.rows * case.row_bytes / 4 + GIB),
-            REPORT_GROUPINGS * 14.0 * case.assumed.pairs * case.rows,
+            LOOKED + groupings / at_once * _grouping(case),
+            max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + GIB)),
+            groupings * 14.0 * pairs,
         ),
     }

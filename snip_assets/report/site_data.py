@@ -170,7 +170,7 @@ def thresholds(run: Run) -> list[dict[str, Any]]:
     """What smaller thresholds would drop; the last one is the run itself."""
     files, most = pair_files(run), run.settings.max_distance
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
-    steps = 20 if pairs <= 10_000_000 else 10 if pairs <= 200_000_000 else 4
+    steps = choices.thresholds(pairs)
     hashed = len(run.hashed()) == len(run.registry.shards)
     cuts = [round(most * i / steps, 10) for i in range(steps + 1)]
     return recut.curve(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.features import Features
 from snip_assets.engine.row_file import LOOK, RowFile
 
 ROWS = 40
@@ -42,6 +43,21 @@ def test_blocks_are_slices(files: list[RowFile], start: int, length: int) -> Non
     for file in files:
         block = file.block(start, start + length)
         np.testing.assert_array_equal(block, file.array[start : start + length])
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.integers(0, 4 * ROWS - 1), max_size=3 * LOOK))
+def test_rows_of_many_files(tmp_path_factory: pytest.TempPathFactory, rows: list[int]) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    x = np.random.default_rng(0).standard_normal((4 * ROWS, 3)).astype(np.float16)
+    offsets = np.array([0, 7, 7, 3 * ROWS, 4 * ROWS])
+    paths = [folder / f"{number}.npy" for number in range(4)]
+    for path, start, stop in zip(paths, offsets[:-1], offsets[1:], strict=True):
+        np.save(path, x[start:stop])
+    wanted = np.array(rows, np.int64)
+    np.testing.assert_array_equal(Features(paths, offsets).take(wanted), x[wanted])
+    with pytest.raises(IndexError):
+        Features(paths, offsets).take(np.append(wanted, 4 * ROWS))
 
 
 def test_no_such_row(files: list[RowFile]) -> None:
