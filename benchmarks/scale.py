@@ -39,6 +39,8 @@ from snip_assets.engine.rates import product_rate
 ROWS_PER_SHARD = 100_000
 EVERY = 0.05
 CHECKS = "checks"
+AUDITS = ("pair_precision", "query_recall")
+SHARE = ("passed", "estimate", "interval_low", "interval_high", "successes", "trials")
 NAMES = {
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index", "index_shards"),
     *("snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata"),
@@ -250,8 +252,12 @@ def measure(options: argparse.Namespace, rows: int, folder: Path) -> dict[str, A
         "peak_anon_gib": max(s["RssAnon"] for s in samples),
         "peak_resident_gib": max(s["VmHWM"] for s in samples),
         "planted_recall": near,
-        "audited": {k: left["checks"].get(k) for k in ("pair_precision", "query_recall")},
+        "audited": {name: _share_of(left["checks"].get(name)) for name in AUDITS},
     }
+
+
+def _share_of(check: dict[str, Any] | None) -> dict[str, Any] | None:
+    return check and {k: v for k, v in check.items() if k in SHARE}
 
 
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
