@@ -18,6 +18,8 @@ JOIN_ROWS_PER_GB = 4_000_000
 # Lists longer than this have many false candidates with 8 bytes a row: from 400 million rows on.
 LONG_LIST = 50_000
 FEWEST_INDEX_ROWS = 65_536
+# More wait for the memory, not for each other.
+MOST_GROUPINGS = 8
 
 Item = TypeVar("Item")
 
@@ -70,7 +72,7 @@ def thresholds(pairs: float) -> int:
 def groupings(rows: int, settings: Settings) -> int:
     """Groupings of the pairs that run at once: each takes 13 bytes a row, and its sorters."""
     most = int(settings.memory_gb * 2**30 // (13 * rows + 2**30))
-    return max(1, min(threads.count(settings.workers), most))
+    return max(1, min(threads.count(settings.workers), most, MOST_GROUPINGS))
 
 
 def together(items: Iterable[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:

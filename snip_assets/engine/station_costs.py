@@ -312,7 +312,7 @@ def _looks(case: Case) -> dict[str, Cost]:
     memory = 4096 * 16.0 * case.cores * case.dim
     pairs = case.assumed.pairs * case.rows
     at_once = choices.groupings(case.rows, replace(case.settings, workers=case.cores))
-    groupings = THRESHOLD * (choices.thresholds(pairs) + 1)
+    groupings, sorters = THRESHOLD * (choices.thresholds(pairs) + 1), min(GIB, 64 * pairs)
     return {
         "checks": Cost(
             exact(case.rows),
@@ -323,7 +323,7 @@ def _looks(case: Case) -> dict[str, Cost]:
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS)),
             LOOKED + groupings / at_once * _grouping(case),
-            max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + GIB)),
+            max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + sorters)),
             groupings * 14.0 * pairs,
         ),
     }
