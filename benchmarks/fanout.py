@@ -1,6 +1,6 @@
 """Speed-up of the heavy stations over one worker of a Dask scheduler.
 
-    python benchmarks/fanout.py [--rows 400000] [--dim 512] [--shards 16] [--workers 2]
+    python benchmarks/fanout.py [--rows 1600000] [--dim 512] [--shards 16] [--workers 2]
 
 A scheduler and its workers are processes on loopback, each worker with one thread: so a worker
 takes the place of a machine, and what is measured is how well the shards of a station spread, with
@@ -159,7 +159,7 @@ def measure(folder: Path, source: shards.Source, count: int) -> tuple[list[dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--rows", type=int, default=1_600_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--shards", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
