@@ -30,6 +30,8 @@ AHEAD = 4
 # Bytes of a row that is copied from the map; of the rows that are asked for, one in so many is
 # looked up beforehand.
 SHORT, LOOK = 512, 64
+# Rows that are copied from maps before their pages are counted: 64 KB each at worst.
+GATHERED = 2048
 # What the kernels know of a file: its number at the system, where its rows start there, and in the
 # memory map.
 HANDLE, HEAD, ADDRESS = range(3)
@@ -214,7 +216,8 @@ def copy(
         raise IndexError(f"{file.path}: {len(file)} rows, none is {row}")
     if places.min() < 0 or places.max() >= len(out):
         raise IndexError(f"{len(out)} places, none is {places.max()}")
-    plain = all(file.plain and file.dtype == out.dtype for file in files)
+    kind = (out.dtype, out.shape[1:])
+    plain = all(file.plain and (file.dtype, file.shape[1:]) == kind for file in files)
     if not (plain and out.flags.c_contiguous):
         for number, file in enumerate(files):
             own = owner == number
@@ -225,8 +228,10 @@ def copy(
     scattered = len(files) > 1 or abs(int(rows[-1]) - int(rows[0])) >= len(rows)
     mapped = len(rows) >= LOOK and scattered and width <= SHORT
     if mapped and all(file.whole() for file in files) and _held(table, width, owner, rows):
-        _gather(table, width, owner, rows, places, target)
-        trim()
+        for start in range(0, len(rows), GATHERED):
+            part = slice(start, start + GATHERED)
+            _gather(table, width, owner[part], rows[part], places[part], target)
+            trim()
         return
     done = _read(table, width, owner, rows, places, target)
     if done < len(rows):
