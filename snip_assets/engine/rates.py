@@ -166,9 +166,13 @@ def _of_files(
         while source.read(1 << 22):
             pass
     read = x.nbytes / (time.perf_counter() - started)
-    started = time.perf_counter()
-    copies.hash_shard(path, folder / "hashes.npy", workers)
-    hashed = x.nbytes / (time.perf_counter() - started)
+    hashing = []
+    # The first time loads the kernels, and any may wait for a disk that has others to serve.
+    for _ in range(3):
+        started = time.perf_counter()
+        copies.hash_shard(path, folder / "hashes.npy", workers)
+        hashing.append(time.perf_counter() - started)
+    hashed = x.nbytes / min(hashing)
     left, right = random.integers(0, rows, (2, 8192)).astype(np.uint64)
 
     def verify(_: int) -> None:
