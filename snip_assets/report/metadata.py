@@ -58,7 +58,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     for name in ("rows", "pairs", "kept", "dropped", "seconds"):
         numbers = [m.facts[name] for m in manifests.values() if name in m.facts]
         if numbers:
-            values[f"{name}_in_run"] = sum(numbers)
+            values[f"{name}_in_run"] = round(sum(numbers), 3)
     if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
         values["peak_memory_in_run"] = max(peaks)
     counted = [m.facts for m in manifests.values() if "distances" in m.facts]

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 BLUE = "#4f43dd"
 MOST_BINS = 60
+# Characters that fit below a picture.
+WIDE = 56
 Curve = Sequence[tuple[float, float]] | Mapping[str, float]
 
 
@@ -87,8 +89,10 @@ def bars(counts: Mapping[str, int], title: str, x: str, y: str, *, log_y: bool =
     """One bar for each entry of a ready-made histogram {value: count}, in the order given."""
     figure, axes = _figure(title, x, y)
     axes.bar(range(len(counts)), list(counts.values()), color=BLUE)
-    step = max(1, len(counts) // 12)
-    axes.set_xticks(range(0, len(counts), step), [str(k) for k in counts][::step])
+    names = [str(k) for k in counts]
+    # As many names as there is room for.
+    step = -(-len(names) * (max(map(len, names), default=0) + 3) // WIDE)
+    axes.set_xticks(range(0, len(names), step or 1), names[:: step or 1])
     if log_y and counts:
         axes.set_yscale("log")
     return _markdown(figure, title)
