@@ -131,7 +131,7 @@ class Assigner:
     Parameters
     ----------
     centroids
-        float32[lists, dim].
+        float32[lists, dim], means of rows of unit length.
     """
 
     def __init__(self, centroids: np.ndarray) -> None:
@@ -142,6 +142,7 @@ class Assigner:
             self._graph.hnsw.efConstruction = 80
             self._graph.hnsw.efSearch = 64
             self._graph.add(self.centroids)
+            return
         whole = whole_rows(self.centroids)[: len(centroids)]
         self._panels = column_panels(whole)
         self._scale = np.full(self._panels.shape[0] * LANES, STEPS**-2, np.float32)
@@ -155,7 +156,7 @@ class Assigner:
         Parameters
         ----------
         x
-            float32[n, dim]; blocks of at most a few thousand rows.
+            float32[n, dim], of about unit length; blocks of at most a few thousand rows.
 
         Returns
         -------

@@ -49,8 +49,8 @@ def near_rows(
     queries
         int64[q], row ids.
     limit
-        On the squared distance. Rows beyond it by no more than a twentieth are found as well, for
-        distances are rounded: whoever needs the last digit looks again.
+        On the squared distance. Rows are rounded, so some up to the square of
+        sqrt(limit) + 2 sqrt(dim) / STEPS are found as well: who needs the last digit looks again.
     ordinals
         Shards to search.
     title

@@ -91,8 +91,9 @@ def bars(counts: Mapping[str, int], title: str, x: str, y: str, *, log_y: bool =
     axes.bar(range(len(counts)), list(counts.values()), color=BLUE)
     names = [str(k) for k in counts]
     # As many names as there is room for.
-    step = -(-len(names) * (max(map(len, names), default=0) + 3) // WIDE)
-    axes.set_xticks(range(0, len(names), step or 1), names[:: step or 1])
+    room = max(map(len, names), default=0) + 3
+    step = max(1, -(-len(names) * room // WIDE))
+    axes.set_xticks(range(0, len(names), step), names[::step])
     if log_y and counts:
         axes.set_yscale("log")
     return _markdown(figure, title)

@@ -95,8 +95,9 @@ class World:
         home = lists[:, 0]
         residual = x - self.trained.centroids[home]
         decoded = self.trained.codec.decode(self.trained.codec.encode(residual))
-        vectors = (decoded + self.trained.centroids[home]).astype(np.float64)
-        error = ((x - vectors) ** 2).sum(1)
+        vectors = decoded + self.trained.centroids[home]
+        error = ((x - vectors).astype(np.float64) ** 2).sum(1)
+        whole_x, whole = (np.rint(v * STEPS).astype(np.int64) for v in (x, vectors))
         centroids = self.trained.centroids
         rows = np.array([self.steps(x, c) for c in centroids])
         codes = self.steps(decoded, np.zeros(DIM))
@@ -104,14 +105,14 @@ class World:
         must, may = set(), set()
         for i in range(len(x)):
             probed = np.isin(home[:i], lists[i][margin[i] <= RADIUS])
-            excess = ((x[i] - vectors[:i]) ** 2).sum(1) - error[i]
+            excess = ((whole_x[i] - whole[:i]) ** 2).sum(1) / STEPS**2 - error[i]
             own = rows[home[:i], i]
             short_excess = ((own - codes[:i]) ** 2).sum(1) - short_error[i]
             worst = excess - SLACK
             near = short_excess <= np.floor(SHORT_SLACK * self.axes.scale**2)
-            for j in np.flatnonzero(probed & near & (worst <= 1e-3)):
+            for j in np.flatnonzero(probed & near & (worst <= 1e-5)):
                 may.add((i + self.start, int(j) + self.start))
-                if worst[j] <= -1e-3:
+                if worst[j] <= -1e-5:
                     must.add((i + self.start, int(j) + self.start))
         return must, may
 
