@@ -1,10 +1,11 @@
 """What a shard costs that arrives behind others, against the whole.
 
-    python benchmarks/incremental.py [--shards 100] [--rows 2000 --rows 20000] [--dim 256]
+    python benchmarks/incremental.py [--shards 100] [--rows 2000 --rows 20000] [--dim 768]
 
-All shards but the last are worked, station by station; then the last arrives. With shards of 2,000
-rows, what a station does a shard, a list or a file stands out; with 20,000, what it does a row.
-Prints a table a size and writes benchmarks/results/incremental.json.
+All shards but the last are worked, station by station; then the last arrives: first in the engine
+alone, then through Dagster, as `snip dedup` does it. With shards of 2,000 rows, what a station does
+a shard, a list or a file stands out; with 20,000, what it does a row. Prints tables and writes
+benchmarks/results/incremental.json.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from common import cores, table, write
-from scale import generate
+from scale import NAMES, generate
 
+from snip_assets import graph
 from snip_assets.engine import shards, stations
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.resources import DataSet
+
+# Of the net's training, which is done once and is not the matter here.
+STEPS = 300
 
 
 def times(run: stations.Run, keys: list[str]) -> dict[str, float]:
@@ -48,20 +54,34 @@ def times(run: stations.Run, keys: list[str]) -> dict[str, float]:
     return found
 
 
-def measure(count: int, rows: int, dim: int) -> list[dict[str, Any]]:
+def through_dagster(data: DataSet, limit: int) -> dict[str, float]:
+    """Seconds of each step of what `snip dedup` runs, and of all of it."""
+    started = time.perf_counter()
+    outcome = graph.materialize(data, limit)
+    found = {name: s for name, s in outcome.seconds.items() if name in NAMES}
+    found["checks"] = sum(s for name, s in outcome.seconds.items() if name not in NAMES)
+    found["between steps"] = time.perf_counter() - started - sum(found.values())
+    return found
+
+
+def measure(count: int, rows: int, dim: int, dagster: bool) -> list[dict[str, Any]]:
     """A row a station: seconds for all shards but one, for the last, and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generate(folder, count * rows, dim, count)
         source = shards.Source(folder / "img_emb", folder / "metadata")
         layout, keys = Layout(folder / "out"), shards.discover(source)
-        # A PCA: training of the net is done once and is not the matter here.
-        settings = Settings(pca_below=1 << 40)
-        shards.register(layout, source, keys[:-1])
-        whole = times(stations.Run(layout, settings), keys[:-1])
-        shards.register(layout, source, keys)
-        arrival = times(stations.Run(layout, settings), keys[-1:])
-    whole["in all"], arrival["in all"] = sum(whole.values()), sum(arrival.values())
+        settings = Settings(steps=STEPS)
+        if dagster:
+            data = DataSet.of(source, layout.root, settings)
+            whole, arrival = through_dagster(data, count - 1), through_dagster(data, count)
+        else:
+            shards.register(layout, source, keys[:-1])
+            whole = times(stations.Run(layout, settings), keys[:-1])
+            shards.register(layout, source, keys)
+            arrival = times(stations.Run(layout, settings), keys[-1:])
+    for found in (whole, arrival):
+        found["in all, training of the net apart"] = sum(found.values()) - found["snip_model"]
     return [
         {"station": n, "all before, s": whole[n], "one more, s": arrival[n]}
         | {"share": arrival[n] / max(whole[n], 1e-9)}
@@ -73,13 +93,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--rows", type=int, action="append", help="Of a shard; may be repeated.")
-    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--dim", type=int, default=768)
     options = parser.parse_args()
     sizes = []
     for rows in options.rows or [2000, 20_000]:
-        found = measure(options.shards, rows, options.dim)
-        table(f"A shard of {rows:,} rows behind {options.shards - 1} others", found)
-        sizes.append({"shards": options.shards, "rows_per_shard": rows, "stations": found})
+        for dagster in (False, True):
+            found = measure(options.shards, rows, options.dim, dagster)
+            title = f"A shard of {rows:,} rows behind {options.shards - 1} others"
+            table(title + ", through Dagster" * dagster, found)
+            about = {"shards": options.shards, "rows_per_shard": rows, "dagster": dagster}
+            sizes.append({**about, "stations": found})
     write("incremental", {"machine": cores(), "dim": options.dim, "sizes": sizes})
 
 

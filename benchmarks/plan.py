@@ -95,8 +95,11 @@ def measured_tables() -> None:
     if added := result("incremental"):
         parts = [machine(added)]
         for size in added["sizes"]:
-            parts += [f"{size['shards']} shards of {size['rows_per_shard']:,} rows:"]
-            parts += [markdown(size["stations"])]
+            shape = f"{size['shards']} shards of {size['rows_per_shard']:,} rows"
+            parts += [
+                f"{shape}{', through Dagster' * size['dagster']}:",
+                markdown(size["stations"]),
+            ]
         fill("incremental", "\n\n".join(parts))
     if spread := result("fanout"):
         shape = f"{spread['rows']:,} x {spread['dim']} in {spread['shards']} shards."

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 
-from . import automation, home, partitions
+from . import automation, home, partitions, versions
 from .assets.station import PROGRESS_TAG
 from .definitions import build_defs
+from .engine import stations
+from .engine.arrivals import reach
 from .engine.errors import SnipError
 from .engine.shards import Shard, load
 from .resources import DataSet
@@ -37,6 +39,16 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def add(self, result: dg.ExecuteInProcessResult) -> None:
+        """Take in a run."""
+        for event in result.all_events:
+            if event.is_step_success and event.step_key:
+                self.seconds[event.step_key] = event.step_success_data.duration_ms / 1000
+        for check in result.get_asset_check_evaluations():
+            values = {name: value.value for name, value in check.metadata.items()}
+            said = {"passed": check.passed, "description": check.description}
+            self.checks[check.check_name] = {**said, **values}
+
 
 def sync(data: DataSet, limit: int = 0) -> list[Shard]:
     """Register new shards (the first `limit` of them, all when 0) with engine and Dagster."""
@@ -46,18 +58,17 @@ def sync(data: DataSet, limit: int = 0) -> list[Shard]:
     return new
 
 
-def materialize(
-    data: DataSet, limit: int = 0, *, only_new: bool = False, train_again: bool = False
-) -> Outcome:
+def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> Outcome:
     """Register what is new and materialise everything that is missing or stale.
+
+    One run of the job `arrival` where this concerns all shards. Else one without the outputs over
+    the shards that it concerns, then one of `publish` over those that were decided otherwise:
+    each shard of a run costs Dagster some 50 ms an asset, whether there is something to do or not.
 
     Parameters
     ----------
     limit
         Use this many shards at the most; 0 means all.
-    only_new
-        Work on the shards that are new only, and on what lies between shards and all of them.
-
     train_again
         Train net and index on all that is there, though nothing that they depend on has changed.
 
@@ -67,24 +78,32 @@ def materialize(
         What a user can mend, as the engine said it.
     """
     # Before an instance is opened: what headers tell should be said at once.
-    new = partitions.register(data.layout, data.source, limit)
+    outcome = Outcome(partitions.register(data.layout, data.source, limit))
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
-        job = build_defs({"data": data}).resolve_job_def(automation.arrival.name)
-        keys = [s.key for s in new] if only_new else load(data.layout).keys
-        tags = automation.shard_range(data.layout, keys)
-        with _engine_errors():
-            result = job.execute_in_process(
-                run_config=_run_config(train_again),
-                instance=instance,
-                tags={**tags, PROGRESS_TAG: "bars"},
-            )
-    return _outcome(new, result)
+        defs, every = build_defs({"data": data}), load(data.layout).keys
 
+        def work(job: str, keys: list[str], assets: Sequence[str] = (), **config: Any) -> None:
+            with _engine_errors():
+                result = defs.resolve_job_def(job).execute_in_process(
+                    run_config={**_QUIET, **config},
+                    instance=instance,
+                    asset_selection=[dg.AssetKey(name) for name in assets] or None,
+                    tags={**automation.shard_range(data.layout, keys), PROGRESS_TAG: "bars"},
+                )
+            outcome.add(result)
 
-def _run_config(train_again: bool) -> dict[str, Any]:
-    again = {"config": {"again": train_again}}
-    return {**_QUIET, "ops": {"snip_model": again, "trained_index": again}}
+        again = {"config": {"again": train_again}}
+        training = {"snip_model": again, "trained_index": again}
+        todo = {*stations.unfinished(data.run()), *versions.unrecorded(instance, data)}
+        keys = every if train_again else reach(every, todo)
+        if keys == every:
+            work(automation.arrival.name, keys, ops=training)
+        else:
+            most = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
+            work(automation.arrival.name, keys, most, ops=training)
+            work(automation.publish.name, reach(every, stations.unpublished(data.run(), every)))
+    return outcome
 
 
 @contextmanager
@@ -103,15 +122,3 @@ def _engine_errors() -> Iterator[None]:
         if cause is None:
             raise
         raise cause from None
-
-
-def _outcome(new: list[Shard], result: dg.ExecuteInProcessResult) -> Outcome:
-    outcome = Outcome(new)
-    for event in result.all_events:
-        if event.is_step_success and event.step_key:
-            outcome.seconds[event.step_key] = event.step_success_data.duration_ms / 1000
-    for check in result.get_asset_check_evaluations():
-        values = {name: value.value for name, value in check.metadata.items()}
-        said = {"passed": check.passed, "description": check.description}
-        outcome.checks[check.check_name] = {**said, **values}
-    return outcome

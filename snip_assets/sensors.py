@@ -13,11 +13,12 @@ from dagster._core.launcher import DefaultRunLauncher
 
 from . import alerts, automation, checks
 from .engine import arrivals, stations
-from .engine.arrivals import Look, Memory, stretches
+from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
 from .engine.files import digest_of, read_manifest
 from .engine.shards import load
 from .partitions import announce
+from .report import site
 from .resources import DataSet, Watch
 
 RUN_KEY = "dagster/run_key"
@@ -211,9 +212,18 @@ def _next_attempt(instance: dg.DagsterInstance, name: str) -> str | None:
 
 
 def _publishable(data: DataSet) -> list[list[str]]:
-    missing = set(stations.unpaired(data.run()))
-    registry = load(data.layout)
-    return stretches(registry, [key for key in registry.keys if key not in missing])
+    """The shards of each run: from the first to the last of which something was decided otherwise.
+
+    One shard where nothing was, but the report shows what was before.
+    """
+    run, registry = data.run(), load(data.layout)
+    missing = set(stations.unpaired(run))
+    paired = [key for key in registry.keys if key not in missing]
+    changed = set(stations.unpublished(run, paired))
+    parts = [reach(part, changed) for part in stretches(registry, paired) if changed & {*part}]
+    if not parts and paired and site.outdated(run):
+        return [paired[-1:]]
+    return parts
 
 
 @dg.sensor(

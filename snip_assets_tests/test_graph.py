@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +14,11 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets import graph
+from snip_assets import graph, home, partitions, versions
+from snip_assets.engine import stations
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.files import manifest_path
+from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
@@ -124,6 +130,33 @@ def test_a_second_run_changes_nothing(run: Run) -> None:
     before = state()
     assert graph.materialize(run.data).new == []
     assert state() == before
+
+
+def test_what_is_lost_or_changed_is_unfinished(run: Run, tmp_path: Path) -> None:
+    layout, keys = Layout(tmp_path / "out"), run.registry.keys
+    shutil.copytree(run.layout.root, layout.root)
+
+    def left(**changes: Any) -> list[str]:
+        return stations.unfinished(stations.Run(layout, replace(Settings(), **changes)))
+
+    assert left() == []
+    assert left(max_partners=7) == left(codec="PQ16") == left(seed=1) == keys
+    manifest_path(layout.snip_features(keys[1])).unlink()
+    assert left() == keys[1:2]
+    # The pairs of a shard are made from all before it.
+    manifest_path(layout.index_shard(keys[-2])).unlink()
+    assert left() == [*keys[1:2], *keys[-2:]]
+
+
+def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) -> None:
+    data = DataSet.of(run.data.source, tmp_path / "out", Settings())
+    shutil.copytree(run.layout.root, data.layout.root)
+    shutil.rmtree(data.layout.dagster_home)
+    with home.instance(data.layout) as instance:
+        partitions.announce(instance, data.layout)
+        assert versions.unrecorded(instance, data) == set(run.registry.keys)
+        graph.materialize(data)
+        assert versions.unrecorded(instance, data) == set()
 
 
 def test_errors_that_name_each_other_end_the_search_for_the_engines_own() -> None:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+)
 
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
@@ -12,6 +15,7 @@ from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
 from snip_assets.resources import DataSet
+from snip_assets.versions import made_with
 
 from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
 
@@ -38,9 +42,8 @@ def duplicate_pairs(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mate
     with station(context):
         manifests = fan_out(stations.duplicate_pairs, data.run(), keys)
     samples = {key: data.layout.duplicate_pairs(key) for key in keys}
-    trained = show.version_of(data.layout.trained_index)
-    made_with = (trained, str(data.max_distance), str(data.max_partners))
-    return show.of_shards(context, manifests, *made_with, samples=samples)
+    made = made_with(data)["duplicate_pairs"]
+    return show.of_shards(context, manifests, *made, samples=samples)
 
 
 @dg.asset(
@@ -111,18 +114,36 @@ def decisions(
     """Record what was decided about each shard, whichever shards the run is about.
 
     A decision is about all shards at once, and Dagster gives one version to all partitions of a
-    run: so each shard gets a record with the version of its own slice. No file is written.
+    run: so each shard gets a record with the version of its own slice. Where the others have one
+    of this very bitmap, only the shards of the run get another. No file is written.
     """
     chosen(context.partition_keys)
     with station(context):
         manifest = require(data.layout.dup_bitmap, "dup_bitmap")
     for asset in sorted(context.selected_asset_keys):
+        slices = manifest.facts[asset.to_user_string()]
+        own = set(context.partition_keys)
+        others = [key for key in slices if key not in own]
+        # Records are written in this order: if the last is there, all are.
+        if others and _bitmap_of(context, asset, others[-1]) == manifest.version:
+            slices = {key: slices[key] for key in slices if key in own}
         yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(manifest.version))
         # The code and the bitmap that this run's own records name hold for all shards.
-        made = context.instance.get_latest_data_version_record(
-            asset, is_source=False, partition_key=context.partition_keys[0]
-        )
-        tags = dict(made.event_log_entry.tags or {}) if made else {}
-        for key, version in manifest.facts[asset.to_user_string()].items():
+        tags = _tags(context, asset, context.partition_keys[0])
+        for key, version in slices.items():
             tags[DATA_VERSION_TAG] = version
             context.log_event(dg.AssetMaterialization(asset, partition=key, tags=dict(tags)))
+
+
+def _tags(context: dg.AssetExecutionContext, asset: dg.AssetKey, key: str) -> dict[str, str]:
+    """What the last record of a shard is tagged with."""
+    record = context.instance.get_latest_data_version_record(
+        asset, is_source=False, partition_key=key
+    )
+    return dict(record.event_log_entry.tags or {}) if record else {}
+
+
+def _bitmap_of(context: dg.AssetExecutionContext, asset: dg.AssetKey, key: str) -> str | None:
+    """Version of the bitmap that the last record of a shard was made from."""
+    name = get_input_data_version_tag(dg.AssetKey("dup_bitmap"))
+    return _tags(context, asset, key).get(name)

@@ -7,6 +7,7 @@ from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
+from snip_assets.versions import made_with
 
 from .station import CODE_VERSION, HEAVY, Training, backfill_policy, chosen, station
 
@@ -47,7 +48,7 @@ def index_shards(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materia
     keys = chosen(context.partition_keys)
     with station(context):
         manifests = fan_out(stations.index_shards, data.run(), keys)
-    return show.of_shards(context, manifests, show.version_of(data.layout.trained_index))
+    return show.of_shards(context, manifests, *made_with(data)["index_shards"])
 
 
 @dg.asset(

@@ -367,3 +367,12 @@ def stretches(registry: Registry, keys: list[str]) -> list[list[str]]:
         found[-1].append(shard.key)
         last = shard.ordinal
     return found
+
+
+def reach(keys: list[str], some: Collection[str]) -> list[str]:
+    """The keys from the first to the last of some of them; the last key where there are none.
+
+    So that a run has a shard to be about, also when it has something to do for none.
+    """
+    places = [place for place, key in enumerate(keys) if key in some]
+    return keys[places[0] : places[-1] + 1] if places else keys[-1:]

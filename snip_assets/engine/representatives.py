@@ -75,7 +75,7 @@ def _texts(
     """Url and md5 of kept rows."""
     if metadata is None:
         return [pa.nulls(len(rows), pa.large_string()) for _ in _COLUMNS]
-    held = np.zeros(len(rows), bool) if known is None else np.isin(rows, known.rows)
+    held = np.zeros(len(rows), bool) if known is None else known.has(rows)
     wanted = rows[~held].astype(np.int64)
     fresh = [metadata.take(wanted, names) for names in _COLUMNS.values()]
     if known is None or not held.any():
@@ -93,7 +93,8 @@ def runs(kept_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     waiting = np.empty(0, kept_rows.dtype), np.empty(0, np.int64)
     for start in range(0, len(kept_rows), READ_ROWS):
         block = np.asarray(kept_rows[start : start + READ_ROWS])
-        rows, sizes = np.unique(block, return_counts=True)
+        starts = np.flatnonzero(np.append(True, block[1:] != block[:-1]))
+        rows, sizes = block[starts], np.diff(starts, append=len(block))
         if len(waiting[0]) and waiting[0][-1] == rows[0]:
             waiting[1][-1] += sizes[0]
             rows, sizes = rows[1:], sizes[1:]
@@ -113,6 +114,13 @@ class Representatives:
     def __init__(self, folder: Path) -> None:
         self.rows = open_npy(folder / "representatives.npy")
         self._file = pa.ipc.open_file(pa.memory_map(str(folder / "representatives.arrow")))
+
+    def has(self, rows: np.ndarray) -> np.ndarray:
+        """Which of some rows, ascending, are representatives: bool[n]."""
+        if not len(self.rows):
+            return np.zeros(len(rows), bool)
+        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return self.rows[places] == rows
 
     def take(self, kept_rows: np.ndarray) -> pa.Table:
         """Their dropped rows, url and md5, in the order asked for.

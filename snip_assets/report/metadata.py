@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from snip_assets.engine import stations
-from snip_assets.engine.files import CODE_VERSION, Manifest, digest_of, read_manifest
+from snip_assets.engine.files import Manifest, read_manifest
 from snip_assets.engine.shards import parquet_file
+from snip_assets.versions import version
 
 from . import plots
 
@@ -104,12 +105,7 @@ def of_shards(
     *made_with: str,
     samples: Mapping[str, Path] | None = None,
 ) -> dg.MaterializeResult[None]:
-    """The result of an asset over some shards.
-
-    A run gives one data version to all its partitions, so the version says what the shards were
-    made with (`made_with`: versions of the model, index, bitmap), not what is in them: a shard's
-    source never changes, and a shard made alone or in a range gets the same version.
-    """
+    """The result of an asset over some shards; see `versions.made_with`."""
     if len(manifests) <= MOST_SHARD_RECORDS:
         for key, manifest in manifests.items():
             values = of_manifest(manifest, pictures=len(manifests) <= MOST_SHARD_PICTURES)
@@ -118,7 +114,7 @@ def of_shards(
             context.add_asset_metadata(values, partition_key=key)
     return dg.MaterializeResult(
         metadata=totals(manifests),
-        data_version=dg.DataVersion(digest_of([CODE_VERSION, *made_with])),
+        data_version=dg.DataVersion(version(made_with)),
     )
 
 

@@ -35,6 +35,26 @@ GROUPS_A_PAGE = 10
 _NAMES = {"random": "random pairs", "inside": "just inside", "outside": "just outside"}
 
 
+def _inputs(run: Run) -> dict[str, str]:
+    """What the report of a run as it was made depends on."""
+    found = {
+        station: digest_of([m.version for m in site_data.manifests(run, station)])
+        for station in site_data.STATIONS
+    }
+    return {
+        "shown": digest_of(found),
+        "settings": digest_of(run.settings.__dict__ | {"workers": 0}),
+        "reviewed": labels.version(run.layout),
+        "pages": digest_of([site_pages.templates_version(), site_data.versions()]),
+    }
+
+
+def outdated(run: Run) -> bool:
+    """Whether the report is missing, or something that it shows has changed since."""
+    run = site_data.as_made(run)
+    return current(run.layout.report, _inputs(run)) is None
+
+
 def dedup_report(run: Run) -> Manifest:
     """Write the report unless it is current.
 
@@ -49,14 +69,7 @@ def dedup_report(run: Run) -> Manifest:
     run = site_data.as_made(run)
     layout = run.layout
     require(layout.dup_bitmap, "dup_bitmap")
-    found = {s: digest_of([m.version for m in site_data.manifests(run, s)]) for s in
-             site_data.STATIONS}  # fmt: skip
-    inputs = {
-        "shown": digest_of(found),
-        "settings": digest_of(run.settings.__dict__ | {"workers": 0}),
-        "reviewed": labels.version(layout),
-        "pages": digest_of([site_pages.templates_version(), site_data.versions()]),
-    }
+    inputs = _inputs(run)
     if (manifest := current(layout.report, inputs)) is not None:
         return manifest
     with measured() as cost, atomic_path(layout.report) as folder:

@@ -78,9 +78,12 @@ def _outputs(data: DataSet) -> dict[tuple[str, str], bytes]:
     }
 
 
-def test_only_what_a_new_shard_changes_is_stale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+CHANGED = {("deduped_metadata", "b"), ("drop_list", "b"), ("drop_list", "c")}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
+    """Shards a, b and c. What `_arrive` adds changes the outputs `CHANGED`."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     source = Source(tmp_path / "img_emb", tmp_path / "metadata")
     for folder in (source.features, source.metadata):
@@ -91,26 +94,52 @@ def test_only_what_a_new_shard_changes_is_stale(
     _put(source, "b", second, 200)
     # Its last row goes for the wider one in b.
     _put(source, "c", [*third, second[7]], 100)
-    settings = Settings(keep="largest(original_width)")
-    data = DataSet.of(source, tmp_path / "out", settings)
+    return DataSet.of(source, tmp_path / "out", Settings(keep="largest(original_width)"))
+
+
+def _arrive(data: DataSet) -> None:
+    # Wider still: b's row goes too, and c's is explained by another one; a has no part in it.
+    _put(data.source, "d", [_unlike(2 * ROWS)[ROWS + 7]], 300)
+
+
+def test_only_what_a_new_shard_changes_is_stale(data: DataSet) -> None:
     graph.sync(data)
     _execute(data, "arrival", (*automation.INGEST, "snip_model", *UP_TO_THE_BITMAP, *OUTPUTS))
     assert _not_fresh(data) == set()
     before = _outputs(data)
     pairs = {key: data.layout.duplicate_pairs(key).stat().st_mtime_ns for key in "abc"}
 
-    # Wider still: b's row goes too, and c's is explained by another one; a has no part in it.
-    _put(source, "d", [second[7]], 300)
+    _arrive(data)
     assert [s.key for s in graph.sync(data)] == ["d"]
     untrained = [a for a in UP_TO_THE_BITMAP if a != "trained_index"]
     _execute(data, "arrival", (*automation.INGEST, *untrained), "d")
-    changed = {("deduped_metadata", "b"), ("drop_list", "b"), ("drop_list", "c")}
     new = {(name, "d") for name in OUTPUTS}
-    assert _not_fresh(data) == changed | new
+    assert _not_fresh(data) == CHANGED | new
 
     _execute(data, "publish", OUTPUTS)
     assert _not_fresh(data) == set()
     after = _outputs(data)
-    assert {place for place in before if before[place] != after[place]} == changed
+    assert {place for place in before if before[place] != after[place]} == CHANGED
     assert after.keys() - before.keys() == new
     assert pairs == {key: data.layout.duplicate_pairs(key).stat().st_mtime_ns for key in "abc"}
+
+
+def test_runs_are_about_the_shards_that_something_changes_for(data: DataSet) -> None:
+    def runs(count: int) -> list[tuple[str, ...]]:
+        with home.instance(data.layout) as instance:
+            found = [record.dagster_run for record in instance.get_run_records(limit=count)]
+        ends = (automation.RANGE_START, automation.RANGE_END)
+        return [(run.job_name, *(run.tags[end] for end in ends)) for run in reversed(found)]
+
+    graph.materialize(data)
+    assert runs(9) == [("arrival", "a", "c")]
+    before = _outputs(data)
+    _arrive(data)
+    graph.materialize(data)
+    assert runs(2) == [("arrival", "d", "d"), ("publish", "b", "d")]
+    assert _not_fresh(data) == set()
+    after = _outputs(data)
+    assert {place for place in before if before[place] != after[place]} == CHANGED
+    graph.materialize(data)
+    assert runs(2) == [("arrival", "d", "d"), ("publish", "d", "d")]
+    assert _not_fresh(data) == set()

@@ -8,7 +8,8 @@ from snip_assets.engine.run import Run
 from .duplicates import dup_bitmap, duplicate_groups, duplicate_pairs, unpaired
 from .features import clip_features, metadata, snip_features, snip_model
 from .index import index_shards, snip_index, trained_index
-from .publish import deduped_metadata, drop_list
+from .publish import deduped_metadata, drop_list, unpublished
+from .unfinished import unfinished
 
 __all__ = [
     "Run",
@@ -24,5 +25,7 @@ __all__ = [
     "snip_index",
     "snip_model",
     "trained_index",
+    "unfinished",
     "unpaired",
+    "unpublished",
 ]

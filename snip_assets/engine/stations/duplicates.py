@@ -35,7 +35,7 @@ from .base import finish, source_state
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Join shards with all earlier rows; what is not current is done together, by memory."""
     layout, wanted = run.layout, run.registry.only(keys)
-    inputs = _pair_inputs(run)
+    inputs = pair_inputs(run)
     todo = [s for s in wanted if current(layout.duplicate_pairs(s.key), inputs[s.key]) is None]
     merged = {k for s in index.read_segments(layout.snip_index) for k in s["keys"]}
     if absent := [s.key for s in wanted if s.key not in merged]:
@@ -50,7 +50,7 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
 
-def _pair_inputs(run: Run) -> dict[str, dict[str, str]]:
+def pair_inputs(run: Run) -> dict[str, dict[str, str]]:
     """What the pairs of each shard are made from: the shards up to itself, never later ones."""
     trained = run.version(run.layout.trained_index, "trained_index")
     settings = run.digest(PAIR_SETTINGS)

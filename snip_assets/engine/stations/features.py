@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,36 @@ from snip_assets.engine.train import train
 from .base import each, finish, source_state
 
 
+def metadata_inputs(shard: Shard) -> dict[str, str]:
+    """What the metadata of a shard is read from."""
+    shards.changed(shard)
+    return {"source": source_state(shard.metadata)}
+
+
+def features_inputs(shard: Shard) -> dict[str, str]:
+    """What the hashes of a shard are made from."""
+    shards.changed(shard)
+    return {"source": source_state(shard.features)}
+
+
+def model_inputs(run: Run) -> dict[str, str]:
+    """What the net is made from; not the shards, on purpose."""
+    given = given_model(run)
+    file = {} if given is None else {"file": checksum(given)}
+    return {"settings": run.digest(MODEL_SETTINGS), **file}
+
+
+def compressed_inputs(run: Run) -> Callable[[Shard], dict[str, str]]:
+    """What the SNIP features of a shard are made from."""
+    model = run.version(run.layout.snip_model, "snip_model")
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        features = run.version(run.layout.clip_features(shard.key), f"clip_features {shard.key}")
+        return {"snip_model": model, "clip_features": features}
+
+    return inputs
+
+
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check the metadata shards and note their columns."""
 
@@ -28,25 +59,17 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         write_json(output, facts)
         return {**facts, "bytes": int(source_state(shard.metadata).partition("-")[0])}
 
-    def inputs(shard: Shard) -> dict[str, str]:
-        shards.changed(shard)
-        return {"source": source_state(shard.metadata)}
-
-    return each(run, keys, run.layout.metadata, inputs, work)
+    return each(run, keys, run.layout.metadata, metadata_inputs, work)
 
 
 def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check every row of the feature shards and hash it."""
 
-    def inputs(shard: Shard) -> dict[str, str]:
-        shards.changed(shard)
-        return {"source": source_state(shard.features)}
-
     return each(
         run,
         keys,
         run.layout.clip_features,
-        inputs,
+        features_inputs,
         lambda shard, output: copies.hash_shard(shard.features, output, run.settings.workers),
     )
 
@@ -59,10 +82,7 @@ def snip_model(run: Run, *, again: bool = False) -> Manifest:
     again
         Make it now, also when neither settings nor code have changed.
     """
-    inputs = {"settings": run.digest(MODEL_SETTINGS)}
     given = given_model(run)
-    if given is not None:
-        inputs["file"] = checksum(given)
 
     def work() -> dict[str, Any]:
         if given is not None:
@@ -73,18 +93,13 @@ def snip_model(run: Run, *, again: bool = False) -> Manifest:
         features, text = shards.raw_features(registry), text_features(registry)
         return train(features, run.settings, run.layout.snip_model, text=text)
 
-    return finish(run.layout.snip_model, inputs, work, again=again)
+    return finish(run.layout.snip_model, model_inputs(run), work, again=again)
 
 
 def snip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Compress feature shards."""
-    model = run.version(run.layout.snip_model, "snip_model")
+    inputs = compressed_inputs(run)
     net = load_model(run.layout.snip_model)
-
-    def inputs(shard: Shard) -> dict[str, str]:
-        features = run.version(run.layout.clip_features(shard.key), f"clip_features {shard.key}")
-        return {"snip_model": model, "clip_features": features}
-
     return each(
         run,
         keys,

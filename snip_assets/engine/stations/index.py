@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,23 @@ from .base import each, finish
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 
 
+def index_inputs(run: Run) -> dict[str, str]:
+    """What the index is trained with; not the shards, on purpose."""
+    model = run.version(run.layout.snip_model, "snip_model")
+    return {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
+
+
+def encoded_inputs(run: Run) -> Callable[[Shard], dict[str, str]]:
+    """What the codes of a shard are made from."""
+    version = run.version(run.layout.trained_index, "trained_index")
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
+        return {"trained_index": version, "snip_features": snip}
+
+    return inputs
+
+
 def trained_index(run: Run, *, again: bool = False) -> Manifest:
     """Train the inverted lists and the codec, and calibrate; kept when shards arrive.
 
@@ -43,9 +62,8 @@ def trained_index(run: Run, *, again: bool = False) -> Manifest:
     again
         Train now, also when net, settings and code are the same.
     """
-    model = run.version(run.layout.snip_model, "snip_model")
-    inputs = {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
-    return finish(run.layout.trained_index, inputs, lambda: _train_index(run), again=again)
+    work = partial(_train_index, run)
+    return finish(run.layout.trained_index, index_inputs(run), work, again=again)
 
 
 def _train_index(run: Run) -> dict[str, Any]:
@@ -123,13 +141,8 @@ def _first_copies(run: Run, rows: np.ndarray) -> np.ndarray:
 
 def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Assign and encode shards."""
-    version = run.version(run.layout.trained_index, "trained_index")
-    chosen = run.calibration()
+    inputs, chosen = encoded_inputs(run), run.calibration()
     encoder = Encoder(run.trained(), run.axes(), chosen.radius, chosen.probes)
-
-    def inputs(shard: Shard) -> dict[str, str]:
-        snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
-        return {"trained_index": version, "snip_features": snip}
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         source = run.layout.snip_features(shard.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from snip_assets.engine.files import Manifest, read_manifest
+from snip_assets.engine.files import Manifest, current, read_manifest
 from snip_assets.engine.publish import deduped_metadata as publish_metadata
 from snip_assets.engine.publish import drop_list as publish_drop_list
 from snip_assets.engine.run import Run
@@ -12,6 +12,8 @@ from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 
 from .base import each, source_state
+
+Inputs = Callable[[Shard], dict[str, str]]
 
 
 def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -21,7 +23,7 @@ def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         run,
         keys,
         run.layout.deduped_metadata,
-        _inputs(run, "kept_rows", Slices(decided).deduped_digest),
+        _deduped_inputs(run),
         lambda shard, output: publish_metadata(shard, decided, output),
     )
 
@@ -33,14 +35,35 @@ def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
         run,
         keys,
         run.layout.drop_list,
-        _inputs(run, "dropped_rows", Slices(decided).drop_list_digest),
+        _drop_list_inputs(run),
         lambda shard, output: publish_drop_list(shard, decided, output),
     )
 
 
-def _inputs(
-    run: Run, name: str, digest: Callable[[Shard], str]
-) -> Callable[[Shard], dict[str, str]]:
+def unpublished(run: Run, keys: list[str]) -> list[str]:
+    """Which shards lack an output, or have one of another decision."""
+    outputs = (
+        (run.layout.deduped_metadata, _deduped_inputs(run)),
+        (run.layout.drop_list, _drop_list_inputs(run)),
+    )
+    return [
+        shard.key
+        for shard in run.registry.only(keys)
+        if any(current(place(shard.key), inputs(shard)) is None for place, inputs in outputs)
+    ]
+
+
+def _deduped_inputs(run: Run) -> Inputs:
+    digest = Slices(run.layout.duplicate_groups).deduped_digest
+    return _inputs(run, "kept_rows", digest)
+
+
+def _drop_list_inputs(run: Run) -> Inputs:
+    digest = Slices(run.layout.duplicate_groups).drop_list_digest
+    return _inputs(run, "dropped_rows", digest)
+
+
+def _inputs(run: Run, name: str, digest: Callable[[Shard], str]) -> Inputs:
     """What a shard's output is made from; the bitmap of these groups knows the digests."""
     version = run.version(run.layout.duplicate_groups, "duplicate_groups")
     run.version(run.layout.dup_bitmap, "dup_bitmap")

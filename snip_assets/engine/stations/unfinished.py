@@ -1,0 +1,48 @@
+"""What a run has still to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from snip_assets.engine.errors import SnipError
+from snip_assets.engine.files import current
+from snip_assets.engine.run import Run
+from snip_assets.engine.shards import Shard
+
+from .duplicates import pair_inputs
+from .features import compressed_inputs, features_inputs, metadata_inputs, model_inputs
+from .index import encoded_inputs, index_inputs
+
+
+def unfinished(run: Run) -> list[str]:
+    """Shards of which an output, up to their pairs, is missing or made from something else.
+
+    Tells from manifests alone, and reads no data. All shards where net or index are to be made.
+    """
+    layout = run.layout
+    try:
+        model = current(layout.snip_model, model_inputs(run))
+        if model is None or current(layout.trained_index, index_inputs(run)) is None:
+            return run.registry.keys
+        pairs = pair_inputs(run)
+        outputs: list[tuple[Callable[[str], Path], Callable[[Shard], dict[str, str]]]] = [
+            (layout.metadata, metadata_inputs),
+            (layout.clip_features, features_inputs),
+            (layout.snip_features, compressed_inputs(run)),
+            (layout.index_shard, encoded_inputs(run)),
+            (layout.duplicate_pairs, lambda shard: pairs[shard.key]),
+        ]
+    except SnipError:
+        # The station that it concerns says so better.
+        return run.registry.keys
+
+    def finished(shard: Shard) -> bool:
+        try:
+            return all(
+                current(place(shard.key), made(shard)) is not None for place, made in outputs
+            )
+        except SnipError:
+            return False
+
+    return [shard.key for shard in run.registry.shards if not finished(shard)]

@@ -1,0 +1,57 @@
+"""Data versions: what Dagster is told that the shards of an asset were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from .engine.files import CODE_VERSION, digest_of, read_manifest
+from .engine.shards import load
+from .resources import DataSet
+
+
+def made_with(data: DataSet) -> dict[str, tuple[str, ...]]:
+    """Asset -> what all its shards are made with, up to their pairs.
+
+    A run gives one data version to all its partitions, so the version does not say what is in
+    them: a shard's source never changes, and a shard made alone or in a range gets the same.
+    """
+    layout = data.layout
+    model, trained = (
+        manifest.version if (manifest := read_manifest(output)) else ""
+        for output in (layout.snip_model, layout.trained_index)
+    )
+    return {
+        "metadata": (),
+        "clip_features": (),
+        "snip_features": (model,),
+        "index_shards": (trained,),
+        "duplicate_pairs": (trained, str(data.max_distance), str(data.max_partners)),
+    }
+
+
+def version(made_with: tuple[str, ...]) -> str:
+    """The data version of shards."""
+    return digest_of([CODE_VERSION, *made_with])
+
+
+def recorded(instance: dg.DagsterInstance, asset: str) -> dict[str, str]:
+    """Shard -> data version of its last record."""
+    tags: Mapping[str, Mapping[str, str]] = instance.event_log_storage.get_latest_tags_by_partition(
+        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {key: found[DATA_VERSION_TAG] for key, found in tags.items()}
+
+
+def unrecorded(instance: dg.DagsterInstance, data: DataSet) -> set[str]:
+    """Shards of which Dagster does not know an output as it is: of a killed run, or made without.
+
+    Outputs up to their pairs; `decisions` records the other ones for all shards.
+    """
+    keys, found = load(data.layout).keys, set()
+    for asset, parts in made_with(data).items():
+        known, wanted = recorded(instance, asset), version(parts)
+        found |= {key for key in keys if known.get(key) != wanted}
+    return found
