@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test test-dask test-s3 test-postgres test-e2e faults ui lint types venv clean
+.PHONY: demo test test-dask test-s3 test-gs test-postgres test-e2e faults ui lint types venv clean
 
 demo: venv
 	$(BIN)/snip shards sync --out $(OUT)
@@ -46,10 +46,13 @@ test-dask: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask]'
 	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_fanout.py
 
-# Sources in an S3-compatible store, a server on loopback.
-test-s3: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3]' 'moto[server]>=5'
+# Sources in object stores, servers on loopback.
+test-s3 test-gs: test-%: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]' $(SERVER_$*)
 	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_remote_files.py
+
+SERVER_s3 = 'moto[server]>=5'
+SERVER_gs = gcp-storage-emulator
 
 # PostgreSQL as Dagster's storage, really: exit code 3 where there is no server to start.
 test-postgres: $(VENV)/.test

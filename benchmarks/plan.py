@@ -23,17 +23,25 @@ from snip_assets.engine.settings import Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "scale.md"
+# Assumed of a GPU: what present ones for servers do in float32 without tensor cores, or less.
+GPU = 20.0
 SIZES = (10_000_000, 100_000_000, 1_000_000_000, 2_169_580_984)
-# Cores, memory in GiB, disk in GB/s.
-MACHINES = ((2, 24, 1.0), (16, 32, 2.0), (64, 256, 6.0))
+# Cores, memory in GiB, disk in GB/s, TFLOP/s of a GPU.
+MACHINES = ((2, 24, 1.0, 0.0), (16, 32, 2.0, 0.0), (16, 32, 2.0, GPU), (64, 256, 6.0, 0.0))
 
 
 def planned(measured: rates.Rates, dim: int) -> list[dict[str, Any]]:
     rows = []
     for size in SIZES:
-        for count, memory, disk in MACHINES:
+        for count, memory, disk, gpu in MACHINES:
             found = plan.predict(
-                size, dim, measured, cores=count, memory_gb=memory, disk_gb_per_s=disk
+                size,
+                dim,
+                measured,
+                cores=count,
+                memory_gb=memory,
+                disk_gb_per_s=disk,
+                gpu_tflops=gpu,
             )
             slowest = max(found.stations, key=lambda s: s.seconds)
             rows.append(
@@ -42,6 +50,7 @@ def planned(measured: rates.Rates, dim: int) -> list[dict[str, Any]]:
                     "cores": count,
                     "memory GiB": memory,
                     "disk GB/s": disk,
+                    "GPU TFLOP/s": gpu or None,
                     "hours": found.seconds / 3600,
                     "most of it": f"{slowest.name} ({slowest.seconds / found.seconds:.0%})",
                     "peak GiB": found.peak_gib,
@@ -81,6 +90,8 @@ def machine(found: dict[str, Any]) -> str:
 
 
 def measured_tables() -> None:
+    if wide := result("scale_1024"):
+        fill("scale_1024", f"{machine(wide)}\n\n{markdown(wide['summary'])}")
     if scale := result("scale"):
         parts = [machine(scale), markdown(scale["summary"])]
         for size in scale["sizes"]:

@@ -1,6 +1,6 @@
 """The whole pipeline through Dagster at growing sizes: time, memory, disk, share of the bound.
 
-    python benchmarks/scale.py --rows 300000 --rows 1000000 [--dim 768] [--shards S] [--folder DIR]
+    python benchmarks/scale.py --rows 300000 --rows 1000000 [--dim 768] [--shards S] [--hidden H]
 
 Features are generated in shards (planted near-duplicates at known distances, see `synthetic.py`);
 the graph runs as `snip dedup` runs it, in a process of its own that is watched from outside:
@@ -8,7 +8,7 @@ the graph runs as `snip dedup` runs it, in a process of its own that is watched 
 the system takes back when it needs room. The bound of a station is the time of its matrix products
 at the float32 rate of this machine, measured before and after; `cores` is processor time by clock.
 Recall and precision are held against the construction and against exact search for sampled rows.
-Prints tables and writes benchmarks/results/scale.json.
+Prints tables and writes benchmarks/results/scale.json (scale_1024.json for a net of that width).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.rates import product_rate
+from snip_assets.engine.settings import Settings
 
 ROWS_PER_SHARD = 100_000
 EVERY = 0.05
@@ -84,15 +85,14 @@ def data(folder: Path, rows: int, dim: int, count: int) -> np.ndarray:
     return np.load(made)
 
 
-def child(folder: Path, out: Path, steps: int) -> None:
+def child(folder: Path, out: Path, settings: Settings) -> None:
     """Run the graph; leave the times of its steps, checks and manifests behind."""
     from snip_assets import graph, home
     from snip_assets.engine import forecast
-    from snip_assets.engine.settings import Settings
     from snip_assets.resources import DataSet
 
     source = shards.Source(folder / "img_emb", folder / "metadata")
-    dataset = DataSet.of(source, out, Settings(steps=steps))
+    dataset = DataSet.of(source, out, settings)
     outcome = graph.materialize(dataset)
     with home.instance(dataset.layout) as instance:
         record = instance.get_run_records(limit=1)[0]
@@ -183,7 +183,7 @@ def _checks_together(rows: list[dict[str, Any]], checks: set[str]) -> list[dict[
     return [*rest, folded]
 
 
-def bounds(layout: Layout, product_rate: float) -> dict[str, float]:
+def bounds(layout: Layout, product_rate: float, settings: Settings) -> dict[str, float]:
     """Seconds of the matrix products of each station at the measured rate, from its own facts."""
     from snip_assets.engine.station_costs import flops
 
@@ -198,7 +198,8 @@ def bounds(layout: Layout, product_rate: float) -> dict[str, float]:
         for s in registry.shards
         if (m := read_manifest(layout.duplicate_pairs(s.key)))
     )
-    work = flops(registry.rows, registry.dim, trained.facts["lists"], trained.facts["rows_read"])
+    facts = trained.facts
+    work = flops(registry.rows, registry.dim, facts["lists"], facts["rows_read"], settings)
     work["duplicate_pairs"] = 2.0 * compared * trained.facts["width"]
     return {name: value / product_rate for name, value in work.items()}
 
@@ -225,13 +226,16 @@ def measure(options: argparse.Namespace, rows: int, folder: Path) -> dict[str, A
         command = [sys.executable, __file__, "--child", str(place), "--out", out]
         # The speed of a machine drifts.
         rates = [product_rate(threads.count())]
-        samples = watched([*command, "--steps", str(options.steps)])
+        settings = _settings(options)
+        samples = watched(
+            [*command, "--steps", str(settings.steps), "--hidden", str(settings.hidden)]
+        )
         rates.append(product_rate(threads.count()))
         rate = sum(rates) / 2
         layout = Layout(Path(out))
         left = json.loads((Path(out) / "steps.json").read_text())
         plan = Path(out) / "forecast.json"
-        stages = stations_of(left["spans"], samples, rows, bounds(layout, rate))
+        stages = stations_of(left["spans"], samples, rows, bounds(layout, rate, settings))
         stages = _checks_together(stages, {name for name in left["spans"] if name not in NAMES})
         near = accuracy(layout, source)
         planned = json.loads(plan.read_text()) if plan.exists() else None
@@ -295,19 +299,24 @@ def _share(estimate: float, low: float, high: float) -> str:
     return f"{estimate:.4f} ({low:.4f} to {high:.4f})"
 
 
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(steps=options.steps, hidden=options.hidden)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--shards", type=int, default=0, help="0: of 100,000 rows each.")
     parser.add_argument("--steps", type=int, default=0, help="Of the net's training.")
+    parser.add_argument("--hidden", type=int, default=Settings.hidden, help="Width of the net.")
     parser.add_argument("--folder", type=Path, help="Where to work; default: a temporary one.")
     parser.add_argument("--keep", action="store_true", help="Keep the generated features.")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child, options.out, options.steps)
+        child(options.child, options.out, _settings(options))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -316,8 +325,9 @@ def main() -> None:
             results.append(measure(options, rows, folder))
             table(f"{rows:,} x {options.dim}", results[-1]["stations"])
             table("Whole pipeline", summary(results))
-            facts = {"machine": cores(), "dim": options.dim}
-            write("scale", {**facts, "sizes": results, "summary": summary(results)})
+            facts = {"machine": cores(), "dim": options.dim, "hidden": options.hidden}
+            name = "scale" if options.hidden == Settings.hidden else f"scale_{options.hidden}"
+            write(name, {**facts, "sizes": results, "summary": summary(results)})
 
 
 if __name__ == "__main__":

@@ -40,6 +40,14 @@ def plan(
     disk_gb_per_s: Annotated[
         float, typer.Option(help="0: as measured here.", rich_help_panel=_MACHINE)
     ] = 0.0,
+    gpu_tflops: Annotated[
+        float,
+        typer.Option(
+            help="What a GPU does in the net's products; 0: none. Taken as given, not measured: "
+            "training and compression are planned on it.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = 0.0,
     out: Out = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
@@ -64,6 +72,7 @@ def plan(
         cores=cores,
         memory_gb=memory,
         disk_gb_per_s=disk_gb_per_s,
+        gpu_tflops=gpu_tflops,
     )
     if json:
         terminal.as_json({**planned.to_json(), "rates": measured.__dict__})
@@ -75,6 +84,8 @@ def _print(planned: Plan) -> None:
     from snip_assets.report import terminal
 
     title = f"{planned.rows:,} rows x {planned.dim} on {planned.cores} cores"
+    if planned.gpu_tflops:
+        title += f" and a GPU of {planned.gpu_tflops:g} TFLOP/s"
     columns = ["station", "minutes", "memory, GiB", "disk read, GB", "written, GB"]
     terminal.table(
         title,

@@ -48,7 +48,7 @@ class Plan:
     ----------
     rows, dim, itemsize, shards
         The data set.
-    cores, memory_gb, disk_gb_per_s
+    cores, memory_gb, disk_gb_per_s, gpu_tflops
         The machine that is planned for.
     lists, codec, probes, shards_a_run, run_memory_gb
         What a run uses; `run_memory_gb` is the setting `memory_gb` that it is planned with.
@@ -65,6 +65,7 @@ class Plan:
     cores: int
     memory_gb: float
     disk_gb_per_s: float
+    gpu_tflops: float
     lists: int
     codec: str
     probes: float
@@ -109,6 +110,7 @@ def predict(
     cores: int = 0,
     memory_gb: float = 0.0,
     disk_gb_per_s: float = 0.0,
+    gpu_tflops: float = 0.0,
     metadata_bytes: float = METADATA_BYTES,
     assumed: Assumed | None = None,
 ) -> Plan:
@@ -125,6 +127,9 @@ def predict(
     cores, memory_gb, disk_gb_per_s
         Of the machine to plan for; 0: those of this machine. A machine whose memory is given
         is planned with a quarter of it for `settings.memory_gb`, if that is more.
+    gpu_tflops
+        What a GPU does in the products of the net, in 10^12 float32 operations a second; 0: none.
+        Taken as it is given: training and compression are planned on it, the join is not.
     metadata_bytes
         A row, in a parquet file.
     """
@@ -136,7 +141,7 @@ def predict(
     memory_gb = memory_gb or psutil.virtual_memory().total / GIB
     cores = cores or rates.cores
     machine = cores, memory_gb * GIB, metadata_bytes, rates
-    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed)
+    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, 1e12 * gpu_tflops)
     disk = (disk_gb_per_s * GB) or rates.read
     written = (disk_gb_per_s * GB) or rates.write
     plan = Plan(
@@ -147,6 +152,7 @@ def predict(
         cores,
         memory_gb,
         disk / GB,
+        gpu_tflops,
         settings.lists,
         settings.codec,
         assumed.probes,

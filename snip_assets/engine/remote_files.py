@@ -29,8 +29,8 @@ from .remote import DownloadError, redacted
 BLOCK = 1 << 23
 # What stores call that which changes with a file, the surest first.
 _STAMPS = (
-    *("ETag", "etag", "md5Hash", "LastModified", "last_modified", "Last-Modified"),
-    *("mtime", "created"),
+    *("ETag", "etag", "md5Hash", "blob_id"),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "created"),
 )
 HEADER = 4096
 _READERS = {
@@ -88,8 +88,8 @@ def place(text: str | Path) -> Path:
     except (ImportError, ValueError) as error:
         raise BadInputError(
             f"{redacted(str(text))}: this kind of url cannot be read here ({error}); for s3:// "
-            "pip install 'snip_assets[s3]', for gs:// gcsfs, for hf:// huggingface_hub, for "
-            "https:// aiohttp."
+            "pip install 'snip_assets[s3]', for gs:// 'snip_assets[gs]', for hf:// "
+            "'snip_assets[hf]', for https:// aiohttp."
         ) from error
     return found
 

@@ -96,7 +96,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Case:
-    """What the formulas share; `settings` settled (see `choices.settled`), `memory` in bytes."""
+    """What the formulas share; `settings` settled (see `choices.settled`), `memory` in bytes.
+
+    `gpu`: float32 operations a second of the net's products on a GPU; 0: there is none.
+    """
 
     rows: int
     dim: int
@@ -108,6 +111,7 @@ class Case:
     rates: Rates
     settings: Settings
     assumed: Assumed
+    gpu: float = 0.0
 
     @property
     def lists(self) -> int:
@@ -179,6 +183,8 @@ def _features(case: Case) -> dict[str, Cost]:
     row = float(case.cores * case.dim)
     products = flops(rows, case.dim, case.lists, 0, settings)["snip_features"]
     sealed = SHARD_SEALED * case.shards
+    # One process reads for a GPU, and waits for it.
+    on_cores, on_gpu = (0.0, products / case.gpu) if case.gpu else (products / rates.compress, 0.0)
     return {
         "metadata": Cost(alone=sealed, read=0.01 * case.metadata_bytes * rows),
         "clip_features": Cost(
@@ -191,11 +197,12 @@ def _features(case: Case) -> dict[str, Cost]:
         ),
         "snip_model": _net(case),
         "snip_features": Cost(
-            work=products / rates.compress,
-            alone=sealed,
+            work=on_cores,
+            alone=sealed + on_gpu,
             memory=4096 * 10 * row,
             read=case.uncached(case.raw),
             write=2.0 * settings.dim * rows,
+            waits=bool(case.gpu),
         ),
     }
 
@@ -212,6 +219,8 @@ def _net(case: Case) -> Cost:
         training = 2.0 * sample * case.dim**2
     # One process trains on all cores, at the rate of the measured ones.
     memory = 3.0 * sample * case.dim * case.itemsize
+    if case.gpu:
+        return Cost(alone=training / case.gpu, memory=memory)
     return Cost(work=training / case.rates.product, memory=memory)
 
 

@@ -44,6 +44,16 @@ def test_more_cores_memory_and_disk_never_take_longer(rows: int, cores: int) -> 
     assert predict(rows, cores=cores, disk=4).seconds <= base.seconds
 
 
+def test_a_gpu_takes_over_the_net_alone() -> None:
+    base, other = (
+        {s.name: s.seconds for s in plan.predict(10**8, 768, RATES, gpu_tflops=gpu).stations}
+        for gpu in (0.0, 20.0)
+    )
+    faster = {name for name in base if other[name] < base[name]}
+    assert faster == {"snip_model", "snip_features"}
+    assert all(other[name] == base[name] for name in base.keys() - faster)
+
+
 def test_sums_and_problems() -> None:
     planned = predict(2_169_580_984, memory_gb=16)
     value = planned.to_json()

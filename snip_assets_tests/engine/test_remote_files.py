@@ -1,4 +1,4 @@
-"""Sources as urls: fsspec's memory store; and S3, a real server on loopback."""
+"""Sources as urls: fsspec's memory store; and object stores, real servers on loopback."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -55,43 +56,74 @@ def memory() -> Iterator[Source]:
     UPath("memory://data").fs.store.clear()
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
-    pytest.importorskip("s3fs", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[s3]'")
-    pytest.importorskip("moto.server", reason="SKIPPED, NOT TESTED: pip install 'moto[server]'")
+@contextmanager
+def _serving(command: list[str], port: int) -> Iterator[None]:
+    """A server as a process of its own, as long as it is needed."""
+    server = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_for(port, server)
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stderr=subprocess.DEVNULL,
-    )
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The url of a bucket."""
+    pytest.importorskip("s3fs", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[s3]'")
+    pytest.importorskip("moto.server", reason="SKIPPED, NOT TESTED: pip install 'moto[server]'")
+    port = _free_port()
     variables = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with pytest.MonkeyPatch.context() as patch:
+    command = ["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with pytest.MonkeyPatch.context() as patch, _serving(command, port):
         for name, value in variables.items():
             patch.setenv(name, value)
-        try:
-            _wait_for(port, server)
-            UPath("s3://bucket").fs.mkdir("bucket")
-            yield _upload("s3://bucket/data")
-        finally:
-            server.kill()
-            server.wait()
+        UPath("s3://bucket").fs.mkdir("bucket")
+        yield "s3://bucket"
+
+
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    """The url of a bucket."""
+    pytest.importorskip("gcsfs", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[gs]'")
+    emulator = "gcp_storage_emulator"
+    pytest.importorskip(emulator, reason=f"SKIPPED, NOT TESTED: pip install {emulator}")
+    port = _free_port()
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    command = ["-m", emulator, "start", *place, "--in-memory", "--default-bucket", "bucket"]
+    with pytest.MonkeyPatch.context() as patch, _serving(command, port):
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield "gs://bucket"
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """Of each object store in turn."""
+    return request.getfixturevalue(request.param)
 
 
 def _wait_for(port: int, server: subprocess.Popen) -> None:
     for _ in range(600):
-        assert server.poll() is None, "the S3 server has ended"
+        assert server.poll() is None, "the server has ended"
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise AssertionError("no S3 server")
+    raise AssertionError("no server")
 
 
 def _pipeline(out: Path, source: Source, settings: Settings) -> dict[str, str]:
@@ -134,26 +166,27 @@ def test_memory_url_gives_the_same_bytes(
     assert not (out / "cache").exists()
 
 
-def test_s3_gives_the_same_bytes(s3: Source, local: dict[str, str], tmp_path: Path) -> None:
+def test_a_bucket_gives_the_same_bytes(bucket: str, local: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert _pipeline(out, s3, Settings(check="size")) == local
+    assert _pipeline(out, _upload(f"{bucket}/data"), Settings(check="size")) == local
     assert len(list((out / "cache").glob("*.npy"))) == 4
-    count = copy_out(Layout(out), "s3://bucket/clean/one")
-    assert count.copied > 8
-    there = UPath("s3://bucket/clean/one")
+    clean = f"{bucket}/clean/one"
+    assert copy_out(Layout(out), clean).copied > 8
     for path in ("deduped_metadata/metadata_0001.parquet", "dup_bitmap/dup_bitmap.npy"):
-        assert (there / path).read_bytes() == (out / path).read_bytes()
-    assert copy_out(Layout(out), "s3://bucket/clean/one").copied == 0
+        assert (UPath(clean) / path).read_bytes() == (out / path).read_bytes()
+    assert copy_out(Layout(out), clean).copied == 0
 
 
-def test_shards_arrive_in_an_object_store(s3: Source, tmp_path: Path) -> None:
-    source = Source(place("s3://bucket/arriving/img_emb"), place("s3://bucket/arriving/metadata"))
+def test_shards_arrive_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    folder = f"{bucket}/arriving"
+    source = Source(place(f"{folder}/img_emb"), place(f"{folder}/metadata"))
     layout = Layout(tmp_path / "out")
 
     def upload(key: str) -> None:
-        for folder, to in ((s3.features, source.features), (s3.metadata, source.metadata)):
-            name = f"img_emb_{key}.npy" if folder is s3.features else f"metadata_{key}.parquet"
-            (to / name).write_bytes((folder / name).read_bytes())
+        names = (f"img_emb_{key}.npy", f"metadata_{key}.parquet")
+        folders = ((SAMPLE_FEATURES, source.features), (SAMPLE_METADATA, source.metadata))
+        for name, (here, there) in zip(names, folders, strict=True):
+            (there / name).write_bytes((here / name).read_bytes())
 
     def tick(memory: Memory) -> tuple[list[str], Look]:
         new, seen = look_and_admit(layout, source, memory)
@@ -234,18 +267,18 @@ def test_shards_arrive_on_a_web_server_and_known_ones_are_not_asked_for_again(
         server.shutdown()
 
 
-def test_a_changed_object_is_noticed(s3: Source, tmp_path: Path) -> None:
-    path = s3.features / "img_emb_0000.npy"
-    before = path.read_bytes()
-    assert remote_files.state(path) == remote_files.state(path)
-    state = remote_files.state(path)
-    rows = np.load(SAMPLE_FEATURES / path.name)[::-1]
-    np.save(tmp_path / "changed.npy", rows)
-    path.write_bytes((tmp_path / "changed.npy").read_bytes())
-    try:
-        assert remote_files.state(path) != state
-    finally:
-        path.write_bytes(before)
+def test_a_changed_object_is_noticed(bucket: str, tmp_path: Path) -> None:
+    path: Any = place(f"{bucket}/changing/img_emb_0000.npy")
+    rows = np.load(SAMPLE_FEATURES / path.name)
+    states = []
+    for own in (rows, rows[::-1]):
+        np.save(tmp_path / path.name, own)
+        path.write_bytes((tmp_path / path.name).read_bytes())
+        states.append(remote_files.state(path))
+        assert states[-1] == remote_files.state(path)
+        # A look compares what a listing says with what was noted of the file alone.
+        assert [(path.name, states[-1])] == remote_files.listing(path.parent, lambda _: False)
+    assert states[0] != states[1]
 
 
 def test_inspection_fetches_no_features(memory: Source, monkeypatch: pytest.MonkeyPatch) -> None:
