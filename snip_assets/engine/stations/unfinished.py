@@ -18,7 +18,8 @@ from .index import encoded_inputs, index_inputs
 def unfinished(run: Run) -> list[str]:
     """Shards of which an output, up to their pairs, is missing or made from something else.
 
-    Tells from manifests alone, and reads no data. All shards where net or index are to be made.
+    All shards where net or index are to be made. Told from manifests; with the setting `check` at
+    `full` what an output is made from is compared with its checksums, once in a process.
     """
     layout = run.layout
     try:
