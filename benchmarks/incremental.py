@@ -1,6 +1,6 @@
 """What a shard costs that arrives behind others, against the whole.
 
-    python benchmarks/incremental.py [--shards 100] [--rows 2000 --rows 20000] [--dim 768]
+    python benchmarks/incremental.py [--shards 100] [--rows 2000 --rows 20000] [--engine]
 
 All shards but the last are worked, station by station; then the last arrives: first in the engine
 alone, then through Dagster, as `snip dedup` does it. With shards of 2,000 rows, what a station does
@@ -94,10 +94,11 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--rows", type=int, action="append", help="Of a shard; may be repeated.")
     parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--engine", action="store_true", help="Without Dagster.")
     options = parser.parse_args()
     sizes = []
     for rows in options.rows or [2000, 20_000]:
-        for dagster in (False, True):
+        for dagster in (False,) if options.engine else (False, True):
             found = measure(options.shards, rows, options.dim, dagster)
             title = f"A shard of {rows:,} rows behind {options.shards - 1} others"
             table(title + ", through Dagster" * dagster, found)
