@@ -204,7 +204,7 @@ def main() -> None:
             methods[name] = partial(time_join, *joins[-1], truth, len(x))
         single = joins[0][0].index
         fast, whole = fast_scan(x, sample, trained.centroids), single.to_faiss()
-        # As long a turn as the join's: a search by codes of 4 bits is some ten times as fast.
+        # As long a turn as the join's: a search by codes of 4 bits is several times as fast.
         for name, found, queries in (
             ("4-bit FastScan, 8 bytes", fast, 10 * options.queries),
             ("IndexIVFPQ.search", whole, options.queries),

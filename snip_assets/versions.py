@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
@@ -12,6 +12,12 @@ from .engine.shards import load
 from .resources import DataSet
 
 
+def version_of(output: Path) -> str:
+    """The version of an output's contents; empty when it is not made yet."""
+    manifest = read_manifest(output)
+    return manifest.version if manifest else ""
+
+
 def made_with(data: DataSet) -> dict[str, tuple[str, ...]]:
     """Asset -> what all its shards are made with, up to their pairs.
 
@@ -19,10 +25,7 @@ def made_with(data: DataSet) -> dict[str, tuple[str, ...]]:
     them: a shard's source never changes, and a shard made alone or in a range gets the same.
     """
     layout = data.layout
-    model, trained = (
-        manifest.version if (manifest := read_manifest(output)) else ""
-        for output in (layout.snip_model, layout.trained_index)
-    )
+    model, trained = version_of(layout.snip_model), version_of(layout.trained_index)
     return {
         "metadata": (),
         "clip_features": (),
@@ -37,14 +40,6 @@ def version(made_with: tuple[str, ...]) -> str:
     return digest_of([CODE_VERSION, *made_with])
 
 
-def recorded(instance: dg.DagsterInstance, asset: str) -> dict[str, str]:
-    """Shard -> data version of its last record."""
-    tags: Mapping[str, Mapping[str, str]] = instance.event_log_storage.get_latest_tags_by_partition(
-        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-    )
-    return {key: found[DATA_VERSION_TAG] for key, found in tags.items()}
-
-
 def unrecorded(instance: dg.DagsterInstance, data: DataSet) -> set[str]:
     """Shards of which Dagster does not know an output as it is: of a killed run, or made without.
 
@@ -52,6 +47,9 @@ def unrecorded(instance: dg.DagsterInstance, data: DataSet) -> set[str]:
     """
     keys, found = load(data.layout).keys, set()
     for asset, parts in made_with(data).items():
-        known, wanted = recorded(instance, asset), version(parts)
-        found |= {key for key in keys if known.get(key) != wanted}
+        known = instance.event_log_storage.get_latest_tags_by_partition(
+            dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+        )
+        wanted = version(parts)
+        found |= {key for key in keys if known.get(key, {}).get(DATA_VERSION_TAG) != wanted}
     return found

@@ -7,7 +7,7 @@ from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
-from snip_assets.versions import made_with
+from snip_assets.versions import made_with, version_of
 
 from .station import CODE_VERSION, HEAVY, Training, backfill_policy, chosen, station
 
@@ -71,6 +71,6 @@ def snip_index(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
         manifest = stations.snip_index(run)
     return show.of_whole(
         manifest,
-        show.version_of(data.layout.trained_index),
+        version_of(data.layout.trained_index),
         **show.missing(run, data.layout.index_shard),
     )

@@ -9,6 +9,7 @@ from snip_assets.report import metadata as show
 from snip_assets.report import site
 from snip_assets.report import site_preview as preview
 from snip_assets.resources import DataSet
+from snip_assets.versions import version_of
 
 from .station import CODE_VERSION, backfill_policy, chosen, station
 
@@ -29,7 +30,7 @@ def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
     with station(context):
         manifests = fan_out(stations.deduped_metadata, data.run(), keys)
     samples = {key: data.layout.deduped_metadata(key) for key in keys}
-    bitmap = show.version_of(data.layout.dup_bitmap)
+    bitmap = version_of(data.layout.dup_bitmap)
     return show.of_shards(context, manifests, bitmap, samples=samples)
 
 
@@ -47,7 +48,7 @@ def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materializ
     with station(context):
         manifests = fan_out(stations.drop_list, data.run(), keys)
     samples = {key: data.layout.drop_list(key) for key in keys}
-    groups = show.version_of(data.layout.duplicate_groups)
+    groups = version_of(data.layout.duplicate_groups)
     return show.of_shards(context, manifests, groups, samples=samples)
 
 

@@ -18,6 +18,7 @@ from snip_assets.engine.fetch import fetch
 from snip_assets.engine.files import Manifest, digest_of, read_manifest, seal, write_npy
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
+from snip_assets.versions import version_of
 
 from .station import CODE_VERSION, backfill_policy, chosen, station
 
@@ -149,7 +150,7 @@ def published_deduped_metadata(
     manifests: dict[str, Manifest] = {
         key: manifest for key, path in targets.items() if (manifest := read_manifest(path))
     }
-    versions = (show.version_of(bitmap), show.version_of(offsets))
+    versions = (version_of(bitmap), version_of(offsets))
     return show.of_shards(context, manifests, *versions, samples=targets)
 
 

@@ -118,12 +118,6 @@ def of_shards(
     )
 
 
-def version_of(output: Path) -> str:
-    """The version of an output's contents; empty when it is not made yet."""
-    manifest = read_manifest(output)
-    return manifest.version if manifest else ""
-
-
 def missing(run: stations.Run, place: Callable[[str], Path]) -> dict[str, Any]:
     """Which registered shards an asset over all shards did not find, by key."""
     absent = [key for key in run.registry.keys if read_manifest(place(key)) is None]

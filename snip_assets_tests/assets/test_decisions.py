@@ -11,7 +11,7 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
 
-from snip_assets import automation, graph, home
+from snip_assets import automation, graph, home, sensors
 from snip_assets.definitions import build_defs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load
@@ -115,12 +115,15 @@ def test_only_what_a_new_shard_changes_is_stale(data: DataSet) -> None:
     _execute(data, "arrival", (*automation.INGEST, *untrained), "d")
     new = {(name, "d") for name in OUTPUTS}
     assert _not_fresh(data) == CHANGED | new
+    assert sensors._publishable(data) == [["b", "c", "d"]]
 
     _execute(data, "publish", OUTPUTS)
     assert _not_fresh(data) == set()
     after = _outputs(data)
     assert {place for place in before if before[place] != after[place]} == CHANGED
     assert after.keys() - before.keys() == new
+    # There is no report yet.
+    assert sensors._publishable(data) == [["d"]]
     assert pairs == {key: data.layout.duplicate_pairs(key).stat().st_mtime_ns for key in "abc"}
 
 
@@ -140,3 +143,4 @@ def test_runs_are_about_the_shards_that_something_changes_for(data: DataSet) -> 
     assert _not_fresh(data) == set()
     after = _outputs(data)
     assert {place for place in before if before[place] != after[place]} == CHANGED
+    assert sensors._publishable(data) == []

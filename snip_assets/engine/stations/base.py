@@ -16,6 +16,7 @@ from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 
 Work = Callable[[Shard, Path], dict[str, Any]]
+Inputs = Callable[[Shard], dict[str, str]]
 
 
 def finish(
@@ -41,7 +42,7 @@ def each(
     run: Run,
     keys: list[str],
     place: Callable[[str], Path],
-    inputs: Callable[[Shard], dict[str, str]],
+    inputs: Inputs,
     work: Work,
 ) -> dict[str, Manifest]:
     """Work shard by shard; a bad shard is refused at the end, after the good ones are done."""
@@ -59,6 +60,18 @@ def each(
     if refused:
         raise refused[0]
     return result
+
+
+def made_with(
+    run: Run, trained: str, output: Path, station: str, place: Callable[[str], Path]
+) -> Inputs:
+    """What a shard's output is made from: what was trained, and an earlier output of the shard."""
+    version = run.version(output, trained)
+
+    def inputs(shard: Shard) -> dict[str, str]:
+        return {trained: version, station: run.version(place(shard.key), f"{station} {shard.key}")}
+
+    return inputs
 
 
 def source_state(path: Path) -> str:

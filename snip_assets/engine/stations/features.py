@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from snip_assets.engine.sample import text_features
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.train import train
 
-from .base import each, finish, source_state
+from .base import Inputs, each, finish, made_with, source_state
 
 
 def metadata_inputs(shard: Shard) -> dict[str, str]:
@@ -38,15 +37,11 @@ def model_inputs(run: Run) -> dict[str, str]:
     return {"settings": run.digest(MODEL_SETTINGS), **file}
 
 
-def compressed_inputs(run: Run) -> Callable[[Shard], dict[str, str]]:
+def compressed_inputs(run: Run) -> Inputs:
     """What the SNIP features of a shard are made from."""
-    model = run.version(run.layout.snip_model, "snip_model")
-
-    def inputs(shard: Shard) -> dict[str, str]:
-        features = run.version(run.layout.clip_features(shard.key), f"clip_features {shard.key}")
-        return {"snip_model": model, "clip_features": features}
-
-    return inputs
+    layout = run.layout
+    features = "clip_features", layout.clip_features
+    return made_with(run, "snip_model", layout.snip_model, *features)
 
 
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:

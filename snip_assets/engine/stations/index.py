@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from snip_assets.engine.run import INDEX_SETTINGS, Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.trained import TrainedIndex
 
-from .base import each, finish
+from .base import Inputs, each, finish, made_with
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 
@@ -43,15 +42,11 @@ def index_inputs(run: Run) -> dict[str, str]:
     return {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
 
 
-def encoded_inputs(run: Run) -> Callable[[Shard], dict[str, str]]:
+def encoded_inputs(run: Run) -> Inputs:
     """What the codes of a shard are made from."""
-    version = run.version(run.layout.trained_index, "trained_index")
-
-    def inputs(shard: Shard) -> dict[str, str]:
-        snip = run.version(run.layout.snip_features(shard.key), f"snip_features {shard.key}")
-        return {"trained_index": version, "snip_features": snip}
-
-    return inputs
+    layout = run.layout
+    features = "snip_features", layout.snip_features
+    return made_with(run, "trained_index", layout.trained_index, *features)
 
 
 def trained_index(run: Run, *, again: bool = False) -> Manifest:

@@ -11,9 +11,7 @@ from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 
-from .base import each, source_state
-
-Inputs = Callable[[Shard], dict[str, str]]
+from .base import Inputs, each, source_state
 
 
 def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:

@@ -10,6 +10,7 @@ from snip_assets.engine.files import current
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 
+from .base import Inputs
 from .duplicates import pair_inputs
 from .features import compressed_inputs, features_inputs, metadata_inputs, model_inputs
 from .index import encoded_inputs, index_inputs
@@ -27,7 +28,7 @@ def unfinished(run: Run) -> list[str]:
         if model is None or current(layout.trained_index, index_inputs(run)) is None:
             return run.registry.keys
         pairs = pair_inputs(run)
-        outputs: list[tuple[Callable[[str], Path], Callable[[Shard], dict[str, str]]]] = [
+        outputs: list[tuple[Callable[[str], Path], Inputs]] = [
             (layout.metadata, metadata_inputs),
             (layout.clip_features, features_inputs),
             (layout.snip_features, compressed_inputs(run)),
