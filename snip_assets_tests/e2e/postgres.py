@@ -21,6 +21,7 @@ from pathlib import Path
 from snip_assets_tests.e2e.services import ROOT, free_port
 
 ABSENT = 3
+OUTPUTS = ("snip_features", "trained_index", "duplicate_pairs", "dup_bitmap", "deduped_metadata")
 
 
 def programs() -> Path | None:
@@ -81,9 +82,13 @@ def main() -> int:
             clean = {k: v for k, v in os.environ.items() if not k.startswith(("DAGSTER", "SNIP"))}
             variables = {**clean, "SNIP_POSTGRES_URL": address, "DAGSTER_EVENT_BATCH_SIZE": "500"}
             out = folder / "out"
+            written = []
             for _ in range(2):
                 command = [sys.executable, "-m", "snip_assets.cli", "dedup", "--out", str(out)]
                 subprocess.run(command, check=True, env=variables, cwd=ROOT)
+                files = [file for name in OUTPUTS for file in (out / name).rglob("*.*")]
+                written.append({file: file.stat().st_mtime_ns for file in files})
+            assert written[0] and written[0] == written[1], "the second time something was written"
             listed = [sys.executable, "-m", "snip_assets.cli", "dagster", "--out", str(out)]
             subprocess.run([*listed, "run", "list"], check=True, env=variables, cwd=ROOT)
             with psycopg2.connect(address.replace("+psycopg2", "")) as connection:
@@ -93,7 +98,7 @@ def main() -> int:
                 cursor.execute("select count(*) from asset_keys")
                 (assets,) = cursor.fetchone()
             print(f"PostgreSQL holds runs {runs} and {assets} assets")
-            assert runs == {"SUCCESS": 2} and assets >= 13
+            assert runs.keys() == {"SUCCESS"} and assets >= 13
             assert not list((out / ".dagster").rglob("*.db")), "something went to SQLite"
     print("ok: the PostgreSQL variant works")
     return 0
