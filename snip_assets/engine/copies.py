@@ -16,6 +16,7 @@ import xxhash
 
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
+from .pair_files import stream
 from .progress import task
 from .row_file import RowFile
 from .shards import Features
@@ -95,7 +96,9 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     }
 
 
-def copies(hash_files: list[Path], starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def copies(
+    hash_files: list[Path], starts: np.ndarray, fresh: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows with the hash of an earlier row, and the first row that has it.
 
     Works through ranges of hashes, so memory stays near 1 GiB at any size.
@@ -106,32 +109,73 @@ def copies(hash_files: list[Path], starts: np.ndarray) -> Iterator[tuple[np.ndar
         uint64[n] a shard, by ordinal.
     starts
         int64[S]: row id of the first row of each.
+    fresh
+        bool[S]: shards whose rows are looked for, among all; default: every one.
 
     Yields
     ------
     rows : int64[m]
-        Later rows.
+        Later rows, of fresh shards.
     first : int64[m]
         The smallest row id with the same hash.
     """
     maps = [open_npy(f) for f in hash_files]
-    total = sum(len(own) for own in maps)
+    wanted = np.ones(len(maps), bool) if fresh is None else fresh
+    total = sum(len(own) for own, new in zip(maps, wanted, strict=True) if new)
     buckets = max(1, -(-total * 40 // BUCKET_BYTES))
     edges = [(b << 64) // buckets for b in range(buckets + 1)]
     for low, high in pairwise(edges):
-        values, ids = [], []
-        for own, start in zip(maps, starts, strict=True):
-            if buckets == 1:
-                chosen = np.arange(len(own), dtype=np.int64)
-            else:
-                chosen = np.flatnonzero((own >= np.uint64(low)) & (own <= np.uint64(high - 1)))
-            values.append(np.asarray(own)[chosen])
-            ids.append(chosen + int(start))
+        places = _looked_at(maps, wanted, low, high)
+        values = [own[inside] for own, inside in zip(maps, places, strict=True)]
+        ids = [inside + int(start) for start, inside in zip(starts, places, strict=True)]
         value, row = _repeated(np.concatenate(values), np.concatenate(ids))
         new = np.ones(len(value), bool)
         new[1:] = value[1:] != value[:-1]
         first = row[np.flatnonzero(new)][np.cumsum(new) - 1]
-        yield row[~new], first[~new]
+        later = ~new & wanted[np.searchsorted(starts, row, "right") - 1]
+        yield row[later], first[later]
+
+
+def _looked_at(maps: list[np.ndarray], fresh: np.ndarray, low: int, high: int) -> list[np.ndarray]:
+    """Places of the hashes from low to high: all of fresh shards, of others those equal to one."""
+    inside = {n: _between(own, low, high) for n, own in enumerate(maps) if fresh[n]}
+    if len(inside) == len(maps):
+        return list(inside.values())
+    some = [np.empty(0, np.uint64), *(maps[n][places] for n, places in inside.items())]
+    looked_for = Among(np.unique(np.concatenate(some)))
+    return [inside[n] if n in inside else looked_for.places(own) for n, own in enumerate(maps)]
+
+
+def _between(hashes: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Places of the hashes from low to high, itself not included."""
+    if (low, high) == (0, 1 << 64):
+        return np.arange(len(hashes))
+    return np.flatnonzero((hashes >= np.uint64(low)) & (hashes <= np.uint64(high - 1)))
+
+
+class Among:
+    """Which of many hashes are among a few.
+
+    Marks by the lowest bits leave few to look up one by one.
+
+    Parameters
+    ----------
+    hashes
+        uint64[m], ascending, each once.
+    """
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.hashes = hashes
+        self._low = np.uint64((1 << max(20, 4 + len(hashes).bit_length())) - 1)
+        self._marks = np.zeros(int(self._low) + 1, bool)
+        self._marks[hashes & self._low] = True
+
+    def places(self, hashes: np.ndarray) -> np.ndarray:
+        """int64: places in `hashes` of those that are among the few."""
+        inside = np.flatnonzero(self._marks[hashes & self._low])
+        few = hashes[inside]
+        at = np.minimum(np.searchsorted(self.hashes, few), len(self.hashes) - 1)
+        return inside[self.hashes[at] == few] if len(self.hashes) else inside
 
 
 def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -141,14 +185,20 @@ def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     ordered = np.sort(value)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    # Marks by the lowest bits leave few rows to look up one by one.
-    low = np.uint64((1 << max(20, 4 + len(twice).bit_length())) - 1)
-    marks = np.zeros(int(low) + 1, bool)
-    marks[twice & low] = True
-    inside = np.flatnonzero(marks[value & low])
-    inside = inside[np.isin(value[inside], twice)]
+    inside = Among(twice).places(value)
     order = inside[np.argsort(value[inside], kind="stable")]
     return value[order], row[order]
+
+
+def of_pairs(pair_files: list[Path], rows: int, hashes: Features) -> Iterator[np.ndarray]:
+    """Later exact copies, as the pairs of their shards tell: int64[m] row ids at a time.
+
+    Pairs at distance 0 may be copies but for their length; their hashes tell.
+    """
+    for pairs in stream(pair_files, rows, "Exact copies of earlier shards"):
+        same = pairs.distance == 0
+        later, earlier = pairs.row[same], pairs.earlier_row[same]
+        yield later[hashes.take(later) == hashes.take(earlier)]
 
 
 def confirmed(features: Features, rows: np.ndarray, first: np.ndarray) -> np.ndarray:

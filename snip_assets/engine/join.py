@@ -31,7 +31,7 @@ from numba import njit
 from .axes import Axes
 from .index import SnipIndex
 from .kernels import LANES, QUERIES, compare, lowest_bit, panels, queries, squared_steps
-from .whole_rows import STEPS, whole_rows
+from .whole_rows import STEPS, whole_decoded, whole_rows
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
 GROUP = 64 // QUERIES * QUERIES
@@ -186,7 +186,7 @@ class ListJoin:
         self._own = rule.axes.project(self.centroid[None])[0]
         codec = index.trained.codec
         self._short = rule.axes.decode(codec, book, codes)
-        self._whole = whole_rows(codec.decode(codes, self.centroid))
+        self._whole = whole_decoded(codec, codes, self.centroid)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.

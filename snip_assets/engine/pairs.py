@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from .verify import Pairs, Rows, Verifier, thin
 
 ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
+# Queries that are read at a time, from as many lists as have so many.
+QUERIES_TOGETHER = 1 << 11
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 
 
@@ -103,55 +106,108 @@ class Join:
         return self.rule.axes.book(self.index.trained.codec)
 
 
-def _queries(shard: QueryShard, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row ids that probe a list, and their quantisation errors."""
-    offsets = shard.probe_offsets
-    here = slice(offsets[number], offsets[number + 1])
-    return shard.probe_rows[here].astype(np.uint64) + np.uint64(shard.start), shard.errors[here]
+@dataclass
+class Asked:
+    """What is asked of a list: its number, and row ids and errors of the rows that probe it."""
+
+    number: int
+    ids: np.ndarray
+    error: np.ndarray
 
 
-def join_list(join: Join, shards: list[QueryShard], number: int) -> tuple[list[Pairs], Counts]:
-    """Pairs of one list: one `Pairs` a query shard, sorted and thinned."""
-    counts = Counts(lists=1)
-    nothing = [Pairs.empty() for _ in shards]
-    parts = [_queries(shard, number) for shard in shards]
-    ids, error = (np.concatenate(p) for p in zip(*parts, strict=True))
-    if join.is_copy is not None and len(ids):
-        first = ~join.is_copy[ids.astype(np.int64)]
-        ids, error = ids[first], error[first]
-    if not len(ids):
-        return nothing, counts
-    listed = ListJoin(join.index, join.rule, join.book, number, join.is_copy, join.device)
-    if not len(listed.rows):
-        return nothing, counts
-    counts.products = int(np.searchsorted(listed.rows, ids).sum())
+def _asked(join: Join, shards: list[QueryShard], number: int) -> Asked:
+    """The rows of these shards that probe a list."""
+    ids, errors = [], []
+    for shard in shards:
+        here = slice(shard.probe_offsets[number], shard.probe_offsets[number + 1])
+        ids.append(shard.probe_rows[here].astype(np.uint64) + np.uint64(shard.start))
+        errors.append(shard.errors[here])
+    row, error = np.concatenate(ids), np.concatenate(errors)
+    if join.is_copy is not None and len(row):
+        first = ~join.is_copy[row.astype(np.int64)]
+        row, error = row[first], error[first]
+    return Asked(number, row, error if join.exact_queries else np.zeros_like(error))
+
+
+def join_lists(
+    join: Join, shards: list[QueryShard], numbers: np.ndarray
+) -> tuple[list[list[Pairs]], Counts]:
+    """Pairs of some lists: of each list one `Pairs` a query shard, sorted and thinned.
+
+    Their queries are read, and their candidates verified, together.
+    """
+    counts = Counts(lists=len(numbers))
+    asked = [a for number in numbers if len((a := _asked(join, shards, int(number))).ids)]
+    if not asked:
+        return [], counts
+    ids, places = _together(asked)
     x = as_float32(join.queries.take(ids))
     verifier = join.verifier.holding(ids, x) if join.exact_queries else join.verifier
-    if not join.exact_queries:
-        error = np.zeros_like(error)
-    found = []
-    for candidates in _gathered(listed, ids, x, error):
-        counts.candidates += len(candidates)
-        found.append(verifier(candidates))
-    pairs = Pairs.concatenate(found)
-    # Cut by shard before thinning, so that what is kept does not depend on the grouping.
-    starts = np.array([shard.start for shard in shards], np.uint64)
-    cuts = [*np.searchsorted(pairs.row, starts).tolist(), len(pairs)]
-    return [thin(pairs[slice(a, b)], join.max_partners) for a, b in pairwise(cuts)], counts
+    candidates = _candidates(join, asked, (x[place] for place in places), counts)
+    found: list[list[Pairs]] = [[] for _ in asked]
+    for owner, block in _gathered(candidates):
+        counts.candidates += len(block)
+        near, distance = verifier(block)
+        pairs = Pairs(block.row[near], block.earlier_row[near], distance)
+        cuts = np.searchsorted(owner[near], np.arange(len(asked) + 1))
+        for own, (low, high) in zip(found, pairwise(cuts.tolist()), strict=True):
+            if high > low:
+                own.append(pairs[slice(low, high)])
+    return [_cut(join, shards, Pairs.concatenate(own)) for own in found if own], counts
 
 
-def _gathered(listed: ListJoin, ids, x, error) -> Iterator[Pairs]:
-    """Candidates in blocks worth verifying, sorted by (row, earlier_row)."""
-    waiting: list[Pairs] = []
+def _together(asked: list[Asked]) -> tuple[np.ndarray, list[Any]]:
+    """All rows that probe some lists, ascending, and places of those of each list."""
+    if len(asked) == 1:
+        return asked[0].ids, [slice(None)]
+    ids, place = np.unique(np.concatenate([a.ids for a in asked]), return_inverse=True)
+    return ids, np.split(place, np.cumsum([len(a.ids) for a in asked[:-1]]))
+
+
+def _candidates(
+    join: Join, asked: list[Asked], vectors: Iterator[np.ndarray], counts: Counts
+) -> Iterator[tuple[int, Pairs]]:
+    """Position in `asked` and candidates, sorted by (row, earlier_row)."""
+    for position, (one, x) in enumerate(zip(asked, vectors, strict=True)):
+        listed = ListJoin(join.index, join.rule, join.book, one.number, join.is_copy, join.device)
+        if not len(listed.rows):
+            continue
+        counts.products += int(np.searchsorted(listed.rows, one.ids).sum())
+        for hits in listed.hits(one.ids, x, one.error):
+            yield position, Pairs(one.ids[hits.query], listed.rows[hits.row], hits.excess)
+
+
+def _gathered(candidates: Iterator[tuple[int, Pairs]]) -> Iterator[tuple[np.ndarray, Pairs]]:
+    """Candidates in blocks worth verifying, and whose each is."""
+    waiting: list[tuple[int, Pairs]] = []
     size = 0
-    for hits in listed.hits(ids, x, error):
-        waiting.append(Pairs(ids[hits.query], listed.rows[hits.row], hits.excess))
-        size += len(hits.query)
+
+    def block() -> tuple[np.ndarray, Pairs]:
+        owner = np.repeat([p for p, _ in waiting], [len(own) for _, own in waiting])
+        return owner, Pairs.concatenate([own for _, own in waiting])
+
+    for one in candidates:
+        waiting.append(one)
+        size += len(one[1])
         if size >= VERIFY_BLOCK:
-            yield Pairs.concatenate(waiting)
+            yield block()
             waiting, size = [], 0
     if size:
-        yield Pairs.concatenate(waiting)
+        yield block()
+
+
+def _cut(join: Join, shards: list[QueryShard], pairs: Pairs) -> list[Pairs]:
+    """Pairs of a list by shard, and then thinned: so they do not depend on the grouping."""
+    starts = np.array([shard.start for shard in shards], np.uint64)
+    cuts = [*np.searchsorted(pairs.row, starts).tolist(), len(pairs)]
+    return [thin(pairs[slice(low, high)], join.max_partners) for low, high in pairwise(cuts)]
+
+
+def _bundles(join: Join, shards: list[QueryShard]) -> list[np.ndarray]:
+    """All lists, the largest first; together those that few rows probe."""
+    order = np.argsort(-join.index.list_sizes, kind="stable")
+    probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)[order]
+    return np.split(order, np.flatnonzero(np.diff(np.cumsum(probes) // QUERIES_TOGETHER)) + 1)
 
 
 def find_pairs(
@@ -167,26 +223,25 @@ def find_pairs(
     # Made once, here, and not by each thread.
     _ = join.book
     parts: list[list[Pairs]] = [[] for _ in shards]
-    total = Counts()
-    order = np.argsort(-join.index.list_sizes, kind="stable")
+    total = Counts(lists=lists)
     with task("join", lists, "lists") as progress:
         for found, counts in ordered_map(
-            lambda number: join_list(join, shards, int(number)), order, workers
+            lambda numbers: join_lists(join, shards, numbers), _bundles(join, shards), workers
         ):
-            for own, pairs in zip(parts, found, strict=True):
-                if len(pairs):
-                    own.append(pairs)
+            for listed in found:
+                for own, pairs in zip(parts, listed, strict=True):
+                    if len(pairs):
+                        own.append(pairs)
             total.products += counts.products
             total.candidates += counts.candidates
             trim()
-            progress.advance()
+            progress.advance(counts.lists)
 
     def merge(own: list[Pairs]) -> Pairs:
         return thin(Pairs.concatenate(own).ordered(), join.max_partners)
 
     merged = list(ordered_map(merge, parts, workers))
     total.per_shard = [len(p) for p in merged]
-    total.lists = lists
     return merged, total
 
 

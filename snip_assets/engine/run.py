@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,27 +108,43 @@ class Run:
         paths = [self.layout.clip_features(key) for key in self.registry.keys]
         return Features(paths, self.registry.offsets)
 
-    def exact_copies(self, last: int) -> tuple[np.ndarray, np.ndarray]:
+    def exact_copies(
+        self, last: int, fresh: Collection[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Later copies and their first copies, confirmed, among shards up to ordinal `last`.
+
+        Parameters
+        ----------
+        fresh
+            Keys of the shards whose later copies are wanted; default: all.
 
         Returns
         -------
         rows, first : int64[m]
         """
         some = [s for s in self.hashed() if s.ordinal <= last]
-        if not some:
+        wanted = np.array([fresh is None or s.key in fresh for s in some], bool)
+        if not wanted.any():
             return np.empty(0, np.int64), np.empty(0, np.int64)
         starts = np.array([s.start for s in some], np.int64)
         files = [self.layout.clip_features(s.key) for s in some]
         raw = shards.raw_features(self.registry) if self.settings.tier == "raw" else None
         rows, first = [], []
-        for later, earlier in copies.copies(files, starts):
+        for later, earlier in copies.copies(files, starts, wanted):
             if raw is not None:
                 equal = copies.confirmed(raw, later, earlier)
                 later, earlier = later[equal], earlier[equal]
             rows.append(later)
             first.append(earlier)
         return np.concatenate(rows), np.concatenate(first)
+
+    def marked_copies(self, keys: list[str]) -> np.ndarray:
+        """bool[N]: later exact copies in some shards, as their pairs tell."""
+        marked = np.zeros(self.registry.rows, bool)
+        files = [self.layout.duplicate_pairs(key) for key in keys]
+        for rows in copies.of_pairs(files, self.registry.rows, self._hashes):
+            marked[rows] = True
+        return marked
 
     def calibration(self) -> Calibration:
         """What calibration chose."""
@@ -167,18 +184,16 @@ class Run:
                 found.append(IndexedShard(shard.key, shard.start, shard.rows, folder, version))
         return found
 
-    def join(self, last: int, copies: np.ndarray | None = None) -> Join:
-        """The join of rows of shards up to ordinal `last`, by the tier of the settings.
+    def join(self, is_copy: np.ndarray) -> Join:
+        """The join, by the tier of the settings.
 
         Parameters
         ----------
-        copies
-            int64[m], the later copies among them; default: found here.
+        is_copy
+            bool[N]: the later exact copies, which are left out.
         """
         calibration, settings = self.calibration(), self.settings
         index = SnipIndex.open(self.layout)
-        is_copy = np.zeros(self.registry.rows, bool)
-        is_copy[self.exact_copies(last)[0] if copies is None else copies] = True
         snip = shards.snip_features(self.layout, self.registry)
         codes = None
         slack, short = calibration.slack, calibration.short_slack

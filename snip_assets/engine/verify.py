@@ -7,6 +7,7 @@ place in the files.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -177,31 +178,35 @@ class Verifier:
         """
         return self if self.snip is None else replace(self, snip=Held(rows, x, self.snip))
 
-    def __call__(self, candidates: Pairs) -> Pairs:
-        """The pairs among candidates (whose distance is that of the codes)."""
-        pairs = candidates
-        if self.codes is not None:
-            distance = self.codes.estimates(pairs.row, pairs.earlier_row, pairs.distance)
-            pairs = _nearer(pairs, distance, self.max_distance)
-        if self.snip is not None and self.raw is not None:
-            pairs = _within(pairs, self.snip, self.snip_limit)
-        elif self.snip is not None:
+    def __call__(self, candidates: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Which candidates (whose distance is that of the codes) are pairs.
+
+        Returns
+        -------
+        places : int64[m]
+            Ascending.
+        distance : float32[m]
+        """
+        places, distance = np.arange(len(candidates)), candidates.distance
+        for measure, limit in self._measures():
+            distance = measure(candidates[places])
+            near = distance <= np.float32(limit)
+            places, distance = places[near], distance[near]
+        return places, distance
+
+    def _measures(self) -> Iterator[tuple[Callable[[Pairs], np.ndarray], float]]:
+        """Distances to look at, the coarsest first, and how large each may be."""
+        codes, snip, raw = self.codes, self.snip, self.raw
+        if codes is not None:
+            yield lambda p: codes.estimates(p.row, p.earlier_row, p.distance), self.max_distance
+        if snip is not None and raw is not None:
+            yield lambda p: distances(snip, p.row, p.earlier_row), self.snip_limit
+        elif snip is not None:
             # On the scale of the raw ones: who groups pairs looks at `max_distance`.
             factor = np.float32(self.max_distance / max(self.snip_limit, 1e-6))
-            distance = factor * distances(self.snip, pairs.row, pairs.earlier_row)
-            pairs = _nearer(pairs, distance, self.max_distance)
-        if self.raw is not None:
-            pairs = _within(pairs, self.raw, self.max_distance)
-        return pairs
-
-
-def _within(pairs: Pairs, features: Rows, limit: float) -> Pairs:
-    return _nearer(pairs, distances(features, pairs.row, pairs.earlier_row), limit)
-
-
-def _nearer(pairs: Pairs, distance: np.ndarray, limit: float) -> Pairs:
-    near = distance <= np.float32(limit)
-    return Pairs(pairs.row[near], pairs.earlier_row[near], distance[near])
+            yield lambda p: factor * distances(snip, p.row, p.earlier_row), self.max_distance
+        if raw is not None:
+            yield lambda p: distances(raw, p.row, p.earlier_row), self.max_distance
 
 
 @njit(nogil=True, cache=True)

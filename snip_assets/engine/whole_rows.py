@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .codec import Codec
 from .kernels import LANES, QUERIES, scaled_products
 
 # Steps a unit of length, and how far a number may be from 0: a unit row and any other differ by
@@ -39,11 +40,49 @@ def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) ->
     int16[n', dim']
         Filled up with zeros: to a multiple of `QUERIES` rows and of `FILL` numbers.
     """
-    rows, dim = -(-len(x) // QUERIES) * QUERIES, -(-x.shape[1] // FILL) * FILL
-    out = np.empty((rows, dim), np.int16)
-    out[len(x) :] = 0
-    out[:, x.shape[1] :] = 0
+    out = _room(len(x), x.shape[1])
     _whole(x, np.float32(steps), np.float32(largest), out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _concatenate(codes, words, out):
+    """Concatenation of whole codewords; `words` is M x 256 x dsub."""
+    size = words.shape[2]
+    for i in range(codes.shape[0]):
+        for m in range(codes.shape[1]):
+            word = words[m, codes[i, m]]
+            for d in range(size):
+                out[i, m * size + d] = word[d]
+
+
+def whole_decoded(codec: Codec, codes: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """What `whole_rows` makes of decoded codes.
+
+    Parameters
+    ----------
+    codes
+        uint8[n, code size].
+    origin
+        float32[dim], a centroid that residuals are added to.
+    """
+    if codec.book is None or len(codes) < codec.book.shape[1]:
+        return whole_rows(codec.decode(codes, origin))
+    # Each number of a row is rounded by itself, so the words of a list can be beforehand.
+    parts, _, size = codec.book.shape
+    words = np.empty(codec.book.shape, np.int16)
+    for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
+        _whole(part + own, np.float32(STEPS), np.float32(LARGEST), word)
+    out = _room(len(codes), codec.dim)
+    _concatenate(codes, words, out)
+    return out
+
+
+def _room(rows: int, dim: int) -> np.ndarray:
+    """int16, filled up with zeros beyond these rows and numbers."""
+    out = np.empty((-(-rows // QUERIES) * QUERIES, -(-dim // FILL) * FILL), np.int16)
+    out[rows:] = 0
+    out[:, dim:] = 0
     return out
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snip_assets.engine import copies
+from snip_assets.engine import copies, pairs, verify
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.shards import Features
 
@@ -31,13 +31,36 @@ def test_later_copies_point_to_the_first(
     which = random.integers(0, 120, 300)
     cuts = [0, 100, 100, 101, 300]
     sources, hashes = write_shards(tmp_path, kinds[which], cuts)
-    found = list(copies.copies(hashes, np.array(cuts[:-1])))
-    later = np.concatenate([rows for rows, _ in found])
-    first = np.concatenate([rows for _, rows in found])
     expected = {i: int(np.flatnonzero(which == which[i])[0]) for i in range(300)}
     expected = {i: j for i, j in expected.items() if i != j}
+    later, first = found(hashes, cuts)
     assert dict(zip(later.tolist(), first.tolist(), strict=True)) == expected
     assert copies.confirmed(Features(sources, np.array(cuts)), later, first).all()
+    for some in ([3], [0], [1], [1, 2], [0, 3], []):
+        rows = {row for number in some for row in range(cuts[number], cuts[number + 1])}
+        fresh = np.isin(np.arange(4), some)
+        own = dict(zip(*(a.tolist() for a in found(hashes, cuts, fresh)), strict=True))
+        assert own == {i: j for i, j in expected.items() if i in rows}
+
+
+def found(
+    hashes: list[Path], cuts: list[int], fresh: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    parts = zip(*copies.copies(hashes, np.array(cuts[:-1]), fresh), strict=True)
+    later, first = (np.concatenate(part) for part in parts)
+    return later, first
+
+
+def test_pairs_tell_copies_from_rows_that_differ_in_length_alone(tmp_path: Path) -> None:
+    x = np.array([[1, 2], [2, 4], [1, 2], [2, 4], [3, 1]], np.float32)
+    _, hashes = write_shards(tmp_path, x, [0, 2, 5])
+    ends = np.array([[1, 0], [2, 0], [3, 1], [3, 2], [4, 0]], np.uint64)
+    pairs.write_pairs(
+        tmp_path / "pairs.parquet",
+        verify.Pairs(ends[:, 0], ends[:, 1], np.array([0, 0, 0, 0, 0.05], np.float32)),
+    )
+    told = copies.of_pairs([tmp_path / "pairs.parquet"], 5, Features(hashes, np.array([0, 2, 5])))
+    assert np.concatenate(list(told)).tolist() == [2, 3]
 
 
 def test_equal_hashes_of_unequal_rows_are_no_copies(tmp_path: Path) -> None:

@@ -90,13 +90,24 @@ def _require_earlier(run: Run, last: int) -> None:
         run.require_shards("snip_features", earlier)
 
 
+def _paired(run: Run, last: int, inputs: dict[str, dict[str, str]]) -> list[str]:
+    """Shards up to ordinal `last` whose pairs, and so their exact copies, are known."""
+    keys = [s.key for s in run.hashed() if s.ordinal <= last]
+    known = [key for key in keys if current(run.layout.duplicate_pairs(key), inputs[key])]
+    run.require_shards("duplicate_pairs", run.registry.only(known))
+    return known
+
+
 def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
     last = group[-1].ordinal
     with measured() as cost:
         _require_earlier(run, last)
-        later, first = run.exact_copies(last)
-        work = run.join(last, later)
-        found, counts = find_pairs(work, [run.query_shard(s) for s in group], run.settings.workers)
+        earlier = _paired(run, last, inputs)
+        is_copy = run.marked_copies(earlier)
+        later, first = run.exact_copies(last, set(run.registry.keys).difference(earlier))
+        is_copy[later] = True
+        queries = [run.query_shard(s) for s in group]
+        found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers)
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
