@@ -25,8 +25,8 @@ from .verify import Pairs, Rows, Verifier, thin
 
 ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
-# Queries that are read at a time, from as many lists as have so many.
-QUERIES_TOGETHER = 1 << 11
+# Lists are joined together until they have so many rows, or so many queries.
+ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 
 
@@ -204,10 +204,13 @@ def _cut(join: Join, shards: list[QueryShard], pairs: Pairs) -> list[Pairs]:
 
 
 def _bundles(join: Join, shards: list[QueryShard]) -> list[np.ndarray]:
-    """All lists, the largest first; together those that few rows probe."""
-    order = np.argsort(-join.index.list_sizes, kind="stable")
-    probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)[order]
-    return np.split(order, np.flatnonzero(np.diff(np.cumsum(probes) // QUERIES_TOGETHER)) + 1)
+    """All lists, the largest first, in bundles."""
+    sizes = join.index.list_sizes
+    order = np.argsort(-sizes, kind="stable")
+    probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)
+    rows, asked = np.cumsum(sizes[order]), np.cumsum(probes[order])
+    full = np.diff(rows // ROWS_TOGETHER) + np.diff(asked // QUERIES_TOGETHER)
+    return np.split(order, np.flatnonzero(full) + 1)
 
 
 def find_pairs(

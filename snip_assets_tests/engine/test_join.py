@@ -169,6 +169,7 @@ def test_blocks_threads_grouping_and_segments_change_nothing(
     parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
     for group, room, workers, together in ((QUERIES, 33, 2, 1), (128 * QUERIES, 5000, 3, 250)):
         monkeypatch.setattr(pairs, "QUERIES_TOGETHER", together)
+        monkeypatch.setattr(pairs, "ROWS_TOGETHER", 10 * together)
         monkeypatch.setattr(join, "GROUP", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
