@@ -193,7 +193,7 @@ def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def of_pairs(pair_files: list[Path], rows: int, hashes: Features) -> Iterator[np.ndarray]:
     """Later exact copies, as the pairs of their shards tell: int64[m] row ids at a time.
 
-    Pairs at distance 0 may be copies but for their length; their hashes tell.
+    Rows that differ in length alone are at distance 0 too; by their hashes they are no copies.
     """
     for pairs in stream(pair_files, rows, "Exact copies of earlier shards"):
         same = pairs.distance == 0

@@ -68,7 +68,7 @@ def whole_decoded(codec: Codec, codes: np.ndarray, origin: np.ndarray) -> np.nda
     """
     if codec.book is None or len(codes) < codec.book.shape[1]:
         return whole_rows(codec.decode(codes, origin))
-    # Each number of a row is rounded by itself, so the words of a list can be beforehand.
+    # Numbers are rounded one by one: so the words of a list are, once, instead of all its rows.
     parts, _, size = codec.book.shape
     words = np.empty(codec.book.shape, np.int16)
     for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
