@@ -29,7 +29,7 @@ from .errors import BadInputError, DiskFullError, StaleOutputError
 from .resident import watch
 
 BLOCK = 1 << 22
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 CheckLevel = Literal["size", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.

@@ -29,12 +29,13 @@ import torch
 from numba import njit
 
 from .axes import Axes
+from .byte_kernels import compare, panels, queries
 from .index import SnipIndex
-from .kernels import LANES, QUERIES, compare, lowest_bit, panels, queries, squared_steps
+from .kernels import LANES, QUERIES, lowest_bit, squared_steps
 from .whole_rows import STEPS, whole_decoded, whole_rows
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
-GROUP = 64 // QUERIES * QUERIES
+GROUP = 256 // QUERIES * QUERIES
 ROOM = 1 << 18
 # Squared steps of a squared distance of 1.
 UNIT = STEPS**2

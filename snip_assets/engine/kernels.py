@@ -1,11 +1,10 @@
 """Small matrix products that are used up in registers, for Numba kernels.
 
-`compare` multiplies a block of queries with a panel of rows and compares the products at once: only
-one bit a pair leaves. `nearest_word` does so with a part of a row and a codebook: only the number
-of the nearest word leaves. A library's product writes all scores to memory, to be read again.
-
-`compare` works on whole numbers of 16 bits, two products and their sum an instruction: twice what
-float32 does on AVX2 and on AVX-512 with VNNI. The code names no processor; LLVM finds the
+`scaled_products` multiplies a block of queries with a panel of rows in whole numbers of 16 bits,
+two products and their sum an instruction: twice what float32 does on AVX2 and on AVX-512 with VNNI.
+`nearest_word` multiplies a part of a row with a codebook: only the number of the nearest word
+leaves, where a library's product writes all scores to memory, to be read again. See
+`byte_kernels` for the product of the join. The code names no processor; LLVM finds the
 instructions.
 """
 
@@ -14,9 +13,8 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
-import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
@@ -40,18 +38,19 @@ intrinsic: Any = numba_intrinsic
 LANES = 32
 # Sums that the registers hold beside the rows: of all lanes, or of half of them at a time.
 _FEATURES = binding.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512f"))
+WIDE = bool(_FEATURES.get("avx512f"))
 # Whether sums of products of 16 bits are twice as fast as those of float32.
-FASTER = bool(_FEATURES.get("avx512vnni") if _WIDE else _FEATURES.get("avx2"))
-QUERIES = 8 if _WIDE else 4
-_PARTS = LANES // WIDTH
+FASTER = bool(_FEATURES.get("avx512vnni") if WIDE else _FEATURES.get("avx2"))
+QUERIES = 8 if WIDE else 4
+PARTS = LANES // WIDTH
+_ZEROS = ir.Constant(INTS, [0] * WIDTH)
 
 
 def _products(
-    builder: Any, pairs: Any, panel: Any, norms: list[Any], queries: list[Any], parts: range
+    builder: Any, pairs: Any, panel: Any, queries: list[Any], parts: range
 ) -> list[list[Any]]:
-    """Sums of products of each query and some parts of the panel's rows, less the norms."""
-    sums = [[cgutils.alloca_once_value(builder, norms[part]) for part in parts] for _ in queries]
+    """Sums of products of each query and some parts of the panel's rows."""
+    sums = [[cgutils.alloca_once_value(builder, _ZEROS) for _ in parts] for _ in queries]
     with cgutils.for_range(builder, pairs) as loop:
         line = builder.gep(panel, [builder.mul(loop.index, constant(2 * LANES))])
         places = [builder.gep(line, [constant(2 * WIDTH * part)]) for part in parts]
@@ -67,68 +66,16 @@ def _products(
 
 
 def _panel_sums(
-    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any], start: list[Any]
+    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any]
 ) -> list[list[Any]]:
     """Sums of products of each query at `places` of a block with a panel, for each of its parts."""
     width = builder.extract_value(block.shape, 1)
     own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
     rows = builder.gep(panels.data, [builder.mul(panel, builder.mul(width, constant(LANES)))])
     pairs = builder.lshr(width, constant(1))
-    groups = [range(_PARTS)] if _WIDE else [range(part, part + 1) for part in range(_PARTS)]
-    halves = [_products(builder, pairs, rows, start, own, parts) for parts in groups]
+    groups = [range(PARTS)] if WIDE else [range(part, part + 1) for part in range(PARTS)]
+    halves = [_products(builder, pairs, rows, own, parts) for parts in groups]
     return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
-
-
-@intrinsic
-def compare(
-    typing_context: Any,
-    panels: Any,
-    norms: Any,
-    panel: Any,
-    queries: Any,
-    first: Any,
-    bound: Any,
-    masks: Any,
-) -> Any:
-    """Compare a block of queries with a panel of rows.
-
-    Parameters
-    ----------
-    panels, norms
-        What `panels` gives; `panel` is the one to use.
-    queries
-        int16[q, width], C order; `QUERIES` of them from `first` on.
-    bound
-        int32[q].
-    masks
-        uint32[QUERIES]; receives, for each query, the rows whose product less their norm is > its
-        bound, as bits.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, lengths, block, bounds, out = (
-            context.make_array(signature.args[k])(context, builder, arguments[k])
-            for k in (0, 1, 3, 5, 6)
-        )
-        own_norms = builder.gep(lengths.data, [builder.mul(arguments[2], constant(LANES))])
-        less = [
-            builder.neg(load(builder, builder.gep(own_norms, [constant(WIDTH * part)]), INTS))
-            for part in range(_PARTS)
-        ]
-        places = [builder.add(arguments[4], constant(k)) for k in range(QUERIES)]
-        sums = _panel_sums(builder, rows, arguments[2], block, places, less)
-        for k, (place, parts) in enumerate(zip(places, sums, strict=True)):
-            floor = splat(builder, builder.load(builder.gep(bounds.data, [place])))
-            word = ir.Constant(I32, 0)
-            for part, whole in enumerate(parts):
-                bits = builder.icmp_signed(">", builder.load(whole), floor)
-                wide = builder.zext(builder.bitcast(bits, ir.IntType(WIDTH)), I32)
-                word = builder.or_(word, builder.shl(wide, ir.Constant(I32, WIDTH * part)))
-            builder.store(word, builder.gep(out.data, [constant(k)]))
-        return context.get_dummy_value()
-
-    arguments = (panels, norms, types.int64, queries, types.int64, bound, masks)
-    return types.void(*arguments), generate
 
 
 @intrinsic
@@ -183,8 +130,11 @@ def scaled_products(
 
     Parameters
     ----------
-    panels, panel, queries, first
-        As for `compare`.
+    panels
+        int16[p, width / 2, LANES, 2], rows, two numbers of each after the other; `panel` is the one
+        to use.
+    queries
+        int16[q, width], C order; `QUERIES` of them from `first` on.
     scale, bias
         float32[p * LANES], of each row.
     out
@@ -197,11 +147,10 @@ def scaled_products(
             for k in (0, 2, 4, 5, 6)
         )
         places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
-        zeros = [ir.Constant(INTS, [0] * WIDTH)] * _PARTS
-        sums = _panel_sums(builder, rows, arguments[1], block, places, zeros)
+        sums = _panel_sums(builder, rows, arguments[1], block, places)
         wide = builder.extract_value(target.shape, 1)
         column = builder.mul(arguments[1], constant(LANES))
-        for part in range(_PARTS):
+        for part in range(PARTS):
             lane = builder.add(column, constant(WIDTH * part))
             factor = load(builder, builder.gep(scales.data, [lane]), FLOATS)
             more = load(builder, builder.gep(biases.data, [lane]), FLOATS)
@@ -218,7 +167,7 @@ def scaled_products(
 
 WORDS = 256
 # Vectors of words whose scores the registers hold at a time.
-_TOGETHER = 16 if _WIDE else 4
+_TOGETHER = 16 if WIDE else 4
 
 
 def _first_smallest(builder: Any, values: Any, numbers: Any) -> Any:
@@ -311,7 +260,7 @@ def above(typing_context: Any, values: Any, start: Any, floor: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         floors, word = splat(builder, arguments[2]), ir.Constant(I32, 0)
-        for part in range(_PARTS):
+        for part in range(PARTS):
             at = builder.add(arguments[1], constant(WIDTH * part))
             place = builder.bitcast(builder.gep(array.data, [at]), FLOATS.as_pointer())
             bits = builder.fcmp_ordered(">", builder.load(place, align=4), floors)
@@ -331,70 +280,3 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:
         return builder.zext(position, I64)
 
     return types.int64(types.uint32), generate
-
-
-@njit(nogil=True, cache=True)
-def _fill(rows, out, norms):
-    width = rows.shape[1] - 1
-    for i in range(rows.shape[0]):
-        panel, lane = i // LANES, i % LANES
-        for d in range(width):
-            out[panel, d // 2, lane, d % 2] = np.int16(rows[i, d])
-        norms[panel, lane] = np.int32(np.float32(-2.0) * rows[i, width])
-
-
-def panels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as `compare` reads them, filled up with zeros.
-
-    Parameters
-    ----------
-    rows
-        float32[n, width + 1]: what `Axes.coordinates` gives.
-
-    Returns
-    -------
-    int16[p, ceil(width / 2), LANES, 2], p = ceil(n / LANES)
-        Coordinates, two by two.
-    int32[p, LANES]
-        Squared norms.
-    """
-    count, width = -(-len(rows) // LANES), rows.shape[1] - 1
-    out = np.zeros((count, -(-width // 2), LANES, 2), np.int16)
-    norms = np.zeros((count, LANES), np.int32)
-    _fill(rows, out, norms)
-    return out, norms
-
-
-@njit(nogil=True, cache=True)
-def _double(short, bound, own, floor):
-    width = short.shape[1] - 1
-    for i in range(short.shape[0]):
-        for d in range(width):
-            own[i, d] = np.int16(np.float32(2.0) * short[i, d])
-        least = np.ceil(2.0 * bound[i]) - 1.0
-        floor[i] = np.int32(min(max(least, -2147483648.0), 2147483647.0))
-
-
-def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and bounds as `compare` reads them: both doubled, for norms are not halved.
-
-    Products are whole numbers, so >= a bound is > the whole number below it.
-
-    Parameters
-    ----------
-    short
-        float32[q, width + 1], whole coordinates of at most 255 steps; the last column is not read.
-    bound
-        float32[q]: least product less half of the norm.
-
-    Returns
-    -------
-    int16[q', 2 ceil(width / 2)], int32[q']
-        q' is a multiple of `QUERIES`; what was added finds nothing.
-    """
-    count = -(-len(short) // QUERIES) * QUERIES
-    width = short.shape[1] - 1
-    own = np.zeros((count, width + width % 2), np.int16)
-    floor = np.full(count, np.iinfo(np.int32).max, np.int32)
-    _double(short, bound, own, floor)
-    return own, floor

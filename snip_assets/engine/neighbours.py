@@ -16,9 +16,8 @@ from .whole_rows import STEPS, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
 NUMBERS_PER_AXIS, MOST_AXES = 4, 32
-# What rounding to whole coordinates, and of the axes themselves, may add to a squared distance:
-# a twentieth at the most was seen.
-ROUNDING = 1.15
+# What rounding of the axes themselves may add to a distance.
+ROUNDING = 1.01
 # Rows that are worked on while they lie in the cache.
 PART = 512
 
@@ -73,7 +72,9 @@ def near_rows(
     origin = axes.project(mean)[0]
     whole = whole_rows(x)
     short = axes.coordinates(axes.project_whole(whole, len(x)), origin)
-    bound = -short[:, -1] - np.float32(0.5 * axes.steps(ROUNDING * limit))
+    # Whole coordinates are off by half a step, of either row.
+    apart = ROUNDING * limit**0.5 + axes.width**0.5 / axes.scale
+    bound = -short[:, -1] - np.float32(0.5 * axes.steps(apart**2))
     short[:, -1] = 1
     error, most = in_steps(np.zeros(len(x)), limit + _rounding(limit, x.shape[1]))
 

@@ -17,13 +17,13 @@ from threadpoolctl import threadpool_limits
 
 from . import copies, threads
 from .assign import BLOCK, MORE
-from .axes import TOP, Axes
+from .axes import Axes
+from .byte_kernels import TOP, panels
+from .byte_kernels import queries as as_queries
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress
 from .encode import Encoder
 from .join import GROUP, buffers, scan
-from .kernels import panels
-from .kernels import queries as as_queries
 from .model import SnipNet
 from .settings import Settings
 from .shards import Features

@@ -10,7 +10,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 # Lanes of float32 or int32.
 WIDTH = 16
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
-INTS, _WIDE = ir.VectorType(I32, WIDTH), ir.VectorType(I32, 2 * WIDTH)
+INTS = ir.VectorType(I32, WIDTH)
 SHORTS = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
@@ -25,25 +25,46 @@ def load(builder: Any, place: Any, kind: Any) -> Any:
     return builder.load(builder.bitcast(place, kind.as_pointer()), align=bytes_)
 
 
-def splat(builder: Any, value: Any) -> Any:
+def splat(builder: Any, value: Any, lanes: int = WIDTH) -> Any:
     """The same number in all lanes."""
-    undefined = ir.Constant(ir.VectorType(value.type, WIDTH), ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
-    zeros = ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH)
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
     return builder.shuffle_vector(first, undefined, zeros)
 
 
-def _half(builder: Any, wide: Any, first: int) -> Any:
+def _half(builder: Any, vector: Any, first: int) -> Any:
     """Every other number of a vector, from the first or the second on."""
-    chosen = list(range(first, 2 * WIDTH, 2))
-    mask = ir.Constant(ir.VectorType(I32, WIDTH), chosen)
-    return builder.shuffle_vector(wide, ir.Constant(wide.type, ir.Undefined), mask)
+    lanes = vector.type.count // 2
+    mask = ir.Constant(ir.VectorType(I32, lanes), list(range(first, 2 * lanes, 2)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
 
 
 def sum_of_products(builder: Any, one: Any, other: Any) -> Any:
     """x[2k] y[2k] + x[2k + 1] y[2k + 1] of numbers of 16 bits, in 32 bits."""
-    product = builder.mul(builder.sext(one, _WIDE), builder.sext(other, _WIDE))
+    wide = ir.VectorType(I32, one.type.count)
+    product = builder.mul(builder.sext(one, wide), builder.sext(other, wide))
     return builder.add(_half(builder, product, 0), _half(builder, product, 1))
+
+
+def sums_of_byte_products(builder: Any, one: Any, other: Any) -> Any:
+    """x[2k] y[2k] + x[2k + 1] y[2k + 1], x without and y with a sign, cut to 16 bits.
+
+    Said as the processor does it: it cuts.
+    """
+    lanes = one.type.count // 2
+    wide, short = ir.VectorType(I32, lanes), ir.VectorType(ir.IntType(16), lanes)
+    first, second = (
+        builder.mul(
+            builder.zext(_half(builder, one, k), wide), builder.sext(_half(builder, other, k), wide)
+        )
+        for k in (0, 1)
+    )
+    value = builder.add(first, second)
+    for order, limit in (("<", 32767), (">", -32768)):
+        edge = ir.Constant(wide, [limit] * lanes)
+        value = builder.select(builder.icmp_signed(order, value, edge), value, edge)
+    return builder.trunc(value, short)
 
 
 def total(builder: Any, vector: Any) -> Any:

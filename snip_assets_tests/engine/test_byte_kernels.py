@@ -1,0 +1,63 @@
+"""The product of the join against NumPy, at the edges of what 8 and 16 bits hold."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from snip_assets.engine.axes import AXIS_STEPS, Axes
+from snip_assets.engine.byte_kernels import BALL, TOP, compare, panels, queries
+from snip_assets.engine.kernels import QUERIES
+from snip_assets.engine.whole_rows import STEPS
+
+
+@njit
+def masks_of(listed, starts, own, floor, out):
+    masks = np.empty(QUERIES, np.uint32)
+    for panel in range(listed.shape[0]):
+        for first in range(0, own.shape[0], QUERIES):
+            compare(listed, starts, panel, own, first, floor, masks)
+            out[first : first + QUERIES, panel] = masks
+
+
+def passed(rows: np.ndarray, short: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """bool[q, n], by the kernel."""
+    listed, starts = panels(rows)
+    own, floor = queries(short, bound)
+    out = np.zeros((len(own), len(listed)), np.uint32)
+    masks_of(listed, starts, own, floor, out)
+    bits = out[:, :, None] >> np.arange(32, dtype=np.uint32) & 1
+    return bits.reshape(len(own), -1)[: len(short), : len(rows)].astype(bool)
+
+
+def coordinates(x: np.ndarray) -> np.ndarray:
+    """Whole coordinates of rows in steps, however far out these are."""
+    axes = Axes(np.eye(x.shape[1], dtype=np.float32), STEPS * AXIS_STEPS)
+    return axes.coordinates(x.astype(np.float32), np.zeros(x.shape[1], np.float32))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 16, 24, 48, 64])
+@pytest.mark.parametrize("spread", [3, 40, 400])
+def test_product_is_exact(width, spread):
+    random = np.random.default_rng(width)
+    rows = coordinates(random.normal(size=(99, width)) * spread)
+    short = coordinates(random.normal(size=(37, width)) * spread)
+    # The nearest and the farthest that there can be.
+    short[:9, :-1], short[9:18, :-1] = rows[:9, :-1], -rows[:9, :-1]
+    score = short[:, :-1].astype(int) @ rows[:, :-1].astype(int).T + rows[:, -1].astype(int)
+    for bound in (score.max(1), np.median(score, axis=1), score.min(1), score.min(1) - 0.5):
+        assert (passed(rows, short, bound.astype(np.float32)) == (score >= bound[:, None])).all()
+    none = np.full(len(short), 1e9, np.float32)
+    assert not passed(rows, short, none).any()
+    assert passed(rows, short, -none).all()
+
+
+def test_coordinates_stay_small_and_bring_nothing_apart():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 24)) * np.geomspace(1, 100, 300)[:, None]
+    whole = coordinates(x)[:, :-1].astype(int)
+    assert np.abs(whole).max() <= TOP
+    assert np.linalg.norm(whole, axis=1).max() <= BALL + 0.01
+    before = np.linalg.norm(x[:, None] - x, axis=2)
+    after = np.linalg.norm(whole[:, None] - whole, axis=2)
+    # A step for rounding, and one for shortening, on each axis.
+    assert (after <= before + 2 * 24**0.5).all()
