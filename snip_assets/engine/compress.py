@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import progress, threads
+from . import half_rows, progress, threads
 from .errors import BadInputError
 from .files import NpyWriter
 from .kernels import FASTER
 from .model import SnipNet
 from .row_file import RowFile
 from .settings import Settings
-from .whole_linear import WholeLinear
+from .whole_linear import STEPS, WholeLinear
 
 BLOCK_ROWS = 4096
 # So that the rows of a part (1.5 MB at 768 numbers) and their hidden numbers stay near the core.
@@ -152,10 +152,11 @@ def _block(
     size = PART_ROWS if device.type == "cpu" else max(1, len(block))
     out = np.empty((len(block), net.sizes[-1]), np.float16)
     for start in range(0, len(block), size):
-        hidden = _unit(block[start : start + size], device, name, first + start)
-        layers = list(net.layers)
-        if whole is not None:
-            hidden, layers = torch.from_numpy(whole(hidden.numpy())), layers[1:]
+        part, layers, where = block[start : start + size], list(net.layers), (name, first + start)
+        if whole is None:
+            hidden = _unit(part, device, where)
+        else:
+            hidden, layers = torch.from_numpy(_first_layer(whole, part, where)), layers[1:]
         for layer in layers:
             hidden = _apply(layer, hidden)
         short = nn.functional.normalize(hidden, dim=1)
@@ -163,19 +164,32 @@ def _block(
     return out
 
 
-def _unit(part: np.ndarray, device: torch.device, name: str, first: int) -> torch.Tensor:
+def _first_layer(whole: WholeLinear, part: np.ndarray, where: tuple[str, int]) -> np.ndarray:
+    if not half_rows.readable(part):
+        return whole(_unit(part, torch.device("cpu"), where).numpy())
+    rows, lengths = half_rows.unit_whole(part, STEPS)
+    _check_lengths(lengths, where)
+    return whole.of_whole(rows, len(part))
+
+
+def _unit(part: np.ndarray, device: torch.device, where: tuple[str, int]) -> torch.Tensor:
     """Rows in float32, of unit length; float32 ones are overwritten."""
     rows = torch.from_numpy(part).to(device).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    wrong = ~(torch.isfinite(lengths) & (lengths > 0)).squeeze(1)
+    _check_lengths(lengths.squeeze(1).cpu().numpy(), where)
+    return rows.div_(lengths)
+
+
+def _check_lengths(lengths: np.ndarray, where: tuple[str, int]) -> None:
+    """`where`: the file, and the row in shard of the first."""
+    wrong = ~(np.isfinite(lengths) & (lengths > 0))
     if wrong.any():
-        row = int(wrong.nonzero()[0])
+        row = int(np.flatnonzero(wrong)[0])
         what = "is all zeros" if lengths[row] == 0 else "holds NaN or infinity"
         raise BadInputError(
-            f"{name}row {first + row} {what}; compute its feature again, or take the row out of "
-            "the features and the metadata."
+            f"{where[0]}row {where[1] + row} {what}; compute its feature again, or take the row "
+            "out of the features and the metadata."
         )
-    return rows.div_(lengths)
 
 
 def _apply(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:

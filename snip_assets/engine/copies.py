@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
+from . import half_rows
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
 from .pair_files import stream
@@ -36,7 +37,7 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
     start
         Row in shard of the first.
     """
-    norms = torch.linalg.vector_norm(torch.from_numpy(block), dim=1, dtype=_wide(block)).numpy()
+    norms = half_rows.lengths(block) if half_rows.readable(block) else _lengths(block)
     if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
         return norms
     # Squares of float32 may have left its range.
@@ -51,8 +52,32 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
     )
 
 
+def _lengths(block: np.ndarray) -> np.ndarray:
+    rows = torch.from_numpy(block)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=_wide(block)).numpy()
+
+
 def _wide(block: np.ndarray) -> torch.dtype:
     return torch.float64 if block.itemsize == 8 else torch.float32
+
+
+def row_hashes(block: np.ndarray) -> np.ndarray:
+    """xxh3 of each row: uint64[n]; by position alone, as a view of each row takes longer than it.
+
+    Parameters
+    ----------
+    block
+        n x dim, C order.
+    """
+    width = block.shape[1] * block.itemsize
+    every = block.data.cast("B")
+    rows = map(every.__getitem__, map(slice, *_ends(len(block), width)))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, rows), np.uint64, len(block))
+
+
+def _ends(rows: int, width: int) -> tuple[range, range]:
+    """Where rows of so many bytes begin and end."""
+    return range(0, rows * width, width), range(width, (rows + 1) * width, width)
 
 
 def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
@@ -74,11 +99,7 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     def work(start: int) -> tuple[np.ndarray, float]:
         block = features.block(start, start + BLOCK)
         norms = check_rows(block, source, start)
-        raw = block.view(np.uint8).reshape(len(block), -1)
-        hashes = np.fromiter(
-            (xxhash.xxh3_64_intdigest(row.data) for row in raw), np.uint64, len(block)
-        )
-        return hashes, float(np.abs(norms - 1).max())
+        return row_hashes(block), float(np.abs(norms - 1).max())
 
     worst = 0.0
     rows = len(features)

@@ -11,6 +11,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 WIDTH = 16
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 INTS = ir.VectorType(I32, WIDTH)
+_BYTES = {ir.FloatType: 4, ir.HalfType: 2}
 SHORTS = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
@@ -21,7 +22,7 @@ def constant(value: int) -> Any:
 
 def load(builder: Any, place: Any, kind: Any) -> Any:
     """A vector from memory, at any place."""
-    bytes_ = 4 if isinstance(kind.element, ir.FloatType) else kind.element.width // 8
+    bytes_ = _BYTES.get(type(kind.element)) or kind.element.width // 8
     return builder.load(builder.bitcast(place, kind.as_pointer()), align=bytes_)
 
 
@@ -68,8 +69,8 @@ def sums_of_byte_products(builder: Any, one: Any, other: Any) -> Any:
 
 
 def total(builder: Any, vector: Any) -> Any:
-    """The sum of whole numbers over all lanes."""
-    lanes = vector.type.count
+    """The sum over all lanes, by halves."""
+    whole, lanes = isinstance(vector.type.element, ir.IntType), vector.type.count
     while lanes > 1:
         lanes //= 2
         low, high = (
@@ -80,5 +81,5 @@ def total(builder: Any, vector: Any) -> Any:
             )
             for first in (0, lanes)
         )
-        vector = builder.add(low, high)
+        vector = builder.add(low, high) if whole else builder.fadd(low, high)
     return builder.extract_element(vector, ir.Constant(I32, 0))

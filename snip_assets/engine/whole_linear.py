@@ -54,6 +54,9 @@ class WholeLinear:
         -------
         float32[n, outputs]
         """
-        own = whole_rows(rows, STEPS, STEPS)
-        out = products(self._panels, own, self._scale, self._bias)
-        return np.ascontiguousarray(out[: len(rows), : self.outputs])
+        return self.of_whole(whole_rows(rows, STEPS, STEPS), len(rows))
+
+    def of_whole(self, rows: np.ndarray, count: int) -> np.ndarray:
+        """The same of the first rows of what `whole_rows` gives, with `STEPS`."""
+        out = products(self._panels, rows, self._scale, self._bias)
+        return np.ascontiguousarray(out[:count, : self.outputs])

@@ -40,7 +40,7 @@ def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) ->
     int16[n', dim']
         Filled up with zeros: to a multiple of `QUERIES` rows and of `FILL` numbers.
     """
-    out = _room(len(x), x.shape[1])
+    out = room(len(x), x.shape[1])
     _whole(x, np.float32(steps), np.float32(largest), out)
     return out
 
@@ -73,13 +73,13 @@ def whole_decoded(codec: Codec, codes: np.ndarray, origin: np.ndarray) -> np.nda
     words = np.empty(codec.book.shape, np.int16)
     for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
         _whole(part + own, np.float32(STEPS), np.float32(LARGEST), word)
-    out = _room(len(codes), codec.dim)
+    out = room(len(codes), codec.dim)
     _concatenate(codes, words, out)
     return out
 
 
-def _room(rows: int, dim: int) -> np.ndarray:
-    """int16, filled up with zeros beyond these rows and numbers."""
+def room(rows: int, dim: int) -> np.ndarray:
+    """Room for whole rows: int16, filled up with zeros beyond these rows and numbers."""
     out = np.empty((-(-rows // QUERIES) * QUERIES, -(-dim // FILL) * FILL), np.int16)
     out[rows:] = 0
     out[:, dim:] = 0

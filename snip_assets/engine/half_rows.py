@@ -1,0 +1,119 @@
+"""Rows in half precision, read by kernels: Numba knows no numbers of 16 bits with a point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
+
+from .kernels import FASTER
+from .vectors import FLOATS, I32, WIDTH, constant, load, splat, total
+from .whole_rows import room
+
+# Type checkers see the function that makes the code, and not the one that Numba calls.
+intrinsic: Any = numba_intrinsic
+
+HALVES = ir.VectorType(ir.HalfType(), WIDTH)
+SHORT = ir.VectorType(ir.IntType(16), WIDTH)
+
+
+def readable(rows: np.ndarray) -> bool:
+    """Whether the kernels take such rows: where processors convert them, 16 numbers at a time."""
+    fits = rows.dtype == np.float16 and rows.shape[1] % WIDTH == 0
+    return FASTER and fits and rows.flags.c_contiguous
+
+
+def _converted(builder: Any, row: Any, place: Any) -> Any:
+    """16 numbers of a row as float32."""
+    there = builder.gep(row, [builder.mul(place, constant(WIDTH))])
+    return builder.fpext(load(builder, there, HALVES), FLOATS)
+
+
+def _row(builder: Any, array: Any, number: Any) -> tuple[Any, Any]:
+    """Where a row begins, and how many times 16 numbers it has."""
+    width = builder.extract_value(array.shape, 1)
+    start = builder.gep(array.data, [builder.mul(number, width)])
+    return start, builder.udiv(width, constant(WIDTH))
+
+
+@intrinsic
+def squared_length(typing_context: Any, bits: Any, row: Any) -> Any:
+    """Sum of squares of a row of uint16[n, dim], the bits of float16; dim a multiple of 16."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        start, count = _row(builder, array, arguments[1])
+        sums = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, [0.0] * WIDTH))
+        with cgutils.for_range(builder, count) as loop:
+            value = _converted(builder, start, loop.index)
+            square = builder.fmul(value, value)
+            builder.store(builder.fadd(builder.load(sums), square), sums)
+        return total(builder, builder.load(sums))
+
+    return types.float32(bits, types.int64), generate
+
+
+@intrinsic
+def scaled(typing_context: Any, bits: Any, row: Any, factor: Any, largest: Any, out: Any) -> Any:
+    """Round a row times a factor to int16, cut to the largest; into the same row of `out`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, target = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 4)
+        )
+        start, count = _row(builder, array, arguments[1])
+        there, _ = _row(builder, target, arguments[1])
+        times, top = splat(builder, arguments[2]), splat(builder, arguments[3])
+        kind, name = ir.FunctionType(FLOATS, [FLOATS]), f"llvm.rint.v{WIDTH}f32"
+        rint = cgutils.get_or_insert_function(builder.module, kind, name)
+        with cgutils.for_range(builder, count) as loop:
+            product = builder.fmul(_converted(builder, start, loop.index), times)
+            step = builder.call(rint, [product])
+            for order, edge in (("<", top), (">", builder.fneg(top))):
+                step = builder.select(builder.fcmp_ordered(order, step, edge), step, edge)
+            short = builder.trunc(builder.fptosi(step, ir.VectorType(I32, WIDTH)), SHORT)
+            place = builder.gep(there, [builder.mul(loop.index, constant(WIDTH))])
+            builder.store(short, builder.bitcast(place, SHORT.as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(bits, types.int64, types.float32, types.float32, out), generate
+
+
+@njit(nogil=True, cache=True)
+def _lengths(bits, out):
+    for i in range(bits.shape[0]):
+        out[i] = np.sqrt(squared_length(bits, i))
+
+
+@njit(nogil=True, cache=True)
+def _unit_whole(bits, steps, lengths, out):
+    for i in range(bits.shape[0]):
+        lengths[i] = np.sqrt(squared_length(bits, i))
+        if 0 < lengths[i] < np.inf:
+            scaled(bits, i, steps / lengths[i], steps, out)
+
+
+def lengths(rows: np.ndarray) -> np.ndarray:
+    """Lengths of rows that are `readable`: float32[n]."""
+    out = np.empty(len(rows), np.float32)
+    _lengths(rows.view(np.uint16), out)
+    return out
+
+
+def unit_whole(rows: np.ndarray, steps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are `readable`, of unit length, rounded to steps.
+
+    Returns
+    -------
+    whole
+        As `whole_rows` gives them; of rows that have no length, anything.
+    lengths : float32[n]
+        Before.
+    """
+    found, out = np.empty(len(rows), np.float32), room(len(rows), rows.shape[1])
+    _unit_whole(rows.view(np.uint16), np.float32(steps), found, out)
+    return out, found

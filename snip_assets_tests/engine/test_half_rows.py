@@ -1,0 +1,41 @@
+"""Rows in half precision: the kernels against NumPy, from the smallest to the largest numbers."""
+
+import numpy as np
+import pytest
+
+from snip_assets.engine.half_rows import lengths, readable, unit_whole
+
+pytestmark = pytest.mark.skipif(
+    not readable(np.zeros((1, 16), np.float16)), reason="this processor does not convert them"
+)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("dim", [16, 48, 768])
+def test_unit_rows_are_those_of_numpy(scale, dim):
+    rows = (np.random.default_rng(dim).normal(size=(37, dim)) * scale).astype(np.float16)
+    rows[3, 0] = 1e-7
+    wide = rows.astype(np.float64)
+    true = np.linalg.norm(wide, axis=1, keepdims=True)
+    there = true[:, 0] > 0
+    whole, found = unit_whole(rows, 32_767.0)
+    np.testing.assert_allclose(found, true[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(lengths(rows), found)
+    unit = wide[there] / true[there]
+    off = np.abs(whole[: len(rows), :dim][there] - unit * 32_767)
+    assert off.max() <= 0.51
+    assert not whole[len(rows) :].any() and not whole[:, dim:].any()
+
+
+def test_what_is_not_finite_is_seen():
+    rows = np.ones((4, 32), np.float16)
+    rows[1], rows[2, 7], rows[3, 31] = 0, np.nan, -np.inf
+    found = lengths(rows)
+    assert found[1] == 0 and np.isnan(found[2]) and np.isinf(found[3])
+    np.testing.assert_array_equal(unit_whole(rows, 100.0)[1], found)
+
+
+def test_other_rows_are_left_to_others():
+    assert not readable(np.zeros((2, 17), np.float16))
+    assert not readable(np.zeros((2, 16), np.float32))
+    assert not readable(np.zeros((32, 16), np.float16)[::2])
