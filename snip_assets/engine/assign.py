@@ -12,7 +12,8 @@ import faiss
 import numpy as np
 from numba import njit
 
-from .kernels import LANES, above, lowest_bit
+from .kernels import LANES, above, lowest_bit, squared_distance
+from .vectors import WIDTH
 from .whole_rows import STEPS, column_panels, products, whole_rows
 
 FLAT_LISTS = 16_384
@@ -122,6 +123,60 @@ def _margins(centroids, lists, distance, margin):
             margin[i, p] = gap / (2.0 * np.sqrt(apart)) if apart > 0.0 else 0.0
 
 
+@njit(nogil=True, cache=True)
+def _apart(a, i, b, j):
+    """Squared distance of two rows."""
+    total = squared_distance(a, i, b, j)
+    for d in range(a.shape[1] // WIDTH * WIDTH, a.shape[1]):
+        difference = a[i, d] - b[j, d]
+        total += difference * difference
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _nearest_of(score, i, floor, x, centroids, lists, distance):
+    """Nearest lists of a row among those whose score exceeds the floor; how many there are."""
+    count, found = lists.shape[0], 0
+    for base in range(0, score.shape[1], LANES):
+        mask = above(score, i * score.shape[1] + base, floor)
+        while mask != 0:
+            j = base + lowest_bit(mask)
+            mask &= mask - np.uint32(1)
+            value = _apart(x, i, centroids, j)
+            if found == count and value >= distance[count - 1]:
+                continue
+            found = min(found + 1, count)
+            p = found - 1
+            # Lists come in order: of equals the first stays ahead.
+            while p > 0 and distance[p - 1] > value:
+                distance[p], lists[p] = distance[p - 1], lists[p - 1]
+                p -= 1
+            distance[p], lists[p] = value, j
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _probed(score, x, centroids, reach, radius, lists, probes):
+    """The lists that each row probes, home first, and how many they are."""
+    tops, distance = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
+    for i in range(x.shape[0]):
+        _tops(score, i, tops)
+        floor = np.float32(tops.max() - reach)
+        found, kept = _nearest_of(score, i, floor, x, centroids, lists[i], distance), 1
+        for p in range(1, found):
+            apart = _apart(centroids, lists[i, 0], centroids, lists[i, p])
+            gap = distance[p] - distance[0]
+            if apart == 0.0 or gap <= radius * 2.0 * np.sqrt(apart):
+                lists[i, kept] = lists[i, p]
+                kept += 1
+        probes[i] = kept
+
+
+def _first(probes: np.ndarray, count: int) -> np.ndarray:
+    """bool[n, count]: the first so many of each row."""
+    return np.arange(count) < probes[:, None]
+
+
 class Assigner:
     """Nearest centroids of rows.
 
@@ -149,6 +204,8 @@ class Assigner:
         self._bias = np.full(len(self._scale), LOWEST)
         norms = (whole.astype(np.int64) ** 2).sum(1)
         self._bias[: len(centroids)] = -0.5 * STEPS**-2 * norms
+        spread = self.centroids - self.centroids.mean(0)
+        self._widest = 2 * float(np.linalg.norm(spread, axis=1).max())
 
     def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest lists of each row, nearest first, and squared distances to them.
@@ -171,11 +228,45 @@ class Assigner:
             lists = np.empty((len(x), shortlist), np.int32)
             for start in range(0, len(x), PART):
                 part = slice(start, start + PART)
-                score = products(self._panels, whole_rows(x[part]), self._scale, self._bias)
-                _best(score[: len(lists[part])], shortlist, lists[part])
+                _best(self._scores(x[part]), shortlist, lists[part])
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]
+
+    def _scores(self, x: np.ndarray) -> np.ndarray:
+        """Products with the centroids less half of their squared norms, rounded: float32."""
+        return products(self._panels, whole_rows(x), self._scale, self._bias)[: len(x)]
+
+    def probed(
+        self, x: np.ndarray, count: int, radius: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The lists within a margin of each row, at most `count`, the nearest.
+
+        Parameters
+        ----------
+        x
+            As for `nearest`.
+
+        Returns
+        -------
+        home : int32[n]
+        row, lists : [m]
+            A probe each: position in `x`, ascending, and the list, home first.
+        """
+        count = min(count, len(self.centroids))
+        if self._graph is not None:
+            found, distance = self.nearest(x, count)
+            row, rank = np.nonzero(self.margins(found, distance) <= radius)
+            return found[:, 0], row, found[row, rank]
+        # What lies within the margin is no more than so much less alike, with what rounding adds:
+        # of a distance up to 2, to either list.
+        reach = np.float32(radius * self._widest + 4 * x.shape[1] ** 0.5 / STEPS)
+        found, probes = np.empty((len(x), count), np.int32), np.empty(len(x), np.int64)
+        for start in range(0, len(x), PART):
+            part = slice(start, start + PART)
+            score = self._scores(x[part])
+            _probed(score, x[part], self.centroids, reach, radius, found[part], probes[part])
+        return found[:, 0], np.repeat(np.arange(len(x)), probes), found[_first(probes, count)]
 
     def margins(self, lists: np.ndarray, distance: np.ndarray) -> np.ndarray:
         """float64[n, count]: margin of each row to each list of its shortlist (0 for its home)."""

@@ -16,6 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
+from .aligned import zeros
 from .kernels import LANES, QUERIES
 from .vectors import I32, SHORTS, WIDTH, constant, load, splat, sums_of_byte_products
 
@@ -118,7 +119,7 @@ def panels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         What sums start from, modulo 2^16.
     """
     count, width = -(-len(rows) // LANES), rows.shape[1] - 1
-    out = np.zeros((count, -(-width // 2), LANES, 2), np.int8)
+    out = zeros((count, -(-width // 2), LANES, 2), np.int8)
     starts = np.zeros((count, LANES), np.int16)
     _fill(rows, TOP, out, starts)
     return out, starts

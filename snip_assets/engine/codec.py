@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 from numba import njit
 
+from .aligned import aligned
 from .errors import BadInputError
 from .kernels import nearest_word
 
@@ -61,9 +62,9 @@ class Codec:
             pq = index.pq
             book = faiss.vector_to_array(pq.centroids)
             self.book = book.reshape(pq.M, pq.ksub, pq.dsub).astype(np.float32)
-            self._table = np.ascontiguousarray(self.book.transpose(0, 2, 1))
+            self._table = aligned(self.book.transpose(0, 2, 1))
             norms = (self.book.astype(np.float64) ** 2).sum(2)
-            self._norms = (0.5 * norms).astype(np.float32)
+            self._norms = aligned((0.5 * norms).astype(np.float32))
 
     def encode(self, residuals: np.ndarray) -> np.ndarray:
         """Codes of residuals.

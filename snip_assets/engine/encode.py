@@ -70,17 +70,14 @@ class Encoder:
         axes, and as a whole), row in block and list of each probe.
         """
         trained, axes = self.trained, self.axes
-        lists, distance = trained.assigner.nearest(x, self.probes)
-        margin = trained.assigner.margins(lists, distance)
-        home = lists[:, 0]
+        home, row, probed = trained.assigner.probed(x, self.probes, self.radius)
         residuals = x - trained.centroids[home]
         codes = trained.codec.encode(residuals)
         lost = residuals - trained.codec.decode(codes)
         short = axes.coordinates(axes.project(x) - self._centroids[home], self._origin)
         short -= axes.decode(trained.codec, self._book, codes)
         errors = np.stack([squared_norms(short[:, :-1]), squared_norms(lost)], axis=1)
-        row, rank = np.nonzero(margin <= self.radius)
-        return home, codes, errors, row, lists[row, rank]
+        return home, codes, errors, row, probed
 
 
 def by_list(lists: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -116,6 +116,42 @@ def squared_steps(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any
 
 
 @intrinsic
+def squared_distance(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any:
+    """Squared distance of row `i` of x to row `j` of rows, without what is left of whole vectors.
+
+    Parameters
+    ----------
+    x, rows
+        float32[n, dim], C order.
+
+    Returns
+    -------
+    float32
+        Summed in an order of its own, the same on every processor.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        one, other = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
+        )
+        width = builder.extract_value(one.shape, 1)
+        left, right = (
+            builder.gep(array.data, [builder.mul(arguments[k], width)])
+            for array, k in ((one, 1), (other, 3))
+        )
+        sums = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, [0.0] * WIDTH))
+        with cgutils.for_range(builder, builder.udiv(width, constant(WIDTH))) as loop:
+            at = builder.mul(loop.index, constant(WIDTH))
+            a, b = (load(builder, builder.gep(side, [at]), FLOATS) for side in (left, right))
+            difference = builder.fsub(a, b)
+            square = builder.fmul(difference, difference)
+            builder.store(builder.fadd(builder.load(sums), square), sums)
+        return total(builder, builder.load(sums))
+
+    return types.float32(x, types.int64, rows, types.int64), generate
+
+
+@intrinsic
 def scaled_products(
     typing_context: Any,
     panels: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from .aligned import aligned
 from .codec import Codec
 from .kernels import LANES, QUERIES, scaled_products
 
@@ -124,4 +125,4 @@ def column_panels(columns: np.ndarray) -> np.ndarray:
     wide, pairs = -(-count // LANES), -(-dim // FILL) * FILL // 2
     padded = np.zeros((wide * LANES, 2 * pairs), np.int16)
     padded[:count, :dim] = columns
-    return np.ascontiguousarray(padded.reshape(wide, LANES, pairs, 2).transpose(0, 2, 1, 3))
+    return aligned(padded.reshape(wide, LANES, pairs, 2).transpose(0, 2, 1, 3))

@@ -40,6 +40,30 @@ def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
     np.testing.assert_allclose(found[1], distance[:, :5], atol=1e-6)
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    lists=st.integers(1, 200),
+    dim=st.integers(2, 130),
+    radius=st.sampled_from([0.0, 0.01, 0.1, 3.0]),
+    seed=st.integers(0, 9),
+)
+def test_the_probed_lists_are_those_within_the_margin(
+    lists: int, dim: int, radius: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x, centroids = random.standard_normal((300, dim)), 0.8 * random.standard_normal((lists, dim))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    centroids[lists // 2] = centroids[0]
+    x, centroids = x.astype(np.float32), (centroids / dim**0.5).astype(np.float32)
+    assigner = Assigner(centroids)
+    near, distance = assigner.nearest(x, min(5, lists))
+    row, rank = np.nonzero(assigner.margins(near, distance) <= radius)
+    home, found_row, found = assigner.probed(x, 5, radius)
+    np.testing.assert_array_equal(home, near[:, 0])
+    np.testing.assert_array_equal(found_row, row)
+    np.testing.assert_array_equal(found, near[row, rank])
+
+
 def test_a_code_names_the_nearest_word_of_each_part() -> None:
     x = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
     codec = TrainedIndex.train(x, 4, "PQ8").codec
