@@ -12,7 +12,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from .kernels import FASTER
 from .vectors import FLOATS, I32, WIDTH, constant, load, splat, total
-from .whole_rows import room
+from .whole_rows import LARGEST, room
 
 # Type checkers see the function that makes the code, and not the one that Numba calls.
 intrinsic: Any = numba_intrinsic
@@ -97,6 +97,12 @@ def _unit_whole(bits, steps, lengths, out):
             scaled(bits, i, steps / lengths[i], steps, out)
 
 
+@njit(nogil=True, cache=True)
+def _whole(bits, steps, largest, out):
+    for i in range(bits.shape[0]):
+        scaled(bits, i, steps, largest, out)
+
+
 def lengths(rows: np.ndarray) -> np.ndarray:
     """Lengths of rows that are `readable`: float32[n]."""
     out = np.empty(len(rows), np.float32)
@@ -117,3 +123,10 @@ def unit_whole(rows: np.ndarray, steps: float) -> tuple[np.ndarray, np.ndarray]:
     found, out = np.empty(len(rows), np.float32), room(len(rows), rows.shape[1])
     _unit_whole(rows.view(np.uint16), np.float32(steps), found, out)
     return out, found
+
+
+def whole(rows: np.ndarray, steps: float) -> np.ndarray:
+    """What `whole_rows` makes of rows that are `readable`, of about unit length or less."""
+    out = room(len(rows), rows.shape[1])
+    _whole(rows.view(np.uint16), np.float32(steps), np.float32(LARGEST), out)
+    return out

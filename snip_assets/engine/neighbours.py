@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import half_rows
 from .axes import Axes, leading_axes, scale_of
 from .features import Features, as_float32, search_blocks
 from .join import in_steps, scanned
@@ -18,8 +19,8 @@ from .whole_rows import STEPS, whole_rows
 NUMBERS_PER_AXIS, MOST_AXES = 4, 32
 # What rounding of the axes themselves may add to a distance.
 ROUNDING = 1.01
-# Rows that are worked on while they lie in the cache.
-PART = 512
+# Numbers of the rows that are worked on while they lie in the cache.
+PART = 1 << 18
 
 
 def axes_of(dim: int) -> int:
@@ -80,11 +81,12 @@ def near_rows(
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = [(none, none)]
-        for start in range(0, len(block), PART):
-            rows = _rows(block[start : start + PART], unit)
-            own = whole_rows(rows)
-            listed = axes.coordinates(axes.project_whole(own, len(rows)), origin)
-            stop = np.full(len(x), len(rows))
+        size = max(1, PART // block.shape[1])
+        for start in range(0, len(block), size):
+            part = block[start : start + size]
+            own = _whole(part, unit)
+            listed = axes.coordinates(axes.project_whole(own, len(part)), origin)
+            stop = np.full(len(x), len(part))
             for hits in scanned(listed, short, bound, stop, (whole, own, error, most)):
                 found.append((queries[hits.query], hits.row.astype(np.int64) + start))
         query, row = zip(*found, strict=True)
@@ -102,3 +104,10 @@ def _rounding(limit: float, dim: int) -> float:
 def _rows(block: np.ndarray, unit: bool) -> np.ndarray:
     wide = as_float32(block)
     return wide / np.linalg.norm(wide, axis=1, keepdims=True) if unit else wide
+
+
+def _whole(block: np.ndarray, unit: bool) -> np.ndarray:
+    """The same as `whole_rows` gives them."""
+    if not half_rows.readable(block):
+        return whole_rows(_rows(block, unit))
+    return half_rows.unit_whole(block, STEPS)[0] if unit else half_rows.whole(block, STEPS)

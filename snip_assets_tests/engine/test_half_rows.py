@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from snip_assets.engine.half_rows import lengths, readable, unit_whole
+from snip_assets.engine.half_rows import lengths, readable, unit_whole, whole
+from snip_assets.engine.whole_rows import STEPS, whole_rows
 
 pytestmark = pytest.mark.skipif(
     not readable(np.zeros((1, 16), np.float16)), reason="this processor does not convert them"
@@ -18,13 +19,18 @@ def test_unit_rows_are_those_of_numpy(scale, dim):
     wide = rows.astype(np.float64)
     true = np.linalg.norm(wide, axis=1, keepdims=True)
     there = true[:, 0] > 0
-    whole, found = unit_whole(rows, 32_767.0)
+    steps, found = unit_whole(rows, 32_767.0)
     np.testing.assert_allclose(found, true[:, 0], rtol=1e-6)
     np.testing.assert_array_equal(lengths(rows), found)
     unit = wide[there] / true[there]
-    off = np.abs(whole[: len(rows), :dim][there] - unit * 32_767)
+    off = np.abs(steps[: len(rows), :dim][there] - unit * 32_767)
     assert off.max() <= 0.51
-    assert not whole[len(rows) :].any() and not whole[:, dim:].any()
+    assert not steps[len(rows) :].any() and not steps[:, dim:].any()
+
+
+def test_rows_are_rounded_as_whole_rows_are():
+    rows = np.random.default_rng(0).normal(size=(37, 48)).astype(np.float16)
+    np.testing.assert_array_equal(whole(rows, STEPS), whole_rows(rows.astype(np.float32)))
 
 
 def test_what_is_not_finite_is_seen():
