@@ -172,11 +172,6 @@ def _probed(score, x, centroids, reach, radius, lists, probes):
         probes[i] = kept
 
 
-def _first(probes: np.ndarray, count: int) -> np.ndarray:
-    """bool[n, count]: the first so many of each row."""
-    return np.arange(count) < probes[:, None]
-
-
 class Assigner:
     """Nearest centroids of rows.
 
@@ -266,7 +261,8 @@ class Assigner:
             part = slice(start, start + PART)
             score = self._scores(x[part])
             _probed(score, x[part], self.centroids, reach, radius, found[part], probes[part])
-        return found[:, 0], np.repeat(np.arange(len(x)), probes), found[_first(probes, count)]
+        row, rank = np.nonzero(np.arange(count) < probes[:, None])
+        return found[:, 0], row, found[row, rank]
 
     def margins(self, lists: np.ndarray, distance: np.ndarray) -> np.ndarray:
         """float64[n, count]: margin of each row to each list of its shortlist (0 for its home)."""

@@ -45,16 +45,22 @@ def _shortened(row, width, total):
 
 
 @njit(nogil=True, cache=True)
+def _finish(row, width, origin, factor):
+    """Round a row, bring it into the ball, and note half its squared norm, negative, in the end."""
+    total = _rounded(row, width, origin, factor)
+    if total > np.float32(BALL * BALL):
+        total = _shortened(row, width, total)
+    row[width] = -np.floor(np.float32(0.5) * total)
+
+
+@njit(nogil=True, cache=True)
 def _steps(projected, origin, factor, out):
     """Whole coordinates of projected - origin; half the squared norms, negative, in the end."""
     width = projected.shape[1]
     for i in range(projected.shape[0]):
         row = out[i]
         row[:width] = projected[i]
-        total = _rounded(row, width, origin, factor)
-        if total > np.float32(BALL * BALL):
-            total = _shortened(row, width, total)
-        row[width] = -np.floor(np.float32(0.5) * total)
+        _finish(row, width, origin, factor)
 
 
 @njit(nogil=True, cache=True, fastmath=_FLAGS)
@@ -84,10 +90,7 @@ def _code_steps(codes, book, origin, factor, out):
     for i in range(codes.shape[0]):
         row = out[i]
         _code_sums(codes[i], book, row)
-        total = _rounded(row, width, origin, factor)
-        if total > np.float32(BALL * BALL):
-            total = _shortened(row, width, total)
-        row[width] = -np.floor(np.float32(0.5) * total)
+        _finish(row, width, origin, factor)
 
 
 class Axes:

@@ -45,12 +45,12 @@ CPU = torch.device("cpu")
 
 
 @njit(nogil=True, cache=True)
-def _passed(listed, norms, panel, short, start, end, bound, stop, query, row, count):
+def _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count):
     """Pairs of a group of queries and a panel whose short product is near enough; their number."""
     masks = np.empty(QUERIES, np.uint32)
     base = panel * LANES
     for first in range(start, end, QUERIES):
-        compare(listed, norms, panel, short, first, bound, masks)
+        compare(listed, starts, panel, short, first, bound, masks)
         for own in range(QUERIES):
             mask, i = masks[own], first + own
             while mask != 0:
@@ -78,7 +78,7 @@ def _decided(x, rows, error, slack, query, row, excess, low, high):
 
 @njit(nogil=True, cache=True)
 def scan(
-    listed, norms, short, bound, stop, x, rows, error, slack, start, group, query, row, excess
+    listed, starts, short, bound, stop, x, rows, error, slack, start, group, query, row, excess
 ):
     """Find candidates, group by group of queries, until half of the room is taken.
 
@@ -98,7 +98,7 @@ def scan(
         for panel in range((last + LANES - 1) // LANES):
             if count + group * LANES > query.shape[0]:
                 return start, complete if complete > 0 else -1
-            high = _passed(listed, norms, panel, short, start, end, bound, stop, query, row, count)
+            high = _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count)
             count = _decided(x, rows, error, slack, query, row, excess, count, high)
         start = end
     return start, count
@@ -237,10 +237,10 @@ def scanned(
         Whole rows of the queries and of the list (see `whole_rows`); error and slack `in_steps`.
     """
     found, start = _scratch(), 0
-    listed, norms = panels(listed)
+    listed, starts = panels(listed)
     short, bound = queries(short, bound)
     while start < len(bound):
-        where = (listed, norms, short, bound, stop, *operands, start, GROUP)
+        where = (listed, starts, short, bound, stop, *operands, start, GROUP)
         start, count = scan(*where, *found)
         if count < 0:
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)

@@ -78,6 +78,19 @@ def _panel_sums(
     return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
 
 
+def _two_rows(context: Any, builder: Any, signature: Any, arguments: Any) -> tuple[Any, Any, Any]:
+    """Numbers of a row, and where a row of one array and one of another begin."""
+    one, other = (
+        context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
+    )
+    width = builder.extract_value(one.shape, 1)
+    left, right = (
+        builder.gep(array.data, [builder.mul(arguments[k], width)])
+        for array, k in ((one, 1), (other, 3))
+    )
+    return width, left, right
+
+
 @intrinsic
 def squared_steps(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any:
     """Squared distance of row `i` of x to row `j` of rows.
@@ -94,14 +107,7 @@ def squared_steps(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        one, other = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
-        )
-        width = builder.extract_value(one.shape, 1)
-        left, right = (
-            builder.gep(array.data, [builder.mul(arguments[k], width)])
-            for array, k in ((one, 1), (other, 3))
-        )
+        width, left, right = _two_rows(context, builder, signature, arguments)
         sums = cgutils.alloca_once_value(builder, ir.Constant(INTS, [0] * WIDTH))
         count = builder.lshr(width, constant(5))
         with cgutils.for_range(builder, count) as loop:
@@ -131,14 +137,7 @@ def squared_distance(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> 
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        one, other = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
-        )
-        width = builder.extract_value(one.shape, 1)
-        left, right = (
-            builder.gep(array.data, [builder.mul(arguments[k], width)])
-            for array, k in ((one, 1), (other, 3))
-        )
+        width, left, right = _two_rows(context, builder, signature, arguments)
         sums = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, [0.0] * WIDTH))
         with cgutils.for_range(builder, builder.udiv(width, constant(WIDTH))) as loop:
             at = builder.mul(loop.index, constant(WIDTH))
