@@ -1,9 +1,9 @@
 """The product of the join: short rows in whole numbers of 8 bits, compared while in registers.
 
-Only one bit a pair leaves. Two products of 8 bits and their sum are one instruction, on twice as
-many numbers as with 16 bits, and sums stay within 16 bits: in all, half the instructions. That
-needs small coordinates (`TOP`) and short rows (`BALL`). The code names no processor; LLVM finds the
-instructions.
+Only one bit a pair leaves. With VNNI four products of 8 bits are added to a sum in one instruction.
+Elsewhere two products and their sum are one, on twice as many numbers as with 16 bits, and sums
+stay within 16 bits: in all, half the instructions. That needs small coordinates (`TOP`) and short
+rows (`BALL`). Both are exact, so they find the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from .aligned import zeros
 from .kernels import LANES, QUERIES
-from .vectors import I32, SHORTS, WIDTH, constant, load, splat, sums_of_byte_products
+from .vectors import (
+    FEATURES,
+    I32,
+    INTS,
+    SHORTS,
+    WIDTH,
+    constant,
+    load,
+    plus_byte_products,
+    splat,
+    sums_of_byte_products,
+)
 
 # Type checkers see the function that makes the code, and not the one that Numba calls.
 intrinsic: Any = numba_intrinsic
@@ -28,8 +39,27 @@ TOP = 90
 # Largest length of a row, in steps: product and half of the squared norm stay within 16 bits, for
 # 1.5 BALL^2 < 2^15; sums on the way there may leave them, as they come back.
 BALL = 146
+# Coordinates of a row that one instruction reads, and what it sums in.
+TOGETHER, SUMS = (4, INTS) if "avx512vnni" in FEATURES else (2, SHORTS)
 BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
+_SUM = np.int32 if SUMS is INTS else np.int16
 _LOWEST, _HIGHEST = -(1 << 15), (1 << 15) - 1
+
+
+def _plus(builder: Any, sums: Any, query: Any, row: Any) -> Any:
+    if SUMS is INTS:
+        return plus_byte_products(builder, sums, query, row)
+    return builder.add(sums, sums_of_byte_products(builder, query, row))
+
+
+def _above(builder: Any, sums: list[Any], least: Any) -> Any:
+    """Which sums are > the least, as the bits of a uint32."""
+    word, kind = ir.Constant(I32, 0), ir.IntType(SUMS.count)
+    for k, place in enumerate(sums):
+        bits = builder.bitcast(builder.icmp_signed(">", builder.load(place), least), kind)
+        wide = builder.zext(bits, I32) if SUMS.count < LANES else bits
+        word = builder.or_(word, builder.shl(wide, ir.Constant(I32, k * SUMS.count)))
+    return word
 
 
 @intrinsic
@@ -61,28 +91,34 @@ def compare(
             context.make_array(signature.args[k])(context, builder, arguments[k])
             for k in (0, 1, 3, 5, 6)
         )
-        pairs = builder.extract_value(block.shape, 1)
+        groups = builder.extract_value(block.shape, 1)
         places = [builder.add(arguments[4], constant(k)) for k in range(QUERIES)]
-        size = builder.mul(pairs, constant(4))
+        size = builder.mul(groups, constant(4))
         own = [builder.gep(block.data, [builder.mul(place, size)]) for place in places]
         lanes = builder.mul(arguments[2], constant(LANES))
-        line = builder.gep(rows.data, [builder.mul(lanes, builder.mul(pairs, constant(2)))])
-        start = load(builder, builder.gep(begins.data, [lanes]), SHORTS)
-        scores = [cgutils.alloca_once_value(builder, start) for _ in places]
-        with cgutils.for_range(builder, pairs) as loop:
-            here = builder.gep(line, [builder.mul(loop.index, constant(2 * LANES))])
-            row = load(builder, here, BYTES)
-            for query, score in zip(own, scores, strict=True):
+        step = constant(LANES * TOGETHER)
+        line = builder.gep(rows.data, [builder.mul(builder.mul(arguments[2], groups), step)])
+        starts = [
+            load(builder, builder.gep(begins.data, [builder.add(lanes, constant(first))]), SUMS)
+            for first in range(0, LANES, SUMS.count)
+        ]
+        scores = [[cgutils.alloca_once_value(builder, s) for s in starts] for _ in places]
+        with cgutils.for_range(builder, groups) as loop:
+            here = builder.gep(line, [builder.mul(loop.index, step)])
+            row = [
+                load(builder, builder.gep(here, [constant(BYTES.count * k)]), BYTES)
+                for k in range(len(starts))
+            ]
+            for query, sums in zip(own, scores, strict=True):
                 place = builder.gep(query, [builder.mul(loop.index, constant(4))])
                 four = builder.load(builder.bitcast(place, I32.as_pointer()), align=1)
                 value = builder.bitcast(splat(builder, four), BYTES)
-                product = sums_of_byte_products(builder, value, row)
-                builder.store(builder.add(builder.load(score), product), score)
-        for k, (place, score) in enumerate(zip(places, scores, strict=True)):
-            least = splat(builder, builder.load(builder.gep(floors.data, [place])), LANES)
-            bits = builder.icmp_signed(">", builder.load(score), least)
+                for part, so_far in zip(row, sums, strict=True):
+                    builder.store(_plus(builder, builder.load(so_far), value, part), so_far)
+        for k, (place, sums) in enumerate(zip(places, scores, strict=True)):
+            least = splat(builder, builder.load(builder.gep(floors.data, [place])), SUMS.count)
             there = builder.gep(out.data, [constant(k)])
-            builder.store(builder.bitcast(bits, I32), there)
+            builder.store(_above(builder, sums, least), there)
         return context.get_dummy_value()
 
     arguments = (panels, starts, types.int64, queries, types.int64, floor, masks)
@@ -97,7 +133,7 @@ def _fill(rows, top, out, starts):
         start = np.int64(rows[i, width])
         for d in range(width):
             step = np.int64(rows[i, d])
-            out[panel, d // 2, lane, d % 2] = step
+            out[panel, d // TOGETHER, lane, d % TOGETHER] = step
             # Takes back that queries are shifted.
             start -= top * step
         starts[panel, lane] = start
@@ -113,14 +149,14 @@ def panels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Returns
     -------
-    int8[p, ceil(width / 2), LANES, 2], p = ceil(n / LANES)
-        Coordinates, two by two.
-    int16[p, LANES]
-        What sums start from, modulo 2^16.
+    int8[p, ceil(width / TOGETHER), LANES, TOGETHER], p = ceil(n / LANES)
+        Coordinates.
+    int32[p, LANES] or int16[p, LANES]
+        What sums start from, modulo 2^32 or 2^16.
     """
     count, width = -(-len(rows) // LANES), rows.shape[1] - 1
-    out = zeros((count, -(-width // 2), LANES, 2), np.int8)
-    starts = np.zeros((count, LANES), np.int16)
+    out = zeros((count, -(-width // TOGETHER), LANES, TOGETHER), np.int8)
+    starts = np.zeros((count, LANES), _SUM)
     _fill(rows, TOP, out, starts)
     return out, starts
 
@@ -131,10 +167,10 @@ def _shift(short, bound, top, own, floor):
     for i in range(short.shape[0]):
         for d in range(short.shape[1] - 1):
             step = np.uint8(short[i, d] + top)
-            own[i, d // 2, d % 2] = step
-            own[i, d // 2, 2 + d % 2] = step
+            for first in range(0, 4, TOGETHER):
+                own[i, d // TOGETHER, first + d % TOGETHER] = step
         least = np.ceil(np.float64(bound[i])) - 1.0
-        floor[i] = np.int16(min(max(least, lowest), highest))
+        floor[i] = min(max(least, lowest), highest)
 
 
 def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +187,12 @@ def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Returns
     -------
-    uint8[q', ceil(width / 2), 4], int16[q']
-        Coordinates two by two, twice. q' is a multiple of `QUERIES`; what was added finds nothing.
+    uint8[q', ceil(width / TOGETHER), 4], int32[q'] or int16[q']
+        Coordinates, twice where they are two together. q' is a multiple of `QUERIES`; what was
+        added finds nothing.
     """
     count, width = -(-len(short) // QUERIES) * QUERIES, short.shape[1] - 1
-    own = np.zeros((count, -(-width // 2), 4), np.uint8)
-    floor = np.full(count, _HIGHEST, np.int16)
+    own = np.zeros((count, -(-width // TOGETHER), 4), np.uint8)
+    floor = np.full(count, _HIGHEST, _SUM)
     _shift(short, bound, np.float32(TOP), own, floor)
     return own, floor

@@ -13,12 +13,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from .vectors import (
+    FEATURES,
     FLOATS,
     I32,
     I64,
@@ -37,10 +38,9 @@ intrinsic: Any = numba_intrinsic
 
 LANES = 32
 # Sums that the registers hold beside the rows: of all lanes, or of half of them at a time.
-_FEATURES = binding.get_host_cpu_features()
-WIDE = bool(_FEATURES.get("avx512f"))
+WIDE = "avx512f" in FEATURES
 # Whether sums of products of 16 bits are twice as fast as those of float32.
-FASTER = bool(_FEATURES.get("avx512vnni") if WIDE else _FEATURES.get("avx2"))
+FASTER = ("avx512vnni" if WIDE else "avx2") in FEATURES
 QUERIES = 8 if WIDE else 4
 PARTS = LANES // WIDTH
 _ZEROS = ir.Constant(INTS, [0] * WIDTH)
