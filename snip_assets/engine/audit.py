@@ -163,18 +163,55 @@ def _query_recall(run: Run, sample: int, seed: int, drawn_from: Collection[str] 
     ready = with_pairs(run)
     ids = _rows_of(ready)
     some = ids if drawn_from is None else _rows_of([s for s in ready if s.key in drawn_from])
-    drawn = np.random.default_rng(seed).choice(some, min(sample, len(some)), replace=False)
     later, first = run.exact_copies(ready[-1].ordinal)
     first_of = np.arange(run.registry.rows)
     first_of[later] = first
-    raw = shards.raw_features(run.registry)
-    limit = run.settings.max_distance
-    query, row = exact_neighbours(raw, np.unique(first_of[drawn]), limit, run.settings.workers)
+
+    def drawn(rows: np.ndarray) -> np.ndarray:
+        chosen = np.random.default_rng(seed).choice(rows, min(sample, len(rows)), replace=False)
+        return np.unique(first_of[chosen])
+
+    own, subject = drawn(some), _subject(run, sample, seed)
+    if drawn_from is None:
+        query, row = _ahead.take(subject, own) or _neighbours(run, own)
+    else:
+        # The rows of the whole audit too, which is next: to read all rows takes longest.
+        query, row = _neighbours(run, np.union1d(own, drawn(ids)))
+        _ahead.keep(subject, query, row)
+        query, row = _of(own, query, row)
     query, row = query[np.isin(row, ids)], row[np.isin(row, ids)]
     ends = np.stack([first_of[query], first_of[row]])
     ends = np.unique(np.sort(ends[:, ends[0] != ends[1]], axis=0), axis=1)
     true = set(zip(ends[1].tolist(), ends[0].tolist(), strict=True))
     return wilson(len(_found(run, ready, true)), len(true))
+
+
+def _neighbours(run: Run, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    raw = shards.raw_features(run.registry)
+    return exact_neighbours(raw, queries, run.settings.max_distance, run.settings.workers)
+
+
+def _of(queries: np.ndarray, query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    own = np.isin(query, queries)
+    return query[own], row[own]
+
+
+class _Ahead:
+    """Neighbours that were searched for together with others, for the one audit that needs them."""
+
+    def __init__(self) -> None:
+        self._found: tuple[str, np.ndarray, np.ndarray] | None = None
+
+    def keep(self, subject: str, query: np.ndarray, row: np.ndarray) -> None:
+        self._found = subject, query, row
+
+    def take(self, subject: str, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Those of some rows; not a second time, since an audit measures anew."""
+        found, self._found = self._found, None
+        return _of(queries, *found[1:]) if found is not None and found[0] == subject else None
+
+
+_ahead = _Ahead()
 
 
 def _rows_of(some: Sequence[Shard]) -> np.ndarray:

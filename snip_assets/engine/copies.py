@@ -17,7 +17,7 @@ import xxhash
 from . import half_rows
 from .errors import BadInputError
 from .files import NpyWriter, open_npy
-from .pair_files import stream
+from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
 from .row_file import RowFile
 from .shards import Features
@@ -216,10 +216,21 @@ def of_pairs(pair_files: list[Path], rows: int, hashes: Features) -> Iterator[np
 
     Rows that differ in length alone are at distance 0 too; by their hashes they are no copies.
     """
+    some: list[np.ndarray] = []
     for pairs in stream(pair_files, rows, "Exact copies of earlier shards"):
         same = pairs.distance == 0
-        later, earlier = pairs.row[same], pairs.earlier_row[same]
-        yield later[hashes.take(later) == hashes.take(earlier)]
+        some.append(np.stack([pairs.row[same], pairs.earlier_row[same]]))
+        # Copies of a shard are copies of rows of many: looked up together, each is opened once.
+        if sum(ends.shape[1] for ends in some) >= BLOCK_PAIRS:
+            yield _same_hashes(np.concatenate(some, axis=1), hashes)
+            some = []
+    if some:
+        yield _same_hashes(np.concatenate(some, axis=1), hashes)
+
+
+def _same_hashes(ends: np.ndarray, hashes: Features) -> np.ndarray:
+    later, earlier = ends
+    return later[hashes.take(later) == hashes.take(earlier)]
 
 
 def confirmed(features: Features, rows: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -236,11 +236,19 @@ def scanned(
     operands
         Whole rows of the queries and of the list (see `whole_rows`); error and slack `in_steps`.
     """
+    yield from scanned_by(panels(listed), queries(short, bound), stop, operands)
+
+
+def scanned_by(
+    rows: tuple[np.ndarray, np.ndarray],
+    asked: tuple[np.ndarray, np.ndarray],
+    stop: np.ndarray,
+    operands: tuple,
+) -> Iterator[Hits]:
+    """The same, of what `panels` and `queries` make of rows and queries."""
     found, start = _scratch(), 0
-    listed, starts = panels(listed)
-    short, bound = queries(short, bound)
-    while start < len(bound):
-        where = (listed, starts, short, bound, stop, *operands, start, GROUP)
+    while start < len(asked[1]):
+        where = (*rows, *asked, stop, *operands, start, GROUP)
         start, count = scan(*where, *found)
         if count < 0:
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)

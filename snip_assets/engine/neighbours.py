@@ -11,8 +11,10 @@ import numpy as np
 
 from . import half_rows
 from .axes import Axes, leading_axes, scale_of
+from .byte_kernels import panels
+from .byte_kernels import queries as as_queries
 from .features import Features, as_float32, search_blocks
-from .join import in_steps, scanned
+from .join import in_steps, scanned_by
 from .whole_rows import STEPS, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
@@ -76,7 +78,7 @@ def near_rows(
     # Whole coordinates are off by half a step, of either row.
     apart = ROUNDING * limit**0.5 + axes.width**0.5 / axes.scale
     bound = -short[:, -1] - np.float32(0.5 * axes.steps(apart**2))
-    short[:, -1] = 1
+    asked = as_queries(short, bound)
     error, most = in_steps(np.zeros(len(x)), limit + _rounding(limit, x.shape[1]))
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +89,7 @@ def near_rows(
             own = _whole(part, unit)
             listed = axes.coordinates(axes.project_whole(own, len(part)), origin)
             stop = np.full(len(x), len(part))
-            for hits in scanned(listed, short, bound, stop, (whole, own, error, most)):
+            for hits in scanned_by(panels(listed), asked, stop, (whole, own, error, most)):
                 found.append((queries[hits.query], hits.row.astype(np.int64) + start))
         query, row = zip(*found, strict=True)
         return np.concatenate(query), np.concatenate(row)

@@ -7,7 +7,7 @@ compared as float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +84,35 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]
 
 def gathered(pair_files: Sequence[Path], rows: int, out: Path) -> Path:
     """All pairs in one file, `out`: many small files take longer to open than to read."""
-    with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
-        for block in stream(pair_files, rows, "Pairs"):
+    return _written(stream(pair_files, rows, "Pairs"), out)
+
+
+def renumbered(pairs: Path, rows: int, out: Path) -> np.ndarray:
+    """The same pairs in the file `out`, rows numbered anew: those that are in a pair, in order.
+
+    Returns
+    -------
+    int64[m]
+        Their row ids.
+    """
+    paired = np.zeros(rows, np.bool_)
+    for block in stream([pairs], rows, "Rows in pairs"):
+        paired[block.row] = paired[block.earlier_row] = True
+    ids = np.flatnonzero(paired)
+    del paired
+
+    def block_of(pairs: Pairs) -> Pairs:
+        row, earlier_row = (np.searchsorted(ids, ends) for ends in (pairs.row, pairs.earlier_row))
+        return Pairs(row, earlier_row, pairs.distance)
+
+    _written(map(block_of, stream([pairs], rows, "Pairs")), out)
+    return ids
+
+
+def _written(blocks: Iterable[Pairs], out: Path) -> Path:
+    """Neither packed nor in dictionaries: it is read many times, and soon deleted."""
+    with pq.ParquetWriter(out, SCHEMA, compression="none", use_dictionary=False) as writer:
+        for block in blocks:
             columns = [block.row.view(np.uint64), block.earlier_row.view(np.uint64), block.distance]
             writer.write_table(pa.table(columns, schema=SCHEMA))
     return out

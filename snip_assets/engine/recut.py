@@ -23,7 +23,7 @@ from .groups import BLOCK_ROWS, extend
 from .keep import Copies, decide
 from .layout import Layout
 from .metadata import Metadata
-from .pair_files import gathered, limit, stream
+from .pair_files import gathered, limit, renumbered, stream
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
@@ -42,8 +42,9 @@ def curve(
 ) -> list[dict[str, Any]]:
     """What each threshold would give.
 
-    The pairs are gathered into one file, in `spill`; each threshold streams them five times at the
-    most. Memory: as in `keep.keep`, for each worker.
+    The pairs are gathered into one file, in `spill` (20 bytes each); each threshold streams them
+    five times at the most. Memory: as in `keep.keep`, for each worker; of the rows that are in a
+    pair alone, unless the rule looks at columns.
 
     Parameters
     ----------
@@ -63,6 +64,8 @@ def curve(
     """
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
         files = [gathered(pair_files, rows, Path(folder) / "pairs.parquet")]
+        if not keep_rule.parse(rule).columns:
+            files, rows, copies = _paired_rows(files[0], rows, copies, Path(folder))
 
         def at(most: float) -> dict[str, Any]:
             pairs = sum(
@@ -85,6 +88,19 @@ def curve(
 
         found = threads.ordered_map(at, sorted(thresholds), workers)
         return list(progress.track(found, "thresholds", len(thresholds), "thresholds"))
+
+
+def _paired_rows(
+    pairs: Path, rows: int, copies: Copies | None, folder: Path
+) -> tuple[list[Path], int, Copies | None]:
+    """Pairs, rows and copies as if only rows that are in a pair were there: the others stay."""
+    few = folder / "few.parquet"
+    ids = renumbered(pairs, rows, few)
+    pairs.unlink()
+    if copies is None:
+        return [few], len(ids), None
+    asked = copies
+    return [few], len(ids), lambda later, earlier: asked(ids[later], ids[earlier])
 
 
 def _count_groups(labels: np.ndarray) -> int:

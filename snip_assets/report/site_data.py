@@ -26,7 +26,7 @@ from snip_assets.engine.shards import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
 MOST_AUDITED_ROWS = 20_000_000
-MOST_DOMAIN_ROWS = 2_000_000
+MOST_DOMAIN_ROWS = 500_000
 MOST_MATRIX = 16
 PRECISION_PAIRS, RECALL_QUERIES = 2_000, 400
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
@@ -207,7 +207,7 @@ def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
 def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
     """Rows and dropped rows for each host of the urls, by dropped rows; and rows looked at.
 
-    Looks at whole row groups of random shards, some two million rows at the most.
+    Looks at whole row groups of random shards, some half a million rows at the most.
     """
     drop = open_npy(run.layout.dup_bitmap / "dup_bitmap.npy")
     rows: dict[str, int] = {}

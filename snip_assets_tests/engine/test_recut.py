@@ -66,9 +66,10 @@ def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):
     assert every_file(out) == before
 
 
-def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path):
-    layout, registry, facts, pairs = sealed
-    table = run_curve(layout.root, [0.1, 0.0, 0.02])
+@pytest.mark.parametrize("rule", ["neighbours", "first", "smallest(original_width)"])
+def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path, rule):
+    layout, registry, _, pairs = sealed
+    table = run_curve(layout.root, [0.1, 0.0, 0.02], rule=rule)
     assert [row["max_distance"] for row in table] == [0.0, 0.02, 0.1]
     listed = list(zip(*pairs, strict=True))
     for row in table:
@@ -76,9 +77,8 @@ def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path):
         labels = reference(listed, 2000, most)
         assert row["groups"] == (np.bincount(labels) > 1).sum()
         assert row["pairs"] == (pairs[2] <= np.float32(most)).sum()
-        made = groups_of(layout, registry, tmp_path / str(most), max_distance=most)
+        made = groups_of(layout, registry, tmp_path / str(most), max_distance=most, rule=rule)
         assert row["dropped"] == made["dropped"]
-    assert table[-1]["dropped"] == facts["dropped"]
     assert curve([], 5, [0.1]) == [{"max_distance": 0.1, "pairs": 0, "groups": 0, "dropped": 0}]
     assert thresholds(layout.root)[-1] == 0.1
 
