@@ -1,8 +1,8 @@
 """What each station of a run costs: processor, memory and disk, by its formula.
 
-Constants that no rate measures were read off runs on two cores of an AMD EPYC
-(`benchmarks/results/scale.json`: 1, 3 and 10 million rows in shards of 100,000), each from what
-its station took beyond the terms that are measured.
+Constants that no rate measures were read off runs of 1, 3 and 10 million rows in shards of 100,000,
+on two cores of an AMD EPYC (Zen 3), each from what its station took beyond the terms that are
+measured. On another machine they are taken to go as its hashing does: Python, memory and one core.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 GIB = 2**30
 PAGE = 4096
 AUDIT_QUERIES = 400
+# Bytes that a core hashed in a second where the constants below were read off.
+HASHED = 6.3e8
 # The report searches at most so many rows; the share of a grouping that a threshold of it takes.
 REPORT_ROWS, THRESHOLD = 1_000_000, 0.2
 # Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
@@ -119,6 +121,16 @@ class Case:
         return self.settings.lists
 
     @property
+    def pace(self) -> float:
+        """Seconds that a core takes here for what took one where the constants were read off."""
+        return HASHED / self.rates.hash_bytes
+
+    @property
+    def sealed(self) -> float:
+        """Seconds to lock, write and seal an output of each shard."""
+        return SHARD_SEALED * self.pace * self.shards
+
+    @property
     def raw(self) -> float:
         """Bytes of the raw features."""
         return float(self.rows) * self.dim * self.itemsize
@@ -182,14 +194,13 @@ def _features(case: Case) -> dict[str, Cost]:
     # Bytes a row that one core works on: as read, as float32, and squared in float64.
     row = float(case.cores * case.dim)
     products = flops(rows, case.dim, case.lists, 0, settings)["snip_features"]
-    sealed = SHARD_SEALED * case.shards
     # One process reads for a GPU, and waits for it.
     on_cores, on_gpu = (0.0, products / case.gpu) if case.gpu else (products / rates.compress, 0.0)
     return {
-        "metadata": Cost(alone=sealed, read=0.01 * case.metadata_bytes * rows),
+        "metadata": Cost(alone=case.sealed, read=0.01 * case.metadata_bytes * rows),
         "clip_features": Cost(
             work=case.raw / rates.hash_bytes,
-            alone=sealed,
+            alone=case.sealed,
             memory=8192 * 24 * row,
             read=case.raw,
             write=8.0 * rows,
@@ -198,7 +209,7 @@ def _features(case: Case) -> dict[str, Cost]:
         "snip_model": _net(case),
         "snip_features": Cost(
             work=on_cores,
-            alone=sealed + on_gpu,
+            alone=case.sealed + on_gpu,
             memory=4096 * 10 * row,
             read=case.uncached(case.raw),
             write=2.0 * settings.dim * rows,
@@ -234,10 +245,10 @@ def _trained_index(case: Case) -> Cost:
         # These are comparisons of the join's kernel, not bare products.
         pairs, axes = float(known_pairs.QUERIES) * rows, neighbours.axes_of(dim)
         work += pairs * (axes / WIDTH / rates.join - 2 * axes / rates.product)
-        work += ROW_SEARCHED * rows
+        work += ROW_SEARCHED * case.pace * rows
         read, raw = read + case.uncached(2.0 * dim * rows), 0
     memory = 8.0 * sample * dim + 4.0 * sampled * (raw + 3 * dim)
-    return Cost(work, CALIBRATED, memory, read, 8.0 * (case.lists + 1) * dim)
+    return Cost(work, CALIBRATED * case.pace, memory, read, 8.0 * (case.lists + 1) * dim)
 
 
 def _index(case: Case) -> dict[str, Cost]:
@@ -250,13 +261,13 @@ def _index(case: Case) -> dict[str, Cost]:
     return {
         "index_shards": Cost(
             work=rows * (1 / rates.encode + assigned),
-            alone=SHARD_SEALED * case.shards,
+            alone=case.sealed,
             memory=rows / case.shards * 80.0 + 2 * lists * 4.0 * settings.dim,
             read=case.uncached(2.0 * settings.dim * rows),
             write=shard * rows + 2 * tables * case.shards,
         ),
         "snip_index": Cost(
-            alone=SEGMENT + ROW_MERGED * rows,
+            alone=case.pace * (SEGMENT + ROW_MERGED * rows),
             memory=2.0 * (1 << 28) + 3 * tables,
             read=case.uncached(shard * rows),
             write=float(case.code + case.row_bytes) * rows,
@@ -270,7 +281,7 @@ def _join(case: Case) -> Cost:
     length = rows / case.lists * assumed.imbalance
     compared = rows * assumed.probes * length / 2
     candidates, pairs = assumed.candidates * rows, assumed.pairs * rows
-    work = compared / rates.join + candidates * CANDIDATE + 1.5 * pairs / rates.verify
+    work = compared / rates.join + candidates * CANDIDATE * case.pace + 1.5 * pairs / rates.verify
     group = min(rows, choices.join_rows(case.settings))
     groups = rows / max(group, 1)
     memory = rows + min(1 << 30, 40 * rows) + 60.0 * assumed.pairs * group
@@ -282,29 +293,36 @@ def _join(case: Case) -> Cost:
     return Cost(work, 0.0, memory, read, 14.0 * pairs)
 
 
-def _grouping(case: Case) -> float:
-    """Seconds to group all pairs and to decide: one pass after the other, on one core."""
-    return case.rows * (ROW_GROUPED + PAIR_GROUPED * case.assumed.pairs)
+def _grouping(case: Case, rows: float) -> float:
+    """Seconds to group so many rows by all pairs, and to decide: pass by pass, on one core."""
+    return case.pace * (ROW_GROUPED * rows + PAIR_GROUPED * case.assumed.pairs * case.rows)
 
 
 def _results(case: Case) -> dict[str, Cost]:
     rows, wide = case.rows, case.row_bytes / 4
     pairs, words = case.assumed.pairs * rows, case.metadata_bytes * rows
-    sealed = SHARD_SEALED * case.shards
     return {
         "duplicate_groups": Cost(
-            alone=_grouping(case),
+            alone=_grouping(case, rows),
             memory=13.0 * rows * wide + GIB,
             read=14.0 * pairs,
             write=12.0 * wide * rows,
         ),
-        "dup_bitmap": Cost(alone=ROW_MARKED * rows, memory=float(rows), write=1.125 * rows),
-        "decisions": Cost(alone=SHARD_ANNOUNCED * case.shards),
+        "dup_bitmap": Cost(
+            alone=ROW_MARKED * case.pace * rows, memory=float(rows), write=1.125 * rows
+        ),
+        "decisions": Cost(alone=SHARD_ANNOUNCED * case.pace * case.shards),
         "deduped_metadata": Cost(
-            alone=BYTE_KEPT * words + sealed, memory=0.2 * GIB, read=words, write=words
+            alone=BYTE_KEPT * case.pace * words + case.sealed,
+            memory=0.2 * GIB,
+            read=words,
+            write=words,
         ),
         "drop_list": Cost(
-            alone=BYTE_LISTED * words + sealed, memory=0.2 * GIB, read=words, write=0.3 * words
+            alone=BYTE_LISTED * case.pace * words + case.sealed,
+            memory=0.2 * GIB,
+            read=words,
+            write=0.3 * words,
         ),
     }
 
@@ -316,7 +334,7 @@ def _looks(case: Case) -> dict[str, Cost]:
         axes = neighbours.axes_of(case.dim)
         projected = 2.0 * rows * axes * case.dim / case.rates.product
         compared = AUDIT_QUERIES * rows * axes / WIDTH / case.rates.join
-        return projected + compared + NUMBER_PREPARED * rows * case.dim
+        return projected + compared + NUMBER_PREPARED * case.pace * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
     pairs = case.assumed.pairs * case.rows
@@ -325,13 +343,13 @@ def _looks(case: Case) -> dict[str, Cost]:
     return {
         "checks": Cost(
             exact(case.rows),
-            LOOKED + SHARD_CHECKED * case.shards,
+            case.pace * (LOOKED + SHARD_CHECKED * case.shards),
             memory,
             case.uncached(case.raw),
         ),
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS)),
-            LOOKED + groupings / at_once * _grouping(case),
+            LOOKED * case.pace + groupings / at_once * _grouping(case, min(case.rows, pairs)),
             max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + sorters)),
             groupings * 14.0 * pairs,
         ),
