@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 LIMIT = 1 << 30
-EVERY = 0.01
+EVERY = 0.002
 _STATM = Path("/proc/self/statm")
 _PAGE = mmap.PAGESIZE
 _maps: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()

@@ -29,7 +29,10 @@ class Watch:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> int:
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
+    # The first use brings in pages of libraries.
+    np.save(tmp_path / "few.npy", np.ones((9, DIM), np.float32))
+    copies.hash_shard(tmp_path / "few.npy", tmp_path / "few_hashes.npy", 2)
     before = resident.file_bytes()
     monkeypatch.setattr(resident, "LIMIT", LIMIT)
     monkeypatch.setattr(resident, "EVERY", 0.0)
