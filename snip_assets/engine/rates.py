@@ -35,6 +35,7 @@ PROBES = 8
 FEW, MANY = 256, 2048
 GRAPH_LISTS = 1024
 DISK_BYTES = 1 << 26
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -186,27 +187,31 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
     x = random.standard_normal((BLOCK, settings.dim), np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     axes = Axes(np.eye(settings.dim, WIDTH, dtype=np.float32), TOP)
-    seconds = []
+    works = []
     for lists in (FEW, MANY):
-        quantizer = faiss.IndexFlatL2(settings.dim)
-        quantizer.add(x[np.arange(lists) % len(x)] + np.float32(1e-3))
-        index: Any = empty_index(settings.codec, quantizer, lists)
-        if settings.codec.startswith("PQ"):
-            book = random.standard_normal(index.pq.ksub * settings.dim).astype(np.float32)
-            faiss.copy_array_to_vector(0.05 * book, index.pq.centroids)
-        else:
-            index.sq.train(x)
-        index.is_trained = True
-        index.referenced_objects = [quantizer]
-        trained = TrainedIndex.of(index)
+        encoder = Encoder(_untrained(x, lists, settings, random), axes, 0.05, settings.max_probes)
+        works.append(lambda _, encoder=encoder: encoder.block(x))
+    # Their difference is wanted, so the least of some: a machine that hesitates once decides it.
+    rounds = [[_timed(work, 3, workers) / BLOCK for work in works] for _ in range(ROUNDS)]
+    few, many = np.min(rounds, axis=0).tolist()
+    return few, many
 
-        encoder = Encoder(trained, axes, 0.05, settings.max_probes)
 
-        def work(_: int, encoder: Encoder = encoder) -> None:
-            encoder.block(x)
-
-        seconds.append(_timed(work, 3, workers) / BLOCK)
-    return seconds[0], seconds[1]
+def _untrained(
+    x: np.ndarray, lists: int, settings: Settings, random: np.random.Generator
+) -> TrainedIndex:
+    """An index with any centroids and words."""
+    quantizer = faiss.IndexFlatL2(settings.dim)
+    quantizer.add(x[np.arange(lists) % len(x)] + np.float32(1e-3))
+    index: Any = empty_index(settings.codec, quantizer, lists)
+    if settings.codec.startswith("PQ"):
+        book = random.standard_normal(index.pq.ksub * settings.dim).astype(np.float32)
+        faiss.copy_array_to_vector(0.05 * book, index.pq.centroids)
+    else:
+        index.sq.train(x)
+    index.is_trained = True
+    index.referenced_objects = [quantizer]
+    return TrainedIndex.of(index)
 
 
 def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
