@@ -173,6 +173,9 @@ def _distances(run: Run) -> Chart:
     return site_charts.histogram("distances", "Distances of pairs", labels_, edges, counts, note)
 
 
+_CODES_JOIN = "The step up is where the index's codes join the loss: their term is never near 0."
+
+
 def _training(run: Run) -> list[Chart | None]:
     manifest = read_manifest(run.layout.snip_model)
     points = (manifest.facts.get("curve") if manifest else None) or []
@@ -181,8 +184,12 @@ def _training(run: Run) -> list[Chart | None]:
     for name, title in shown:
         names = (name, "precision") if name == "recall" else (name,)
         lines = {n: [(p["step"], p[n]) for p in points if n in p] for n in names}
+        note = (
+            _CODES_JOIN if name == "loss" and any(p.get("code_precision") for p in points) else ""
+        )
         if any(lines.values()):
-            charts.append(site_charts.lines(f"training-{name}", title, ("step", name), lines))
+            labels_ = ("step", name)
+            charts.append(site_charts.lines(f"training-{name}", title, labels_, lines, note))
     return charts
 
 
