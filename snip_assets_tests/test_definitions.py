@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,12 @@ def test_plain_dagster_works_in_the_project_after_sync(
     assert result.returncode == 0, result.stdout + result.stderr
     made = {p.name for p in (tmp_path / "out/demo/metadata").glob("*.manifest.json")}
     assert {name.split(".")[0] for name in made} == {"0001", "0002"}
+
+    readme = (ROOT / "README.md").read_text().splitlines()
+    everything = next(line for line in readme if line.endswith("--partition-range 0000...0003"))
+    result = _dagster(tmp_path, *shlex.split(everything)[1:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out/demo/dedup_report/index.html").exists()
 
 
 def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
