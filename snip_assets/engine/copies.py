@@ -217,13 +217,15 @@ def of_pairs(pair_files: list[Path], rows: int, hashes: Features) -> Iterator[np
     Rows that differ in length alone are at distance 0 too; by their hashes they are no copies.
     """
     some: list[np.ndarray] = []
+    size = 0
     for pairs in stream(pair_files, rows, "Exact copies of earlier shards"):
         same = pairs.distance == 0
         some.append(np.stack([pairs.row[same], pairs.earlier_row[same]]))
+        size += some[-1].shape[1]
         # Copies of a shard are copies of rows of many: looked up together, each is opened once.
-        if sum(ends.shape[1] for ends in some) >= BLOCK_PAIRS:
+        if size >= BLOCK_PAIRS:
             yield _same_hashes(np.concatenate(some, axis=1), hashes)
-            some = []
+            some, size = [], 0
     if some:
         yield _same_hashes(np.concatenate(some, axis=1), hashes)
 

@@ -180,13 +180,11 @@ def _training(run: Run) -> list[Chart | None]:
     manifest = read_manifest(run.layout.snip_model)
     points = (manifest.facts.get("curve") if manifest else None) or []
     charts: list[Chart | None] = []
-    shown = (("loss", "Loss in training"), ("recall", "Recall and precision in training"))
-    for name, title in shown:
+    note = _CODES_JOIN if any(p.get("code_precision") for p in points) else ""
+    shown = (("loss", "Loss in training", note), ("recall", "Recall and precision in training", ""))
+    for name, title, note in shown:
         names = (name, "precision") if name == "recall" else (name,)
         lines = {n: [(p["step"], p[n]) for p in points if n in p] for n in names}
-        note = (
-            _CODES_JOIN if name == "loss" and any(p.get("code_precision") for p in points) else ""
-        )
         if any(lines.values()):
             labels_ = ("step", name)
             charts.append(site_charts.lines(f"training-{name}", title, labels_, lines, note))

@@ -68,7 +68,7 @@ def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rule", ["neighbours", "first", "smallest(original_width)"])
 def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path, rule):
-    layout, registry, _, pairs = sealed
+    layout, registry, facts, pairs = sealed
     table = run_curve(layout.root, [0.1, 0.0, 0.02], rule=rule)
     assert [row["max_distance"] for row in table] == [0.0, 0.02, 0.1]
     listed = list(zip(*pairs, strict=True))
@@ -79,6 +79,8 @@ def test_the_curve_counts_pairs_groups_and_dropped(sealed, tmp_path, rule):
         assert row["pairs"] == (pairs[2] <= np.float32(most)).sum()
         made = groups_of(layout, registry, tmp_path / str(most), max_distance=most, rule=rule)
         assert row["dropped"] == made["dropped"]
+    if rule == "neighbours":
+        assert table[-1]["dropped"] == facts["dropped"]
     assert curve([], 5, [0.1]) == [{"max_distance": 0.1, "pairs": 0, "groups": 0, "dropped": 0}]
     assert thresholds(layout.root)[-1] == 0.1
 
