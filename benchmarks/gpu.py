@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import cores, table, write
+from snip_assets.engine.byte_kernels import Short
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.join import scanned, scanned_on
 from snip_assets.engine.model import SnipNet
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.whole_rows import Decoded
 
 SIZES = (768, 512, 128)
 # A multiple of any number of queries that the kernel takes at once.
@@ -48,13 +50,19 @@ def compression(rows: int, folder: Path, repeats: int) -> tuple[list[dict[str, A
 def joined(device: str, repeats: int) -> tuple[dict[str, Any], int]:
     """Pairs a second of the join's own comparison of queries with a list, and candidates found."""
     random = np.random.default_rng(0)
-    short = random.integers(-60, 60, (QUERIES, WIDTH + 1)).astype(np.float32)
-    listed = random.integers(-60, 60, (LISTED, WIDTH + 1)).astype(np.float32)
+    short, listed = (
+        Short(
+            random.integers(-60, 60, (count, WIDTH), np.int8),
+            random.integers(-60, 60, count).astype(np.float32),
+            WIDTH,
+        )
+        for count in (QUERIES, LISTED)
+    )
     # About one pair in ten thousand passes, as in a data set.
     bound = np.full(QUERIES, 3.7 * 35**2 * WIDTH**0.5, np.float32)
     stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.int64)
     x, whole = np.zeros((QUERIES, 128), np.int16), np.zeros((LISTED, 128), np.int16)
-    operands = (x, whole, error, 0)
+    operands = (x, Decoded.all(whole), error, 0)
     found = 0
 
     def work() -> None:

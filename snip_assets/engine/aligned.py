@@ -15,14 +15,14 @@ LINE = 64
 
 def aligned(array: np.ndarray) -> np.ndarray:
     """A copy, in C order, that begins at a multiple of 64 bytes."""
-    out = zeros(array.shape, array.dtype)
+    out = room(array.shape, array.dtype)
     out[...] = array
     return out
 
 
-def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Zeros that begin at a multiple of 64 bytes."""
+def room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled that begins at a multiple of 64 bytes."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    room = np.zeros(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    return room[start : start + size].view(dtype).reshape(shape)
+    whole = np.empty(size + LINE, np.uint8)
+    start = -whole.ctypes.data % LINE
+    return whole[start : start + size].view(dtype).reshape(shape)

@@ -8,7 +8,7 @@ rows (`BALL`). Both are exact, so they find the same.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from .aligned import zeros
+from .aligned import room
 from .kernels import LANES, QUERIES
 from .vectors import (
     FEATURES,
@@ -44,6 +44,32 @@ TOGETHER, SUMS = (4, INTS) if "avx512vnni" in FEATURES else (2, SHORTS)
 BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
 _SUM = np.int32 if SUMS is INTS else np.int16
 _LOWEST, _HIGHEST = -(1 << 15), (1 << 15) - 1
+# Coordinates that one instruction reads, as one number.
+_WORD = np.uint32 if TOGETHER == 4 else np.uint16
+
+
+class Short(NamedTuple):
+    """Rows in whole steps on a few axes.
+
+    Attributes
+    ----------
+    steps
+        int8[n, multiple of 4], C order, at most `TOP` from 0; 0 beyond the axes.
+    half
+        float32[n], -1/2 of the squared norm, rounded up to a whole number: a product plus that of
+        both rows tells their distance.
+    width
+        Number of axes.
+    """
+
+    steps: np.ndarray
+    half: np.ndarray
+    width: int
+
+    @property
+    def groups(self) -> int:
+        """Groups of numbers that one instruction reads."""
+        return -(-self.width // TOGETHER)
 
 
 def _plus(builder: Any, sums: Any, query: Any, row: Any) -> Any:
@@ -126,73 +152,70 @@ def compare(
 
 
 @njit(nogil=True, cache=True)
-def _fill(rows, top, out, starts):
-    width = rows.shape[1] - 1
-    for i in range(rows.shape[0]):
+def _fill(words, steps, half, top, out, starts):
+    for i in range(words.shape[0]):
         panel, lane = i // LANES, i % LANES
-        start = np.int64(rows[i, width])
-        for d in range(width):
-            step = np.int64(rows[i, d])
-            out[panel, d // TOGETHER, lane, d % TOGETHER] = step
-            # Takes back that queries are shifted.
-            start -= top * step
-        starts[panel, lane] = start
+        total = 0
+        for d in range(steps.shape[1]):
+            total += steps[i, d]
+        # Takes back that queries are shifted.
+        starts[panel, lane] = np.int64(half[i]) - top * total
+        for group in range(out.shape[1]):
+            out[panel, group, lane] = words[i, group]
 
 
-def panels(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def panels(rows: Short) -> tuple[np.ndarray, np.ndarray]:
     """Rows as `compare` reads them, filled up with zeros.
-
-    Parameters
-    ----------
-    rows
-        float32[n, width + 1]: what `Axes.coordinates` gives.
 
     Returns
     -------
-    int8[p, ceil(width / TOGETHER), LANES, TOGETHER], p = ceil(n / LANES)
+    int8[p, groups, LANES, TOGETHER], p = ceil(n / LANES)
         Coordinates.
     int32[p, LANES] or int16[p, LANES]
         What sums start from, modulo 2^32 or 2^16.
     """
-    count, width = -(-len(rows) // LANES), rows.shape[1] - 1
-    out = zeros((count, -(-width // TOGETHER), LANES, TOGETHER), np.int8)
+    words = rows.steps.view(_WORD)
+    count = -(-len(words) // LANES)
+    out = room((count, rows.groups, LANES), _WORD)
+    out[-1:] = 0
     starts = np.zeros((count, LANES), _SUM)
-    _fill(rows, TOP, out, starts)
-    return out, starts
+    _fill(words, rows.steps, rows.half, TOP, out, starts)
+    return out.view(np.int8).reshape(*out.shape, TOGETHER), starts
 
 
 @njit(nogil=True, cache=True)
-def _shift(short, bound, top, own, floor):
+def _shift(steps, bound, top, own, floor):
     lowest, highest = np.float64(_LOWEST), np.float64(_HIGHEST)
-    for i in range(short.shape[0]):
-        for d in range(short.shape[1] - 1):
-            step = np.uint8(short[i, d] + top)
+    for i in range(steps.shape[0]):
+        for d in range(steps.shape[1]):
+            step = np.uint8(steps[i, d] + top)
             for first in range(0, 4, TOGETHER):
                 own[i, d // TOGETHER, first + d % TOGETHER] = step
         least = np.ceil(np.float64(bound[i])) - 1.0
         floor[i] = min(max(least, lowest), highest)
 
 
-def queries(short: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def queries(rows: Short, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Queries as `compare` reads them: shifted, as one side of its products has no sign.
 
     Products are whole numbers, so >= a bound is > the whole number below it.
 
     Parameters
     ----------
-    short
-        float32[q, width + 1]: what `Axes.coordinates` gives; the last column is not read.
+    rows
+        `half` is not read.
     bound
-        float32[q]: least product less half of the squared norm.
+        float32[q]: least product less half of the squared norm of the other row.
 
     Returns
     -------
-    uint8[q', ceil(width / TOGETHER), 4], int32[q'] or int16[q']
+    uint8[q', groups, 4], int32[q'] or int16[q']
         Coordinates, twice where they are two together. q' is a multiple of `QUERIES`; what was
         added finds nothing.
     """
-    count, width = -(-len(short) // QUERIES) * QUERIES, short.shape[1] - 1
-    own = np.zeros((count, -(-width // TOGETHER), 4), np.uint8)
+    steps = rows.steps[:, : rows.width]
+    count = -(-len(steps) // QUERIES) * QUERIES
+    own = np.zeros((count, rows.groups, 4), np.uint8)
     floor = np.full(count, _HIGHEST, _SUM)
-    _shift(short, bound, np.float32(TOP), own, floor)
+    _shift(steps, bound, TOP, own, floor)
     return own, floor

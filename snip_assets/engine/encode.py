@@ -39,6 +39,19 @@ def squared_norms(x):
     return out
 
 
+@njit(nogil=True, cache=True)
+def _apart(steps, others):
+    """Squared distances of rows in steps."""
+    out = np.empty(steps.shape[0], np.float32)
+    for i in range(steps.shape[0]):
+        total = 0
+        for d in range(steps.shape[1]):
+            apart = np.int64(steps[i, d]) - others[i, d]
+            total += apart * apart
+        out[i] = total
+    return out
+
+
 class Encoder:
     """Assigns rows to lists and encodes them.
 
@@ -54,7 +67,6 @@ class Encoder:
         self.trained, self.axes, self.radius, self.probes = trained, axes, radius, probes
         self._book = axes.book(trained.codec)
         self._centroids = axes.project(trained.centroids)
-        self._origin = np.zeros(axes.width, np.float32)
 
     def block(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         """Home, codes, quantisation errors and probed lists of a block.
@@ -74,9 +86,9 @@ class Encoder:
         residuals = x - trained.centroids[home]
         codes = trained.codec.encode(residuals)
         lost = residuals - trained.codec.decode(codes)
-        short = axes.coordinates(axes.project(x) - self._centroids[home], self._origin)
-        short -= axes.decode(trained.codec, self._book, codes)
-        errors = np.stack([squared_norms(short[:, :-1]), squared_norms(lost)], axis=1)
+        short = axes.coordinates(axes.project(x) - self._centroids[home])
+        near = axes.decode(trained.codec, self._book, codes)
+        errors = np.stack([_apart(short.steps, near.steps), squared_norms(lost)], axis=1)
         return home, codes, errors, row, probed
 
 

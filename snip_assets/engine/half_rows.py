@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from .kernels import FASTER
-from .vectors import FLOATS, I32, WIDTH, constant, load, splat, total
+from .vectors import FLOATS, I32, WIDTH, clamped, constant, load, rint, splat, total
 from .whole_rows import LARGEST, room
 
 # Type checkers see the function that makes the code, and not the one that Numba calls.
@@ -68,13 +68,9 @@ def scaled(typing_context: Any, bits: Any, row: Any, factor: Any, largest: Any, 
         start, count = _row(builder, array, arguments[1])
         there, _ = _row(builder, target, arguments[1])
         times, top = splat(builder, arguments[2]), splat(builder, arguments[3])
-        kind, name = ir.FunctionType(FLOATS, [FLOATS]), f"llvm.rint.v{WIDTH}f32"
-        rint = cgutils.get_or_insert_function(builder.module, kind, name)
         with cgutils.for_range(builder, count) as loop:
             product = builder.fmul(_converted(builder, start, loop.index), times)
-            step = builder.call(rint, [product])
-            for order, edge in (("<", top), (">", builder.fneg(top))):
-                step = builder.select(builder.fcmp_ordered(order, step, edge), step, edge)
+            step = clamped(builder, rint(builder, product), top)
             short = builder.trunc(builder.fptosi(step, ir.VectorType(I32, WIDTH)), SHORT)
             place = builder.gep(there, [builder.mul(loop.index, constant(WIDTH))])
             builder.store(short, builder.bitcast(place, SHORT.as_pointer()), align=2)

@@ -29,10 +29,10 @@ import torch
 from numba import njit
 
 from .axes import Axes
-from .byte_kernels import compare, panels, queries
+from .byte_kernels import Short, compare, panels, queries
 from .index import SnipIndex
 from .kernels import LANES, QUERIES, lowest_bit, squared_steps
-from .whole_rows import STEPS, whole_decoded, whole_rows
+from .whole_rows import STEPS, Decoded, decode, whole_rows
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
 GROUP = 256 // QUERIES * QUERIES
@@ -42,6 +42,15 @@ UNIT = STEPS**2
 # Products held on another device at once: 256 MB, and as much for comparing them.
 DEVICE_SCORES = 1 << 26
 CPU = torch.device("cpu")
+
+
+@njit(nogil=True, cache=True)
+def _any(marks, rows):
+    """Whether one of the rows is marked."""
+    for row in rows:  # noqa: SIM110, which Numba cannot compile
+        if marks[row]:
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
@@ -64,13 +73,17 @@ def _passed(listed, starts, panel, short, start, end, bound, stop, query, row, c
 
 
 @njit(nogil=True, cache=True)
-def _decided(x, rows, error, slack, query, row, excess, low, high):
+def _decided(x, whole, error, slack, query, row, excess, low, high):
     """Keep those of the pairs from low to high whose excess is within the slack; their end."""
+    decode(whole, row, low, high)
+    rows = whole.rows
+    # In a loop of its own: a row waits for no other then.
     for k in range(low, high):
-        i, j = query[k], row[k]
-        apart = squared_steps(x, i, rows, j)
+        excess[k] = squared_steps(x, query[k], rows, row[k])
+    for k in range(low, high):
+        i, apart = query[k], np.int64(excess[k])
         over = apart - error[i]
-        query[low], row[low], excess[low] = i, j, over
+        query[low], row[low], excess[low] = i, row[k], over
         # Below 0 only what is too far for 32 bits.
         low += (over <= slack) & (apart >= 0)
     return low
@@ -78,7 +91,7 @@ def _decided(x, rows, error, slack, query, row, excess, low, high):
 
 @njit(nogil=True, cache=True)
 def scan(
-    listed, starts, short, bound, stop, x, rows, error, slack, start, group, query, row, excess
+    listed, starts, short, bound, stop, x, whole, error, slack, start, group, query, row, excess
 ):
     """Find candidates, group by group of queries, until half of the room is taken.
 
@@ -99,7 +112,7 @@ def scan(
             if count + group * LANES > query.shape[0]:
                 return start, complete if complete > 0 else -1
             high = _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count)
-            count = _decided(x, rows, error, slack, query, row, excess, count, high)
+            count = _decided(x, whole, error, slack, query, row, excess, count, high)
         start = end
     return start, count
 
@@ -178,16 +191,15 @@ class ListJoin:
         device: torch.device = CPU,
     ) -> None:
         rows, codes = index.read_list(number)
-        if is_copy is not None and len(rows):
+        if is_copy is not None and _any(is_copy, rows):
             keep = ~is_copy[rows.astype(np.int64)]
-            if not keep.all():
-                rows, codes = rows[keep], codes[keep]
+            rows, codes = rows[keep], codes[keep]
         self.rows, self.rule, self.device = rows, rule, device
         self.centroid = index.trained.centroids[number]
         self._own = rule.axes.project(self.centroid[None])[0]
         codec = index.trained.codec
         self._short = rule.axes.decode(codec, book, codes)
-        self._whole = whole_decoded(codec, codes, self.centroid)
+        self._whole = Decoded.of(codec, codes, self.centroid)
 
     def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
@@ -209,8 +221,7 @@ class ListJoin:
         axes = self.rule.axes
         whole = whole_rows(x)
         short = axes.coordinates(axes.project_whole(whole, len(x)), self._own)
-        bound = -short[:, -1] - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
-        short[:, -1] = 1
+        bound = -short.half - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
         operands = (whole, self._whole, *in_steps(error[:, 1], self.rule.slack))
         if self.device.type != "cpu":
             yield from scanned_on(self.device, self._short, short, bound, stop, operands)
@@ -219,22 +230,21 @@ class ListJoin:
 
 
 def scanned(
-    listed: np.ndarray, short: np.ndarray, bound: np.ndarray, stop: np.ndarray, operands: tuple
+    listed: Short, short: Short, bound: np.ndarray, stop: np.ndarray, operands: tuple
 ) -> Iterator[Hits]:
     """Candidates, some hundred thousand at a time; those of a query together.
 
     Parameters
     ----------
-    listed
-        float32[n, width + 1], rows of the list on the leading axes (see `Axes.coordinates`).
-    short
-        float32[q, width + 1], queries there; 1 in the last column.
+    listed, short
+        Rows of the list and queries on the leading axes.
     bound
         float32[q]: least product of both.
     stop
         int64[q]: rows before which each query looks.
     operands
-        Whole rows of the queries and of the list (see `whole_rows`); error and slack `in_steps`.
+        Whole rows of the queries (see `whole_rows`), those of the list as `Decoded`; error and
+        slack `in_steps`.
     """
     yield from scanned_by(panels(listed), queries(short, bound), stop, operands)
 
@@ -259,8 +269,8 @@ def scanned_by(
 @torch.inference_mode()
 def scanned_on(
     device: torch.device,
-    listed: np.ndarray,
-    short: np.ndarray,
+    listed: Short,
+    short: Short,
     bound: np.ndarray,
     stop: np.ndarray,
     operands: tuple,
@@ -274,19 +284,26 @@ def scanned_on(
     listed, short, bound, stop, operands
         As for `scanned`.
     """
-    rows = torch.from_numpy(listed).to(device)
+    rows, asked = _columns(listed, listed.half, device), _columns(short, 1.0, device)
     place = torch.arange(len(rows), device=device)
     size = max(1, DEVICE_SCORES // max(1, len(rows)))
     x, whole, error, slack = operands
     for start in range(0, len(bound), size):
         part = slice(start, start + size)
-        own, floor, last = (torch.from_numpy(a[part]).to(device) for a in (short, bound, stop))
-        near = (own @ rows.T >= floor[:, None]) & (place < last[:, None])
+        floor, last = (torch.from_numpy(a[part]).to(device) for a in (bound, stop))
+        near = (asked[part] @ rows.T >= floor[:, None]) & (place < last[:, None])
         found = near.nonzero().cpu().numpy().astype(np.int32)
         query, row = found[:, 0] + np.int32(start), np.ascontiguousarray(found[:, 1])
         excess = np.empty(len(row), np.int32)
         if count := _decided(x, whole, error, slack, query, row, excess, 0, len(row)):
             yield Hits.of(query[:count], row[:count], excess[:count])
+
+
+def _columns(rows: Short, last: np.ndarray | float, device: torch.device) -> torch.Tensor:
+    """Rows on the leading axes as float32, and one column more."""
+    wide = np.empty((len(rows.steps), rows.width + 1), np.float32)
+    wide[:, :-1], wide[:, -1] = rows.steps[:, : rows.width], last
+    return torch.from_numpy(wide).to(device)
 
 
 def in_steps(error: np.ndarray, slack: float) -> tuple[np.ndarray, int]:

@@ -15,7 +15,7 @@ from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import Features, as_float32, search_blocks
 from .join import in_steps, scanned_by
-from .whole_rows import STEPS, whole_rows
+from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
 NUMBERS_PER_AXIS, MOST_AXES = 4, 32
@@ -77,7 +77,7 @@ def near_rows(
     short = axes.coordinates(axes.project_whole(whole, len(x)), origin)
     # Whole coordinates are off by half a step, of either row.
     apart = ROUNDING * limit**0.5 + axes.width**0.5 / axes.scale
-    bound = -short[:, -1] - np.float32(0.5 * axes.steps(apart**2))
+    bound = -short.half - np.float32(0.5 * axes.steps(apart**2))
     asked = as_queries(short, bound)
     error, most = in_steps(np.zeros(len(x)), limit + _rounding(limit, x.shape[1]))
 
@@ -89,7 +89,9 @@ def near_rows(
             own = _whole(part, unit)
             listed = axes.coordinates(axes.project_whole(own, len(part)), origin)
             stop = np.full(len(x), len(part))
-            for hits in scanned_by(panels(listed), asked, stop, (whole, own, error, most)):
+            for hits in scanned_by(
+                panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
+            ):
                 found.append((queries[hits.query], hits.row.astype(np.int64) + start))
         query, row = zip(*found, strict=True)
         return np.concatenate(query), np.concatenate(row)

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from . import copies, threads
 from .assign import BLOCK, MORE
 from .axes import Axes
-from .byte_kernels import TOP, panels
+from .byte_kernels import TOP, Short, panels
 from .byte_kernels import queries as as_queries
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress
@@ -29,6 +29,7 @@ from .settings import Settings
 from .shards import Features
 from .trained import TrainedIndex
 from .verify import distances
+from .whole_rows import Decoded
 
 WIDTH = 32
 PROBES = 8
@@ -227,15 +228,16 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
 
 def _joining(workers: int) -> float:
     queries, rows = 4 * GROUP, 1024
-    listed = panels(torch.zeros(rows, WIDTH + 1).numpy())
-    short = torch.ones(queries, WIDTH + 1).numpy()
+    none = [np.zeros(count, np.float32) for count in (rows, queries)]
+    listed, short = (Short(np.zeros((len(n), WIDTH), np.int8), n, WIDTH) for n in none)
     own = as_queries(short, np.full(queries, 1e6, np.float32))
     stop = np.full(queries, rows)
-    x, whole = np.zeros((queries, 128), np.int16), np.zeros((rows, 128), np.int16)
+    x, whole = np.zeros((queries, 128), np.int16), Decoded.all(np.zeros((rows, 128), np.int16))
+    wide = panels(listed)
     error, slack, found = np.zeros(queries, np.int64), 0, buffers(1 << 13)
 
     def work(_: int) -> None:
         for _ in range(64):
-            scan(*listed, *own, stop, x, whole, error, slack, 0, GROUP, *found)
+            scan(*wide, *own, stop, x, whole, error, slack, 0, GROUP, *found)
 
     return 64 * queries * rows / _timed(work, 8, workers)

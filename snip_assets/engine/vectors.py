@@ -92,6 +92,18 @@ def sums_of_byte_products(builder: Any, one: Any, other: Any) -> Any:
     return builder.trunc(value, short)
 
 
+def rint(builder: Any, vector: Any) -> Any:
+    """Whole numbers nearest to those of a vector of float32, as `np.rint` gives."""
+    return _named(builder, f"llvm.rint.v{vector.type.count}f32", vector.type, [vector])
+
+
+def clamped(builder: Any, vector: Any, top: Any) -> Any:
+    """A vector of floats, none further from 0 than `top`, a vector too."""
+    for order, edge in (("<", top), (">", builder.fneg(top))):
+        vector = builder.select(builder.fcmp_ordered(order, vector, edge), vector, edge)
+    return vector
+
+
 def total(builder: Any, vector: Any) -> Any:
     """The sum over all lanes, by halves."""
     whole, lanes = isinstance(vector.type.element, ir.IntType), vector.type.count

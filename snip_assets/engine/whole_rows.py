@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import gcd
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
@@ -46,37 +49,71 @@ def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) ->
     return out
 
 
-@njit(nogil=True, cache=True)
-def _concatenate(codes, words, out):
-    """Concatenation of whole codewords; `words` is M x 256 x dsub."""
-    size = words.shape[2]
-    for i in range(codes.shape[0]):
-        for m in range(codes.shape[1]):
-            word = words[m, codes[i, m]]
-            for d in range(size):
-                out[i, m * size + d] = word[d]
+class Decoded(NamedTuple):
+    """What `whole_rows` makes of decoded codes, each row decoded when it is first looked at.
 
-
-def whole_decoded(codec: Codec, codes: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """What `whole_rows` makes of decoded codes.
-
-    Parameters
+    Attributes
     ----------
+    rows
+        int16[n', dim'].
+    known
+        bool[n]: which are decoded.
     codes
         uint8[n, code size].
-    origin
-        float32[dim], a centroid that residuals are added to.
+    words, bits
+        Codewords [M, 256, size], and the rows [n', dim'], both as unsigned numbers as wide as a
+        word allows; none where all rows are known.
     """
-    if codec.book is None or len(codes) < codec.book.shape[1]:
-        return whole_rows(codec.decode(codes, origin))
-    # Numbers are rounded one by one: so the words of a list are, once, instead of all its rows.
-    parts, _, size = codec.book.shape
-    words = np.empty(codec.book.shape, np.int16)
-    for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
-        _whole(part + own, np.float32(STEPS), np.float32(LARGEST), word)
-    out = room(len(codes), codec.dim)
-    _concatenate(codes, words, out)
-    return out
+
+    rows: np.ndarray
+    known: np.ndarray
+    codes: np.ndarray
+    words: np.ndarray
+    bits: np.ndarray
+
+    @classmethod
+    def all(cls, rows: np.ndarray) -> Decoded:
+        """Of rows that are known."""
+        codes, words = np.empty((0, 0), np.uint8), np.empty((0, 0, 0), np.uint64)
+        return cls(rows, np.ones(len(rows), np.bool_), codes, words, words.reshape(0, 0))
+
+    @classmethod
+    def of(cls, codec: Codec, codes: np.ndarray, origin: np.ndarray) -> Decoded:
+        """Of codes.
+
+        Parameters
+        ----------
+        codes
+            uint8[n, code size].
+        origin
+            float32[dim], a centroid that residuals are added to.
+        """
+        if codec.book is None or len(codes) < codec.book.shape[1]:
+            return cls.all(whole_rows(codec.decode(codes, origin)))
+        # Numbers are rounded one by one: so the words of a list are, once, instead of all its rows.
+        parts, _, size = codec.book.shape
+        words = np.empty(codec.book.shape, np.int16)
+        for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
+            _whole(part + own, np.float32(STEPS), np.float32(LARGEST), word)
+        known, rows = np.zeros(len(codes), np.bool_), room(len(codes), codec.dim)
+        wide = f"u{gcd(8, words.itemsize * size)}"
+        return cls(rows, known, codes, words.view(wide), rows.view(wide))
+
+
+@njit(nogil=True, cache=True)
+def decode(decoded, places, low, high):
+    """Decode the rows of `Decoded` that are at the places from low to high, but for known ones."""
+    _, known, codes, words, bits = decoded
+    size = words.shape[2]
+    for k in range(low, high):
+        j = places[k]
+        if known[j]:
+            continue
+        known[j] = True
+        for m in range(codes.shape[1]):
+            word = codes[j, m]
+            for d in range(size):
+                bits[j, m * size + d] = words[m, word, d]
 
 
 def room(rows: int, dim: int) -> np.ndarray:

@@ -10,8 +10,9 @@ from numba import njit
 from numba.core import registry
 
 from snip_assets.engine.axes import AXIS_STEPS, Axes
-from snip_assets.engine.byte_kernels import BALL, TOP, compare, panels, queries
+from snip_assets.engine.byte_kernels import BALL, TOP, Short, compare, panels, queries
 from snip_assets.engine.kernels import QUERIES
+from snip_assets.engine.vectors import WIDTH
 from snip_assets.engine.whole_rows import STEPS
 
 
@@ -24,20 +25,23 @@ def masks_of(listed, starts, own, floor, out):
             out[first : first + QUERIES, panel] = masks
 
 
-def passed(rows: np.ndarray, short: np.ndarray, bound: np.ndarray) -> np.ndarray:
+def passed(rows: Short, short: Short, bound: np.ndarray) -> np.ndarray:
     """bool[q, n], by the kernel."""
     listed, starts = panels(rows)
     own, floor = queries(short, bound)
     out = np.zeros((len(own), len(listed)), np.uint32)
     masks_of(listed, starts, own, floor, out)
     bits = out[:, :, None] >> np.arange(32, dtype=np.uint32) & 1
-    return bits.reshape(len(own), -1)[: len(short), : len(rows)].astype(bool)
+    return bits.reshape(len(own), -1)[: len(short.half), : len(rows.half)].astype(bool)
 
 
-def coordinates(x: np.ndarray) -> np.ndarray:
+def coordinates(x: np.ndarray) -> Short:
     """Whole coordinates of rows in steps, however far out these are."""
     axes = Axes(np.eye(x.shape[1], dtype=np.float32), STEPS * AXIS_STEPS)
-    return axes.coordinates(x.astype(np.float32), np.zeros(x.shape[1], np.float32))
+    # In as many columns as `Axes.project` gives.
+    wide = np.zeros((len(x), -(-x.shape[1] // WIDTH) * WIDTH), np.float32)
+    wide[:, : x.shape[1]] = x
+    return axes.coordinates(wide)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 16, 24, 48, 64])
@@ -47,11 +51,11 @@ def test_product_is_exact(width, spread):
     rows = coordinates(random.normal(size=(99, width)) * spread)
     short = coordinates(random.normal(size=(37, width)) * spread)
     # The nearest and the farthest that there can be.
-    short[:9, :-1], short[9:18, :-1] = rows[:9, :-1], -rows[:9, :-1]
-    score = short[:, :-1].astype(int) @ rows[:, :-1].astype(int).T + rows[:, -1].astype(int)
+    short.steps[:9], short.steps[9:18] = rows.steps[:9], -rows.steps[:9]
+    score = short.steps.astype(int) @ rows.steps.astype(int).T + rows.half.astype(int)
     for bound in (score.max(1), np.median(score, axis=1), score.min(1), score.min(1) - 0.5):
         assert (passed(rows, short, bound.astype(np.float32)) == (score >= bound[:, None])).all()
-    none = np.full(len(short), 1e9, np.float32)
+    none = np.full(len(short.half), 1e9, np.float32)
     assert not passed(rows, short, none).any()
     assert passed(rows, short, -none).all()
 
@@ -59,7 +63,7 @@ def test_product_is_exact(width, spread):
 def test_coordinates_stay_small_and_bring_nothing_apart():
     random = np.random.default_rng(0)
     x = random.normal(size=(300, 24)) * np.geomspace(1, 100, 300)[:, None]
-    whole = coordinates(x)[:, :-1].astype(int)
+    whole = coordinates(x).steps.astype(int)
     assert np.abs(whole).max() <= TOP
     assert np.linalg.norm(whole, axis=1).max() <= BALL + 0.01
     before = np.linalg.norm(x[:, None] - x, axis=2)
