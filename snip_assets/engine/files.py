@@ -16,7 +16,8 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,7 +267,7 @@ class Manifest:
     inputs: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Digest of the contents: equal bytes, equal version."""
         return digest_of({name: entry["xxh3"] for name, entry in self.files.items()})
@@ -298,7 +299,7 @@ def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
         for member in _members(output)
     }
     manifest = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
-    write_json(manifest_path(output), manifest.__dict__)
+    write_json(manifest_path(output), asdict(manifest))
     _held[output] = manifest.version, _state(output, manifest)
     return manifest
 
@@ -315,7 +316,7 @@ def seal_parts(
         for name, entry in manifest.files.items():
             files[str((part.parent / name).relative_to(output.parent))] = entry
     whole = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
-    write_json(manifest_path(output), whole.__dict__)
+    write_json(manifest_path(output), asdict(whole))
     return whole
 
 
@@ -329,17 +330,24 @@ def read_manifest(output: Path) -> Manifest | None:
     """
     path = manifest_path(output)
     try:
-        value = json.loads(path.read_text())
-        manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
-        # An entry without its checksum or size is told here, and not by whoever asks first.
-        _ = manifest.version, manifest.bytes
-        return manifest
+        status = path.stat()
+        return _parsed(path, status.st_ino, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StaleOutputError(
             f"{path}: damaged ({error}). Delete it and materialise {output.name} again."
         ) from error
+
+
+@lru_cache(1 << 13)
+def _parsed(path: Path, *state: int) -> Manifest:
+    """A manifest, read once as long as its file stays the same: a run asks for most many times."""
+    value = json.loads(path.read_text())
+    manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
+    # An entry without its checksum or size is told here, and not by whoever asks first.
+    _ = manifest.version, manifest.bytes
+    return manifest
 
 
 def current(output: Path, inputs: Mapping[str, str]) -> Manifest | None:

@@ -107,13 +107,16 @@ def trend(points: Sequence[tuple[float, float, float, float]], title: str) -> st
     error = np.abs(values[:, 1:2] - values[:, 2:]).T
     axes.errorbar(times, values[:, 1], error, color=BLUE, marker=".", capsize=2, linewidth=1)
     axes.tick_params(axis="x", labelrotation=30, labelsize="small")
+    figure.subplots_adjust(bottom=0.3)
     return _markdown(figure, title)
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+    figure = Figure(figsize=(5.2, 2.8))
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    # Margins that a layout finds by drawing everything once more take as long as the picture.
+    figure.subplots_adjust(left=0.17, right=0.97, bottom=0.19, top=0.89)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
