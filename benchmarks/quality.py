@@ -18,10 +18,11 @@ import faiss
 import numpy as np
 from common import cores, table, write
 
-from snip_assets.engine import audit, index, shards, stations
+from snip_assets.engine import index, shards, stations
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.truth import exact_neighbours
 
 K = 10
 
@@ -54,7 +55,7 @@ def true_pairs(run: stations.Run) -> set[int]:
     n = run.registry.rows
     later, first = run.exact_copies(len(run.registry.shards) - 1)
     alone = np.setdiff1d(np.arange(n), later)
-    query, row = audit.exact_neighbours(
+    query, row = exact_neighbours(
         shards.raw_features(run.registry), alone, run.settings.max_distance
     )
     is_first = np.zeros(n, bool)

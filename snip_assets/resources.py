@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, create_model
 
-from .engine import stations
+from .engine import audit, stations
 from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import Settings
@@ -101,9 +101,12 @@ class Audit(dg.ConfigurableResource):
     """How the result is verified: sizes of samples, and bounds."""
 
     seed: int = Field(default=0, description="Of the samples; the nightly check takes the date.")
-    pairs: int = Field(default=2_000, description="Pairs to measure again.")
+    pairs: int = Field(default=audit.PAIRS, description="Pairs to measure again.")
     dropped: int = Field(default=2_000, description="Dropped rows to look at.")
-    queries: int = Field(default=400, description="Rows to search for exactly, among all rows.")
+    queries: int = Field(
+        default=audit.ROWS,
+        description="Rows whose true partners, in all later rows, are searched for exactly.",
+    )
     precision_warn: float = _bound("precision_warn", 1.0, "Warn when precision is surely below.")
     precision_fail: float = _bound("precision_fail", 1.0, "Fail when precision is surely below.")
     recall_warn: float = _bound(

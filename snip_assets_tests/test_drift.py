@@ -13,7 +13,7 @@ import pytest
 
 from snip_assets import graph, home
 from snip_assets.definitions import build_defs
-from snip_assets.engine import audit, drift, shards, stations
+from snip_assets.engine import drift, shards, stations
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.options import default_source
@@ -101,24 +101,3 @@ def test_rows_of_the_same_kind_are_no_drift(kinds: Kinds) -> None:
     found = drift.measure(kinds.data.run(), 400, 1)
     assert (found.trained_rows, found.fresh_rows) == (1200, 800)
     assert found.recall.high >= found.target and found.growth < 2
-
-
-def test_one_search_serves_drift_and_the_audit_once(
-    kinds: Kinds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kinds.put("0000", kinds.order[::2])
-    kinds.ingest()
-    kinds.put("0001", kinds.order[1::2])
-    kinds.ingest()
-    searched, search = [], audit.exact_neighbours
-    monkeypatch.setattr(
-        audit, "exact_neighbours", lambda *args: searched.append(args) or search(*args)
-    )
-    run = kinds.data.run()
-    drift.measure(run, 300, 1)
-    ahead, others = audit.query_recall(run, 300, 1), audit.query_recall(run, 300, 2)
-    assert len(searched) == 2
-    drift.measure(run, 300, 2)
-    assert (audit.query_recall(run, 300, 2), audit.query_recall(run, 300, 1)) == (others, ahead)
-    assert len(searched) == 4
-    assert ahead.trials > 50

@@ -1,13 +1,13 @@
 """The audit: precision, recall and orphans, from fresh random samples and the raw features.
 
 Nothing that the net or the index says is believed: distances are computed from the raw features,
-and neighbours found by exact search over all rows.
+and true pairs found by exact search (see `truth`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 from . import shards
 from .errors import StaleOutputError
 from .files import digest_of, open_npy, read_manifest, write_json
-from .neighbours import near_rows
 from .run import Run
-from .shards import Features, Shard
+from .shards import Shard
+from .truth import true_pairs
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
-# Of a float32 distance: pairs this near the threshold are computed again in float64.
-ROUNDING = 1e-4
+# What the audit draws unless it is told otherwise.
+PAIRS, ROWS = 2_000, 1_000
+# Rows whose partners in arriving shards are searched for: 6 bytes a number are held in memory.
+MOST_DRAWN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -85,53 +87,33 @@ def pair_precision(run: Run, sample: int, seed: int) -> Interval:
     return wilson(int((distance <= np.float32(run.settings.max_distance)).sum()), len(rows))
 
 
-def exact_neighbours(
-    features: Features,
-    queries: np.ndarray,
-    limit: float,
-    workers: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """All rows within a distance of some rows, by exact search over everything.
+def query_recall(run: Run, sample: int, seed: int) -> Interval:
+    """Share of the true pairs of sampled rows, with later rows, that were found.
 
-    Memory: a block of 4,096 rows a thread.
-
-    Parameters
-    ----------
-    queries
-        int64[q], row ids.
-
-    Returns
-    -------
-    query, row : int64[m]
-        Row ids, the query itself left out.
-    """
-    ordinals, more = list(range(len(features.paths))), limit + ROUNDING
-    query, row = near_rows(features, queries, more, ordinals, "exact search", workers, unit=True)
-    near = distances(features, query, row) <= np.float32(limit)
-    return query[near], row[near]
-
-
-def query_recall(
-    run: Run, sample: int, seed: int, drawn_from: Collection[str] | None = None
-) -> Interval:
-    """Share of the true pairs of sampled rows that were found.
-
-    Rows are drawn at random from the shards with pairs; their true partners among the same
-    shards come from exact search. Exact copies count as their first copy. A row with
+    Rows are drawn from the shards with pairs, `sample` of them about; their true partners among
+    the same shards come from exact search. Exact copies count as their first copy. A row with
     `max_partners` partners or more keeps the nearest only: its others count as found.
 
-    Parameters
-    ----------
-    drawn_from
-        Keys of the shards that rows are drawn from; default: all. The result is then noted, for
-        `last_recall`.
+    The result is noted, for `last_recall`.
     """
-    found = _query_recall(run, sample, seed, drawn_from)
+    ready = with_pairs(run)
+    found = _recall(run, ready, ready, min(1.0, sample / max(1, _rows(ready))), seed)
     noted = _noted(run, sample, seed)
     # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
-    if drawn_from is None and (noted is None or _counts(noted) != _counts(found)):
+    if noted is None or _counts(noted) != _counts(found):
         write_json(run.layout.recall, {"of": _subject(run, sample, seed), **asdict(found)})
     return found
+
+
+def recall_into(run: Run, some: Sequence[Shard], sample: int, seed: int) -> Interval:
+    """Share of the true pairs of rows of some shards, with earlier rows, that were found.
+
+    Earlier rows are drawn, from all shards with pairs: as large a share of them as `sample` is of
+    the rows of these shards, `MOST_DRAWN` at the most.
+    """
+    ready = with_pairs(run)
+    share = min(1.0, sample / max(1, _rows(some)), MOST_DRAWN / max(1, _rows(ready)))
+    return _recall(run, ready, some, share, seed)
 
 
 def last_recall(run: Run, sample: int, seed: int) -> Interval:
@@ -159,66 +141,22 @@ def _subject(run: Run, sample: int, seed: int) -> str:
     return digest_of([made, sample, seed, *most])
 
 
-def _query_recall(run: Run, sample: int, seed: int, drawn_from: Collection[str] | None) -> Interval:
-    ready = with_pairs(run)
-    ids = _rows_of(ready)
-    some = ids if drawn_from is None else _rows_of([s for s in ready if s.key in drawn_from])
-    later, first = run.exact_copies(ready[-1].ordinal)
-    first_of = np.arange(run.registry.rows)
-    first_of[later] = first
-
-    def drawn(rows: np.ndarray) -> np.ndarray:
-        chosen = np.random.default_rng(seed).choice(rows, min(sample, len(rows)), replace=False)
-        return np.unique(first_of[chosen])
-
-    own, subject = drawn(some), _subject(run, sample, seed)
-    if drawn_from is None:
-        query, row = _ahead.take(subject, own) or _neighbours(run, own)
-    else:
-        # The rows of the whole audit too, which is next: to read all rows takes longest.
-        query, row = _neighbours(run, np.union1d(own, drawn(ids)))
-        _ahead.keep(subject, query, row)
-        query, row = _of(own, query, row)
-    query, row = query[np.isin(row, ids)], row[np.isin(row, ids)]
-    ends = np.stack([first_of[query], first_of[row]])
-    ends = np.unique(np.sort(ends[:, ends[0] != ends[1]], axis=0), axis=1)
-    true = set(zip(ends[1].tolist(), ends[0].tolist(), strict=True))
+def _recall(
+    run: Run, ready: Sequence[Shard], some: Sequence[Shard], share: float, seed: int
+) -> Interval:
+    earlier, row = true_pairs(run, ready, some, share, seed)
+    ends = np.stack([row, earlier])
+    # The pairs of a later copy are those of its first copy.
+    first = run.first_copies(ends.ravel(), ready[-1].ordinal).reshape(ends.shape)
+    true = set(zip(*ends[:, (ends == first).all(0)].tolist(), strict=True))
     return wilson(len(_found(run, ready, true)), len(true))
 
 
-def _neighbours(run: Run, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    raw = shards.raw_features(run.registry)
-    return exact_neighbours(raw, queries, run.settings.max_distance, run.settings.workers)
+def _rows(some: Sequence[Shard]) -> int:
+    return sum(shard.rows for shard in some)
 
 
-def _of(queries: np.ndarray, query: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    own = np.isin(query, queries)
-    return query[own], row[own]
-
-
-class _Ahead:
-    """Neighbours that were searched for together with others, for the one audit that needs them."""
-
-    def __init__(self) -> None:
-        self._found: tuple[str, np.ndarray, np.ndarray] | None = None
-
-    def keep(self, subject: str, query: np.ndarray, row: np.ndarray) -> None:
-        self._found = subject, query, row
-
-    def take(self, subject: str, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Those of some rows; not a second time, since an audit measures anew."""
-        found, self._found = self._found, None
-        return _of(queries, *found[1:]) if found is not None and found[0] == subject else None
-
-
-_ahead = _Ahead()
-
-
-def _rows_of(some: Sequence[Shard]) -> np.ndarray:
-    return np.concatenate([np.empty(0, np.int64), *(np.arange(s.start, s.stop) for s in some)])
-
-
-def _found(run: Run, ready: list[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:
+def _found(run: Run, ready: Sequence[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:
     rows = np.array(sorted({a for a, _ in wanted}), np.uint64)
     found = set()
     for shard in ready:

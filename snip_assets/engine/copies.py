@@ -199,6 +199,28 @@ class Among:
         return inside[self.hashes[at] == few] if len(self.hashes) else inside
 
 
+def first_of(hash_files: list[Path], starts: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """int64[n]: the smallest row id with each of some hashes, which all occur.
+
+    Parameters
+    ----------
+    hash_files, starts
+        As in `copies`.
+    hashes
+        uint64[n].
+    """
+    wanted, back = np.unique(hashes, return_inverse=True)
+    looked_for, found = Among(wanted), np.full(len(wanted), -1, np.int64)
+    for path, start in zip(hash_files, starts, strict=True):
+        own = open_npy(path)
+        places = looked_for.places(own)
+        # Backwards, so that the first of a shard is what stays.
+        at = np.searchsorted(wanted, own[places[::-1]])
+        new = found[at] < 0
+        found[at[new]] = places[::-1][new] + int(start)
+    return found[back]
+
+
 def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values that occur twice or more, with their rows, by value and row.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .audit import Interval, query_recall, wilson, with_pairs
+from .audit import Interval, recall_into, wilson, with_pairs
 from .errors import StaleOutputError
 from .files import read_manifest
 from .run import Run
@@ -25,7 +25,7 @@ class Drift:
         Rows of the shards that were there at training, and of those that came later; of shards
         with pairs only.
     recall
-        Recall of the pairs of sampled fresh rows (no trials when there are none).
+        Recall of the pairs of fresh rows with sampled earlier ones (no trials when there are none).
     target
         What it should be: `target_recall`; of a tier without raw features what calibration
         measured for it, where that is less.
@@ -43,12 +43,12 @@ class Drift:
 
 
 def measure(run: Run, sample: int, seed: int) -> Drift:
-    """Compare fresh rows with exact search over all raw features, as the audit does.
+    """Compare the pairs of fresh rows with exact search in the raw features, as the audit does.
 
     Parameters
     ----------
     sample
-        Fresh rows to search for.
+        See `audit.recall_into`.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
     seen = set(manifest.facts.get("shards_seen", [s.key for s in ready]))
     fresh = [s for s in ready if s.key not in seen]
     rows = sum(s.rows for s in fresh)
-    recall = query_recall(run, sample, seed, {s.key for s in fresh}) if rows else wilson(0, 0)
+    recall = recall_into(run, fresh, sample, seed) if rows else wilson(0, 0)
     return Drift(sum(s.rows for s in ready) - rows, rows, recall, _target(run))
 
 

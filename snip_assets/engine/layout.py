@@ -85,6 +85,10 @@ class Layout:
         """Folder of copies of remote features; may be removed at any time."""
         return self.root / "cache"
 
+    def true_pairs(self, seed: int) -> Path:
+        """Pairs that exact search has found for the sample of a seed; see `truth`."""
+        return self.root / "audit" / f"true_pairs-{seed}.parquet"
+
     @property
     def recall(self) -> Path:
         """The recall that was measured last, and on what."""

@@ -19,6 +19,8 @@ from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
 NUMBERS_PER_AXIS, MOST_AXES = 4, 32
+# Queries that these are found from.
+FOR_AXES = 4096
 # What rounding of the axes themselves may add to a distance.
 ROUNDING = 1.01
 # Numbers of the rows that are worked on while they lie in the cache.
@@ -70,8 +72,9 @@ def near_rows(
         return none, none
     x = _rows(features.take(queries), unit)
     mean = x.mean(0, keepdims=True)
-    leading = leading_axes(x - mean, axes_of(x.shape[1]))
-    axes = Axes(leading, scale_of(x - mean, leading))
+    some = x[:: -(-len(x) // FOR_AXES)] - mean
+    leading = leading_axes(some, axes_of(x.shape[1]))
+    axes = Axes(leading, scale_of(some, leading))
     origin = axes.project(mean)[0]
     whole = whole_rows(x)
     short = axes.coordinates(axes.project_whole(whole, len(x)), origin)

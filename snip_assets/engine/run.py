@@ -138,6 +138,25 @@ class Run:
             first.append(earlier)
         return np.concatenate(rows), np.concatenate(first)
 
+    def first_copies(self, rows: np.ndarray, last: int) -> np.ndarray:
+        """int64[n]: first copy of each row among shards up to ordinal `last`, or the row itself.
+
+        Parameters
+        ----------
+        rows
+            int64[n], row ids.
+        """
+        names, back = np.unique(rows, return_inverse=True)
+        some = [s for s in self.hashed() if s.ordinal <= last]
+        files = [self.layout.clip_features(s.key) for s in some]
+        starts = np.array([s.start for s in some], np.int64)
+        first = copies.first_of(files, starts, self.hashes(names))
+        other = np.flatnonzero(first != names)
+        raw = shards.raw_features(self.registry)
+        equal = copies.confirmed(raw, names[other], first[other])
+        first[other[~equal]] = names[other[~equal]]
+        return first[back]
+
     def marked_copies(self, keys: list[str]) -> np.ndarray:
         """bool[N]: later exact copies in some shards, as their pairs tell."""
         marked = np.zeros(self.registry.rows, bool)

@@ -12,6 +12,7 @@ from snip_assets.engine.files import read_manifest
 from snip_assets.engine.pair_files import stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Features, Shard
+from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
 
 RANDOM_PAIRS, BORDERLINE = 60, 30
@@ -74,7 +75,7 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     most, generator = run.settings.max_distance, np.random.default_rng(run.settings.seed)
     queries = np.sort(generator.choice(len(raw), min(QUERIES, len(raw)), replace=False))
     limit = most * (1 + REACHES[-1])
-    query, row = audit.exact_neighbours(raw, queries, limit, run.settings.workers)
+    query, row = exact_neighbours(raw, queries, limit, run.settings.workers)
     ends = np.unique(np.sort(np.stack([query, row]), axis=0), axis=1)
     far = distances(raw, ends[1], ends[0])
     later, earlier = ids(ends[1]), ids(ends[0])

@@ -28,7 +28,6 @@ from snip_assets.engine.shards import parquet_file
 MOST_AUDITED_ROWS = 20_000_000
 MOST_DOMAIN_ROWS = 500_000
 MOST_MATRIX = 16
-PRECISION_PAIRS, RECALL_QUERIES = 2_000, 400
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
 SHARD_STATIONS = (
     *("metadata", "clip_features", "snip_features", "index_shard", "duplicate_pairs"),
@@ -130,9 +129,9 @@ def quality(run: Run) -> dict[str, audit.Interval]:
     Recall only up to twenty million rows: exact search reads all raw features.
     """
     seed = run.settings.seed
-    found = {"precision": audit.pair_precision(run, PRECISION_PAIRS, seed)}
+    found = {"precision": audit.pair_precision(run, audit.PAIRS, seed)}
     if run.registry.rows <= MOST_AUDITED_ROWS:
-        found["recall"] = audit.last_recall(run, RECALL_QUERIES, seed)
+        found["recall"] = audit.last_recall(run, audit.ROWS, seed)
     return {name: value for name, value in found.items() if value.trials}
 
 

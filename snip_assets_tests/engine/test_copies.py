@@ -35,6 +35,9 @@ def test_later_copies_point_to_the_first(
     expected = {i: j for i, j in expected.items() if i != j}
     later, first = found(hashes, cuts)
     assert dict(zip(later.tolist(), first.tolist(), strict=True)) == expected
+    whole = np.concatenate([np.load(path) for path in hashes])
+    firsts = copies.first_of(hashes, np.array(cuts[:-1]), whole[::-1])
+    assert firsts.tolist() == [expected.get(i, i) for i in reversed(range(300))]
     assert copies.confirmed(Features(sources, np.array(cuts)), later, first).all()
     for some in ([3], [0], [1], [1, 2], [0, 3], []):
         rows = {row for number in some for row in range(cuts[number], cuts[number + 1])}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import audit, shards, stations
+from snip_assets.engine import audit, shards, stations, truth
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.files import checksum, read_manifest
 from snip_assets.engine.layout import Layout
@@ -79,7 +79,7 @@ def test_an_arrival_leaves_earlier_pairs_alone(
     found = audit.query_recall(run, 2000, 0)
     assert found.estimate >= 0.99
     with monkeypatch.context() as patch:
-        patch.setattr(audit, "exact_neighbours", None)
+        patch.setattr(truth, "exact_neighbours", None)
         assert audit.last_recall(run, 2000, 0) == found
         with pytest.raises(TypeError):
             audit.last_recall(run, 2000, 1)
