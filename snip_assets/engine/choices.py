@@ -66,7 +66,7 @@ def join_rows(settings: Settings) -> int:
 
 def thresholds(pairs: float) -> int:
     """Steps of the threshold that the report shows: fewer where each takes long."""
-    return 20 if pairs <= 10_000_000 else 10 if pairs <= 200_000_000 else 4
+    return 20 if pairs <= 1_000_000 else 10 if pairs <= 200_000_000 else 4
 
 
 def groupings(rows: int, settings: Settings) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from . import threads
 from .errors import BadInputError
 from .shards import Registry, parquet_file
 
@@ -47,43 +48,58 @@ class Metadata:
         return int(self.offsets[-1])
 
     def take(self, rows: np.ndarray, names: Sequence[str]) -> pa.Array:
-        """Values of a text column by row id; null where a shard has no such column.
+        """Values of a text column by row id: as `columns`, of one."""
+        return self.columns(rows, names)[0]
 
-        Reads each row group that holds a wanted row once, this column only. Memory: the values
-        asked for and the column of one row group.
+    def columns(self, rows: np.ndarray, *names: Sequence[str]) -> list[pa.Array]:
+        """Values of text columns by row id; null where a shard has no such column.
+
+        Reads each row group that holds a wanted row once, these columns only. Memory: the values
+        asked for, and the columns of one row group a thread.
 
         Parameters
         ----------
         rows
             int64[n] row ids in ascending order.
         names
-            Names of the column, any case; the first that a shard has is read.
+            Names of each column, any case; the first that a shard has is read.
 
         Returns
         -------
-        pyarrow.Array
-            large_string[n].
+        list of pyarrow.Array
+            large_string[n] for each of the names.
         """
         cuts = np.searchsorted(rows, self.offsets)
-        parts: list[pa.Array] = []
-        for ordinal in np.flatnonzero(np.diff(cuts)):
+
+        def work(ordinal: int) -> list[list[pa.Array]]:
             inside = rows[cuts[ordinal] : cuts[ordinal + 1]] - self.offsets[ordinal]
-            parts += _take_shard(self.paths[ordinal], inside, names)
-        return pa.concat_arrays(parts) if parts else pa.array([], pa.large_string())
+            return list(_take_shard(self.paths[ordinal], inside, names))
+
+        found = threads.ordered_map(work, np.flatnonzero(np.diff(cuts)).tolist(), 0)
+        parts = [group for groups in found for group in groups]
+        none = pa.array([], pa.large_string())
+        return [pa.concat_arrays([none, *(part[n] for part in parts)]) for n in range(len(names))]
 
 
-def _take_shard(path: Path, inside: np.ndarray, names: Sequence[str]) -> Iterator[pa.Array]:
+def _take_shard(
+    path: Path, inside: np.ndarray, names: Sequence[Sequence[str]]
+) -> Iterator[list[pa.Array]]:
+    """The columns, row group by row group."""
     with parquet_file(path) as file:
-        column = find_column(file.schema_arrow, names)
-        if column is None:
-            yield pa.nulls(len(inside), pa.large_string())
-            return
+        columns = [find_column(file.schema_arrow, some) for some in names]
+        there = list(dict.fromkeys(column for column in columns if column is not None))
         for number, start, stop in row_groups(file):
             low, high = np.searchsorted(inside, [start, stop])
-            if low < high:
-                values = read_group(path, file, number, [column]).column(0)
-                taken = values.take(pa.array(inside[low:high] - start))
-                yield pa.concat_arrays(as_text(path, taken).chunks)
+            if low == high:
+                continue
+            places = pa.array(inside[low:high] - start)
+            group = read_group(path, file, number, there) if there else None
+            yield [
+                pa.nulls(len(places), pa.large_string())
+                if group is None or column is None
+                else pa.concat_arrays(as_text(path, group[column].take(places)).chunks)
+                for column in columns
+            ]
 
 
 def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:

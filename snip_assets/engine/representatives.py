@@ -77,7 +77,7 @@ def _texts(
         return [pa.nulls(len(rows), pa.large_string()) for _ in _COLUMNS]
     held = np.zeros(len(rows), bool) if known is None else known.has(rows)
     wanted = rows[~held].astype(np.int64)
-    fresh = [metadata.take(wanted, names) for names in _COLUMNS.values()]
+    fresh = metadata.columns(wanted, *_COLUMNS.values())
     if known is None or not held.any():
         return fresh
     old = known.take(rows[held])

@@ -165,10 +165,10 @@ class Cards:
         self.metadata = Metadata.of(registry)
 
     def of(self, rows: Sequence[int] | np.ndarray) -> dict[int, Card]:
-        """Cards by row id. Memory: the cards and the columns of one row group."""
+        """Cards by row id. Memory: the cards, and these columns of one row group a thread."""
         wanted = np.unique(np.asarray(rows, np.int64))
         names = (URL_NAMES, CAPTION_NAMES, WIDTH_NAMES, HEIGHT_NAMES)
-        columns = [self.metadata.take(wanted, n).to_pylist() for n in names]
+        columns = [values.to_pylist() for values in self.metadata.columns(wanted, *names)]
         ordinals = np.searchsorted(self.registry.offsets, wanted, "right") - 1
         cards = {}
         for place, row in enumerate(wanted.tolist()):
