@@ -24,7 +24,7 @@ from .verify import distances
 ENDS = ["row", "earlier_row"]
 # What the audit draws unless it is told otherwise.
 PAIRS, ROWS = 2_000, 1_000
-# Rows whose partners in arriving shards are searched for: 6 bytes a number are held in memory.
+# Rows whose partners in arriving shards are searched for: 2 bytes a number are held in memory.
 MOST_DRAWN = 1 << 16
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import representatives
+from . import representatives, threads
 from .changed import Former, changed_pairs
 from .files import atomic_path, open_npy
 from .groups import group
@@ -37,6 +37,8 @@ MOST_REPRESENTATIVES = 16
 BLOCK_ROWS = 1 << 20
 BATCH_GROUPS = 1 << 16
 BYTES_A_ROW = 64
+# Columns of few values; a dictionary of the others takes twice the time and room.
+FEW = ["size", "kept"]
 SCHEMA = pa.schema(
     [
         ("group", pa.uint64()),
@@ -132,7 +134,7 @@ def write_table(folder: Path, memory_gb: float = 4.0) -> dict[str, int]:
     facts = {"groups": 0, "grouped_rows": 0, "largest_group": 0, "chained_groups": 0}
     with (
         atomic_path(folder / "groups.parquet") as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=FEW) as writer,
     ):
         for low in range(0, len(labels), span):
             for table in _tables(folder, low, min(len(labels), low + span), known):
@@ -168,67 +170,76 @@ def _tables(folder: Path, low: int, high: int, known: Representatives) -> Iterat
     """The groups with labels in [low, high), some at a time."""
     names = ("labels", "kept_row", "kept_distance")
     labels, kept_row, far = (open_npy(folder / f"{name}.npy") for name in names)
+    blocks = [slice(b, b + BLOCK_ROWS) for b in range(low, len(labels), BLOCK_ROWS)]
     size = np.zeros(high - low, labels.dtype)
-    kept, largest = np.zeros_like(size), np.zeros(high - low, np.float32)
-    for b in range(low, len(labels), BLOCK_ROWS):
-        s = slice(b, b + BLOCK_ROWS)
-        _measure(b, low, labels[s], kept_row[s], far[s], size, kept, largest)
-    best, most = np.zeros_like(size), np.zeros_like(size)
-    for rows, counts in representatives.runs(open_npy(folder / "dropped_kept_rows.npy")):
-        _choose(low, rows, counts, labels[rows], best, most)
+    for block in blocks:
+        _count(low, labels[block], size)
     found = np.flatnonzero(size > 1)
-    ends, members = _members(low, found, kept, labels, kept_row)
-    for start in range(0, len(found), BATCH_GROUPS):
-        inside = found[start : start + BATCH_GROUPS]
-        cut = ends[start : start + len(inside) + 1]
+    size, place = size[found], np.full(high - low, -1, np.int64)
+    place[found] = np.arange(len(found))
+    kept, best, most = np.zeros((3, len(found)), np.int64)
+    largest = np.zeros(len(found), np.float32)
+    for block in blocks:
+        _measure(block.start, low, labels[block], kept_row[block], far[block], place, kept, largest)
+    for rows, counts in representatives.runs(open_npy(folder / "dropped_kept_rows.npy")):
+        _choose(low, rows, counts, labels[rows], place, best, most)
+    ends = np.zeros(len(found) + 1, np.int64)
+    np.cumsum(np.minimum(kept, MOST_REPRESENTATIVES), out=ends[1:])
+    members, taken = np.zeros(ends[-1], np.uint64), ends[:-1].copy()
+    for block in blocks:
+        _collect(block.start, low, labels[block], kept_row[block], place, taken, ends, members)
+
+    def table(start: int) -> pa.Table:
+        inside = slice(start, start + BATCH_GROUPS)
+        cut = ends[start : start + BATCH_GROUPS + 1]
         lists = pa.ListArray.from_arrays(
             pa.array((cut - cut[0]).astype(np.int32)), pa.array(members[cut[0] : cut[-1]])
         )
-        numbers = [a.astype(np.uint64) for a in (inside + low, size[inside], kept[inside])]
-        chosen = best[inside]
-        columns = [*numbers, chosen.astype(np.uint64), known.take(chosen)["url"], lists]
-        yield pa.table([*columns, pa.array(largest[inside])], schema=SCHEMA)
+        numbers = (found[inside] + low, size[inside], kept[inside], best[inside])
+        columns = [*(a.astype(np.uint64) for a in numbers), known.take(best[inside])["url"], lists]
+        return pa.table([*columns, pa.array(largest[inside])], schema=SCHEMA)
 
-
-def _members(
-    low: int, found: np.ndarray, kept: np.ndarray, labels: np.ndarray, kept_row: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first kept rows of the groups `found`, end to end, and where those of each end."""
-    ends = np.zeros(len(found) + 1, np.int64)
-    np.cumsum(np.minimum(kept[found], MOST_REPRESENTATIVES), out=ends[1:])
-    place, limit = np.zeros((2, len(kept)), np.int64)
-    place[found], limit[found] = ends[:-1], ends[1:]
-    members = np.zeros(ends[-1], np.uint64)
-    for b in range(low, len(labels), BLOCK_ROWS):
-        s = slice(b, b + BLOCK_ROWS)
-        _collect(b, low, labels[s], kept_row[s], place, limit, members)
-    return ends, members
+    # The next ones are looked up while one is written.
+    yield from threads.ordered_map(table, range(0, len(found), BATCH_GROUPS), 2)
 
 
 @numba.njit(nogil=True, cache=True)
-def _measure(first, low, labels, kept_row, far, size, kept, largest):
-    for i in range(len(labels)):
-        at = np.int64(labels[i]) - low
+def _count(low, labels, size):
+    for label in labels:
+        at = np.int64(label) - low
         if 0 <= at < len(size):
             size[at] += 1
-            if kept_row[i] == first + i:
-                kept[at] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _place(label, low, place):
+    """Number of a group among those found, or -1."""
+    at = np.int64(label) - low
+    return place[at] if 0 <= at < len(place) else -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure(first, low, labels, kept_row, far, place, kept, largest):
+    for i in range(len(labels)):
+        at = _place(labels[i], low, place)
+        if at >= 0:
+            kept[at] += kept_row[i] == first + i
             largest[at] = max(largest[at], far[i])
 
 
 @numba.njit(nogil=True, cache=True)
-def _choose(low, rows, counts, labels, best, most):
+def _choose(low, rows, counts, labels, place, best, most):
     for i in range(len(rows)):
-        at = np.int64(labels[i]) - low
-        if 0 <= at < len(best) and counts[i] > most[at]:
+        at = _place(labels[i], low, place)
+        if at >= 0 and counts[i] > most[at]:
             most[at] = counts[i]
             best[at] = rows[i]
 
 
 @numba.njit(nogil=True, cache=True)
-def _collect(first, low, labels, kept_row, place, limit, members):
+def _collect(first, low, labels, kept_row, place, taken, ends, members):
     for i in range(len(labels)):
-        at = np.int64(labels[i]) - low
-        if 0 <= at < len(place) and kept_row[i] == first + i and place[at] < limit[at]:
-            members[place[at]] = first + i
-            place[at] += 1
+        at = _place(labels[i], low, place)
+        if at >= 0 and kept_row[i] == first + i and taken[at] < ends[at + 1]:
+            members[taken[at]] = first + i
+            taken[at] += 1

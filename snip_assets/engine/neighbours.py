@@ -70,19 +70,21 @@ def near_rows(
     none = np.empty(0, np.int64)
     if not len(queries):
         return none, none
-    x = _rows(features.take(queries), unit)
-    mean = x.mean(0, keepdims=True)
-    some = x[:: -(-len(x) // FOR_AXES)] - mean
-    leading = leading_axes(some, axes_of(x.shape[1]))
-    axes = Axes(leading, scale_of(some, leading))
+    rows = features.take(queries)
+    dim = rows.shape[1]
+    some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
+    mean = some.mean(0, keepdims=True)
+    leading = leading_axes(some - mean, axes_of(dim))
+    axes = Axes(leading, scale_of(some - mean, leading))
     origin = axes.project(mean)[0]
-    whole = whole_rows(x)
-    short = axes.coordinates(axes.project_whole(whole, len(x)), origin)
+    whole = _whole(rows, unit)
+    del rows
+    short = axes.coordinates(axes.project_whole(whole, len(queries)), origin)
     # Whole coordinates are off by half a step, of either row.
     apart = ROUNDING * limit**0.5 + axes.width**0.5 / axes.scale
     bound = -short.half - np.float32(0.5 * axes.steps(apart**2))
     asked = as_queries(short, bound)
-    error, most = in_steps(np.zeros(len(x)), limit + _rounding(limit, x.shape[1]))
+    error, most = in_steps(np.zeros(len(queries)), limit + _rounding(limit, dim))
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = [(none, none)]
@@ -91,7 +93,7 @@ def near_rows(
             part = block[start : start + size]
             own = _whole(part, unit)
             listed = axes.coordinates(axes.project_whole(own, len(part)), origin)
-            stop = np.full(len(x), len(part))
+            stop = np.full(len(queries), len(part))
             for hits in scanned_by(
                 panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
             ):

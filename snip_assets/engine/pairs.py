@@ -252,7 +252,7 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
     """Write one shard's pairs, in row groups of about a million."""
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False) as writer,
     ):
         for start in range(0, max(len(pairs), 1), ROW_GROUP):
             part = pairs[slice(start, start + ROW_GROUP)]

@@ -146,7 +146,9 @@ def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
     go, dropped = ~decided.of(shard), 0
     with (
         atomic_path(out) as temporary,
-        pq.ParquetWriter(temporary, DROP_LIST, compression="zstd") as writer,
+        pq.ParquetWriter(
+            temporary, DROP_LIST, compression="zstd", use_dictionary=["key"]
+        ) as writer,
     ):
         for start, url, md5 in _texts(shard):
             inside = np.flatnonzero(go[start : start + len(url)])

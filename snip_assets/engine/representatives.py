@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +115,8 @@ class Representatives:
     def __init__(self, folder: Path) -> None:
         self.rows = open_npy(folder / "representatives.npy")
         self._file = pa.ipc.open_file(pa.memory_map(str(folder / "representatives.arrow")))
+        # Threads look up at the same time; a reader is for one.
+        self._reading = Lock()
 
     def has(self, rows: np.ndarray) -> np.ndarray:
         """Which of some rows, ascending, are representatives: bool[n]."""
@@ -136,6 +139,8 @@ class Representatives:
         cuts = np.searchsorted(places, np.arange(self._file.num_record_batches + 1) * BATCH_ROWS)
         for number in np.flatnonzero(np.diff(cuts)):
             inside = places[cuts[number] : cuts[number + 1]] - number * BATCH_ROWS
-            batch = self._file.get_batch(int(number)).take(pa.array(inside))
+            with self._reading:
+                whole = self._file.get_batch(int(number))
+            batch = whole.take(pa.array(inside))
             batches.append(pa.Table.from_batches([batch]))
         return pa.concat_tables(batches).combine_chunks().take(pa.array(back))

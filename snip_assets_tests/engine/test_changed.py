@@ -91,9 +91,11 @@ def test_urls_are_looked_up_for_new_representatives_alone(tmp_path, monkeypatch)
     one = Metadata(["0"], paths[:1], np.array([0, 6]))
     group_table.duplicate_groups(files[:1], 6, tmp_path / "old", metadata=one)
     asked = []
-    take = Metadata.take
+    read = Metadata.columns
     monkeypatch.setattr(
-        Metadata, "take", lambda self, rows, names: asked.extend(rows) or take(self, rows, names)
+        Metadata,
+        "columns",
+        lambda self, rows, *names: asked.extend(rows) or read(self, rows, *names),
     )
     both = Metadata(["0", "1"], paths, np.array([0, 6, 9]))
     former = Former(tmp_path / "old", files[:1], decided=True)
