@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, create_model
 
-from .engine import audit, stations
+from .engine import choices, stations
 from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import Settings
@@ -101,10 +101,10 @@ class Audit(dg.ConfigurableResource):
     """How the result is verified: sizes of samples, and bounds."""
 
     seed: int = Field(default=0, description="Of the samples; the nightly check takes the date.")
-    pairs: int = Field(default=audit.PAIRS, description="Pairs to measure again.")
+    pairs: int = Field(default=choices.AUDITED_PAIRS, description="Pairs to measure again.")
     dropped: int = Field(default=2_000, description="Dropped rows to look at.")
     queries: int = Field(
-        default=audit.ROWS,
+        default=choices.AUDITED_ROWS,
         description="Rows whose true partners, in all later rows, are searched for exactly.",
     )
     precision_warn: float = _bound("precision_warn", 1.0, "Warn when precision is surely below.")

@@ -22,8 +22,6 @@ from .truth import true_pairs
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
-# What the audit draws unless it is told otherwise.
-PAIRS, ROWS = 2_000, 1_000
 # Rows whose partners in arriving shards are searched for: 2 bytes a number are held in memory.
 MOST_DRAWN = 1 << 16
 

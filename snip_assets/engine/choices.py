@@ -18,6 +18,8 @@ JOIN_ROWS_PER_GB = 4_000_000
 # Lists longer than this have many false candidates with 8 bytes a row: from 400 million rows on.
 LONG_LIST = 50_000
 FEWEST_INDEX_ROWS = 65_536
+# Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
+AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
 # More wait for the memory, not for each other.
 MOST_GROUPINGS = 8
 

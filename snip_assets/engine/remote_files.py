@@ -24,6 +24,7 @@ from upath import UPath
 
 from . import files
 from .errors import BadInputError, SnipError
+from .locks import lock
 from .remote import DownloadError, redacted
 
 BLOCK = 1 << 23
@@ -228,7 +229,7 @@ def _held(cache: Cache, path: Any) -> tuple[Path, int]:
     info = _info(path)
     local = cache.folder / f"{files.digest_of([str(path), _state(info)])}-{path.name}"
     while True:
-        with files.lock(local):
+        with lock(local):
             if not local.exists():
                 _make_room(cache, info["size"], path)
                 _fetch(path, info["size"], local)
@@ -251,7 +252,7 @@ def _fetch(path: Any, size: int, local: Path) -> None:
 
 
 def _make_room(cache: Cache, size: int, path: Any) -> None:
-    with files.lock(cache.folder / "room"):
+    with lock(cache.folder / "room"):
         found = [p for p in cache.folder.iterdir() if not p.name.startswith(".")]
         oldest = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in found)
         total = sum(bytes_ for _, bytes_, _ in oldest)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from .errors import BadInputError, StaleOutputError
 from .features import Features
-from .files import digest_of, lock, open_npy, write_json, write_npy
+from .files import digest_of, open_npy, write_json, write_npy
 from .layout import Layout
+from .locks import lock
 from .remote_files import absolute, is_remote, npy_header, open_file, place
 from .remote_files import names as remote_names
 

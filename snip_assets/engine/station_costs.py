@@ -18,11 +18,11 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 
 GIB = 2**30
 PAGE = 4096
-AUDIT_QUERIES = 400
 # Bytes that a core hashed in a second where the constants below were read off.
 HASHED = 6.3e8
-# The report searches at most so many rows; the share of a grouping that a threshold of it takes.
-REPORT_ROWS, THRESHOLD = 1_000_000, 0.2
+# Rows that the report searches at the most, and for how many; the share of a grouping that a
+# threshold of it takes.
+REPORT_ROWS, NEAR_MISSES, THRESHOLD = 1_000_000, 400, 0.2
 # Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
 # checks, and announced to Dagster.
 SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.045, 0.02, 0.09
@@ -330,10 +330,10 @@ def _results(case: Case) -> dict[str, Cost]:
 def _looks(case: Case) -> dict[str, Cost]:
     """Checks and report: exact search for some rows, and groups for each threshold shown."""
 
-    def exact(rows: int) -> float:
+    def exact(rows: int, queries: int) -> float:
         axes = neighbours.axes_of(case.dim)
         projected = 2.0 * rows * axes * case.dim / case.rates.product
-        compared = AUDIT_QUERIES * rows * axes / WIDTH / case.rates.join
+        compared = queries * rows * axes / WIDTH / case.rates.join
         return projected + compared + NUMBER_PREPARED * case.pace * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
@@ -342,13 +342,13 @@ def _looks(case: Case) -> dict[str, Cost]:
     groupings, sorters = THRESHOLD * (choices.thresholds(pairs) + 1), min(GIB, 64 * pairs)
     return {
         "checks": Cost(
-            exact(case.rows),
+            exact(case.rows, choices.AUDITED_ROWS),
             case.pace * (LOOKED + SHARD_CHECKED * case.shards),
             memory,
             case.uncached(case.raw),
         ),
         "dedup_report": Cost(
-            exact(min(case.rows, REPORT_ROWS)),
+            exact(min(case.rows, REPORT_ROWS), NEAR_MISSES),
             LOOKED * case.pace + groupings / at_once * _grouping(case, min(case.rows, pairs)),
             max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + sorters)),
             groupings * 14.0 * pairs,

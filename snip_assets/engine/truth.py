@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numba import njit
 
 from . import shards
-from .files import atomic_path, digest_of, lock, read_manifest
+from .files import atomic_path, digest_of, read_manifest
+from .locks import lock
 from .neighbours import near_rows
 from .run import Run
 from .shards import Features, Shard

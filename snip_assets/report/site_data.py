@@ -129,9 +129,9 @@ def quality(run: Run) -> dict[str, audit.Interval]:
     Recall only up to twenty million rows: exact search reads all raw features.
     """
     seed = run.settings.seed
-    found = {"precision": audit.pair_precision(run, audit.PAIRS, seed)}
+    found = {"precision": audit.pair_precision(run, choices.AUDITED_PAIRS, seed)}
     if run.registry.rows <= MOST_AUDITED_ROWS:
-        found["recall"] = audit.last_recall(run, audit.ROWS, seed)
+        found["recall"] = audit.last_recall(run, choices.AUDITED_ROWS, seed)
     return {name: value for name, value in found.items() if value.trials}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snip_assets.engine import files
+from snip_assets.engine import files, locks
 from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import load, register
@@ -84,7 +84,7 @@ def test_a_damaged_manifest_is_an_error_and_its_output_is_made_again(tmp_path: P
 
 
 def _hold(output: Path, log: Path) -> None:
-    with files.lock(output):
+    with locks.lock(output):
         with open(log, "a") as file:
             file.write("in ")
         time.sleep(0.05)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import audit
+from snip_assets.engine import audit, choices
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import manifest_path, open_npy, read_manifest
 from snip_assets.engine.run import Run
@@ -193,8 +193,8 @@ def test_the_exports_hold_what_is_shown(finished: Finished, pages: dict[str, Pag
 
 def test_precision_and_recall_are_the_audit_s(finished: Finished) -> None:
     found: dict[str, Any] = site_data.quality(finished.run)
-    assert found["precision"] == audit.pair_precision(finished.run, audit.PAIRS, 0)
-    assert found["recall"] == audit.query_recall(finished.run, audit.ROWS, 0)
+    assert found["precision"] == audit.pair_precision(finished.run, choices.AUDITED_PAIRS, 0)
+    assert found["recall"] == audit.query_recall(finished.run, choices.AUDITED_ROWS, 0)
 
 
 def test_another_keep_rule_is_refused(finished: Finished) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import Manifest, current, lock, seal
+from snip_assets.engine.files import Manifest, current, seal
+from snip_assets.engine.locks import lock
 from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.remote_files import state as remote_state
 from snip_assets.engine.run import Run

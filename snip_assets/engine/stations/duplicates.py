@@ -15,12 +15,12 @@ from snip_assets.engine.files import (
     current,
     damage,
     digest_of,
-    lock,
     open_npy,
     read_manifest,
     seal,
 )
 from snip_assets.engine.group_table import duplicate_groups as group_rows
+from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap

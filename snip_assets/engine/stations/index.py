@@ -19,7 +19,6 @@ from snip_assets.engine.files import (
     atomic_path,
     current,
     digest_of,
-    lock,
     read_manifest,
     save_npy,
     seal,
@@ -27,6 +26,7 @@ from snip_assets.engine.files import (
     write_json,
 )
 from snip_assets.engine.known_pairs import known_pairs
+from snip_assets.engine.locks import lock
 from snip_assets.engine.run import INDEX_SETTINGS, Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.trained import TrainedIndex
