@@ -12,7 +12,7 @@ import torch
 from .progress import task
 from .remote_files import CacheFullError, is_remote
 from .resident import allow_open_files
-from .row_file import RowFile, copy
+from .row_file import RowFile, copy, may_map
 from .threads import ordered_map
 
 BLOCK = 4096
@@ -101,12 +101,14 @@ class Features:
         ordinals = np.flatnonzero(np.diff(cuts))
         like = self.shard(int(ordinals[0]) if len(ordinals) else 0)
         out = np.empty((len(rows), *like.shape[1:]), like.dtype)
+        mapped = may_map(len(self) * out.strides[0])
         for start in range(0, len(ordinals), self._at_once):
             some = ordinals[start : start + self._at_once]
             files = [self.shard(int(ordinal)) for ordinal in some]
             owner = np.repeat(np.arange(len(some)), cuts[some + 1] - cuts[some])
             own = slice(cuts[some[0]], cuts[some[-1] + 1])
-            copy(files, owner, ordered[own] - self.offsets[some][owner], out, places[own])
+            inside = ordered[own] - self.offsets[some][owner]
+            copy(files, owner, inside, out, places[own], mapped)
             del files
         return out
 

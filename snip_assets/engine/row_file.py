@@ -23,7 +23,7 @@ from numba import njit, types
 
 from .errors import BadInputError
 from .files import open_npy
-from .resident import trim
+from .resident import LIMIT, trim
 
 # Blocks that are asked for beyond the one that is read.
 AHEAD = 4
@@ -183,12 +183,22 @@ class RowFile:
         return os.fstat(self._handle).st_size >= self.array.offset + self.array.nbytes
 
 
+def may_map(size: int) -> bool:
+    """Whether so many bytes of rows are worth reading through memory maps.
+
+    Pages come in 16 at a time. Where they must be handed back before all are there, that takes
+    half as long again as to read each row by position.
+    """
+    return size <= LIMIT // 4 * 3
+
+
 def copy(
     files: Sequence[RowFile],
     owner: np.ndarray,
     rows: np.ndarray,
     out: np.ndarray,
     places: np.ndarray,
+    mapped: bool = True,
 ) -> None:
     """Copy rows of some files to places of an array.
 
@@ -200,6 +210,8 @@ def copy(
         int64[n].
     out
         m x dimension, C order.
+    mapped
+        Whether short rows may come from the memory maps; see `may_map`.
 
     Raises
     ------
@@ -226,7 +238,7 @@ def copy(
     table = np.array([file.place for file in files], np.int64)
     width, target = files[0].array.strides[0], out.ctypes.data
     scattered = len(files) > 1 or abs(int(rows[-1]) - int(rows[0])) >= len(rows)
-    mapped = len(rows) >= LOOK and scattered and width <= SHORT
+    mapped = mapped and len(rows) >= LOOK and scattered and width <= SHORT
     if mapped and all(file.whole() for file in files) and _held(table, width, owner, rows):
         for start in range(0, len(rows), GATHERED):
             part = slice(start, start + GATHERED)

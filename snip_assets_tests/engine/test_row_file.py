@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snip_assets.engine import row_file
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.features import Features
 from snip_assets.engine.row_file import LOOK, RowFile
@@ -55,7 +57,9 @@ def test_rows_of_many_files(tmp_path_factory: pytest.TempPathFactory, rows: list
     for path, start, stop in zip(paths, offsets[:-1], offsets[1:], strict=True):
         np.save(path, x[start:stop])
     wanted = np.array(rows, np.int64)
-    np.testing.assert_array_equal(Features(paths, offsets).take(wanted), x[wanted])
+    for limit in (row_file.LIMIT, 0):  # From the maps where there are enough rows, and by position.
+        with mock.patch.object(row_file, "LIMIT", limit):
+            np.testing.assert_array_equal(Features(paths, offsets).take(wanted), x[wanted])
     with pytest.raises(IndexError):
         Features(paths, offsets).take(np.append(wanted, 4 * ROWS))
 
