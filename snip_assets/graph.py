@@ -63,7 +63,7 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
 
     One run of the job `arrival` where this concerns all shards. Else one without the outputs over
     the shards that it concerns, then one of `publish` over those that were decided otherwise:
-    each shard of a run costs Dagster some 10 ms an asset, whether there is something to do or not.
+    each shard of a run costs Dagster some 5 ms an asset, whether there is something to do or not.
 
     Parameters
     ----------

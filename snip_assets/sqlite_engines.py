@@ -55,7 +55,7 @@ def kept(url: str, **options: Any) -> Engine:
 
 
 def _state(url: str) -> tuple[int, int] | None:
-    """What tells a file from another at its place; None for none, or none on disk."""
+    """What tells a file on disk from another at its place; None if there is none."""
     if not url.startswith(_PREFIX):
         return None
     try:
@@ -71,8 +71,9 @@ def _stay(close: bool = True) -> None:
 
 def _let_go(urls: list[str]) -> None:
     for url in urls:
-        _, engine = _engines.pop(url)
-        Engine.dispose(engine)
+        # Another thread may have been first.
+        if (held := _engines.pop(url, None)) is not None:
+            Engine.dispose(held[1])
 
 
 if hasattr(os, "register_at_fork"):  # A child must neither use nor close its parent's connections.

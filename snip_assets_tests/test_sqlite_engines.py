@@ -38,7 +38,7 @@ def test_events_go_to_the_file_that_is_there(tmp_path: Path) -> None:
             runs = [some.execute_in_process(instance=instance).run_id for _ in range(3)]
             assert {run.run_id for run in instance.get_runs()} == set(runs)
             assert all(len(instance.all_logs(run)) > 5 for run in runs)
-        # Another process sees them, and so does this one after the folder was moved and back.
+        # They are in these files; the next turn makes others in their place.
         home.rename(other)
         with dg.DagsterInstance.local_temp(str(other)) as instance:
             assert {run.run_id for run in instance.get_runs()} == set(runs)

@@ -22,7 +22,7 @@ from .truth import true_pairs
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
-# Rows whose partners in arriving shards are searched for: they are held in memory, twice a while.
+# Rows whose partners in arriving shards are searched for; they are held in memory, twice at first.
 MOST_DRAWN = 1 << 16
 
 

@@ -24,6 +24,7 @@ from .vectors import (
     INTS,
     SHORTS,
     WIDTH,
+    arrays,
     constant,
     load,
     plus_byte_products,
@@ -113,9 +114,8 @@ def compare(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, begins, block, floors, out = (
-            context.make_array(signature.args[k])(context, builder, arguments[k])
-            for k in (0, 1, 3, 5, 6)
+        rows, begins, block, floors, out = arrays(
+            context, builder, signature, arguments, 0, 1, 3, 5, 6
         )
         groups = builder.extract_value(block.shape, 1)
         places = [builder.add(arguments[4], constant(k)) for k in range(QUERIES)]

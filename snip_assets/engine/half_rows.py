@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from .kernels import FASTER
-from .vectors import FLOATS, I32, WIDTH, clamped, constant, load, rint, splat, total
+from .vectors import FLOATS, I32, WIDTH, arrays, clamped, constant, load, rint, splat, total
 from .whole_rows import LARGEST, room
 
 # Type checkers see the function that makes the code, and not the one that Numba calls.
@@ -62,9 +62,7 @@ def scaled(typing_context: Any, bits: Any, row: Any, factor: Any, largest: Any, 
     """Round a row times a factor to int16, cut to the largest; into the same row of `out`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, target = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 4)
-        )
+        array, target = arrays(context, builder, signature, arguments, 0, 4)
         start, count = _row(builder, array, arguments[1])
         there, _ = _row(builder, target, arguments[1])
         times, top = splat(builder, arguments[2]), splat(builder, arguments[3])

@@ -26,6 +26,7 @@ from .vectors import (
     INTS,
     SHORTS,
     WIDTH,
+    arrays,
     constant,
     load,
     splat,
@@ -80,9 +81,7 @@ def _panel_sums(
 
 def _two_rows(context: Any, builder: Any, signature: Any, arguments: Any) -> tuple[Any, Any, Any]:
     """Numbers of a row, and where a row of one array and one of another begin."""
-    one, other = (
-        context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 2)
-    )
+    one, other = arrays(context, builder, signature, arguments, 0, 2)
     width = builder.extract_value(one.shape, 1)
     left, right = (
         builder.gep(array.data, [builder.mul(arguments[k], width)])
@@ -177,9 +176,8 @@ def scaled_products(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, block, scales, biases, target = (
-            context.make_array(signature.args[k])(context, builder, arguments[k])
-            for k in (0, 2, 4, 5, 6)
+        rows, block, scales, biases, target = arrays(
+            context, builder, signature, arguments, 0, 2, 4, 5, 6
         )
         places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
         sums = _panel_sums(builder, rows, arguments[1], block, places)
@@ -249,9 +247,7 @@ def nearest_word(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data, words, half = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 3, 5)
-        )
+        data, words, half = arrays(context, builder, signature, arguments, 0, 3, 5)
         dim, size = builder.extract_value(data.shape, 1), builder.extract_value(words.shape, 1)
         place = builder.add(builder.mul(arguments[1], dim), arguments[2])
         own = builder.gep(data.data, [place])

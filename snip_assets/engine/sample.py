@@ -29,6 +29,22 @@ def sample_rows(rows: int, most: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(rows, most, replace=False, shuffle=False)).astype(np.int64)
 
 
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """uint64[n]: numbers scattered at random, each by itself alone.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+
+    Parameters
+    ----------
+    values
+        uint64[n].
+    """
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def read_rows(features: Features, rows: np.ndarray) -> np.ndarray:
     """Sampled rows, in their own dtype.
 

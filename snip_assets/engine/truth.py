@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit
 
 from . import shards
 from .files import atomic_path, digest_of, read_manifest
 from .locks import lock
 from .neighbours import near_rows
 from .run import Run
+from .sample import splitmix64
 from .shards import Features, Shard
 from .verify import distances
 
@@ -34,24 +34,6 @@ _SEARCHED = b"searched"
 # Of a float32 distance: pairs this near the threshold are computed again in float64.
 ROUNDING = 1e-4
 _TOP = (1 << 64) - 1
-
-
-@njit(nogil=True, cache=True)
-def _ticket(row, seed):
-    # Source: splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-    # OOPSLA 2014).
-    mixed = (np.uint64(row) ^ seed) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-@njit(nogil=True, cache=True)
-def _drawn(rows, seed, limit):
-    out = np.empty(len(rows), np.bool_)
-    for i in range(len(rows)):
-        out[i] = _ticket(rows[i], seed) <= limit
-    return out
 
 
 def drawn(rows: np.ndarray, seed: int, share: float) -> np.ndarray:
@@ -64,11 +46,8 @@ def drawn(rows: np.ndarray, seed: int, share: float) -> np.ndarray:
     """
     # Another seed must not be another order of the same tickets.
     spread = int(digest_of(["tickets", seed])[:16], 16)
-    return _drawn(rows, np.uint64(spread), np.uint64(_limit(share)))
-
-
-def _limit(share: float) -> int:
-    return min(_TOP, int(share * 2.0**64))
+    tickets = splitmix64(rows.astype(np.uint64) ^ np.uint64(spread))
+    return tickets <= np.uint64(min(_TOP, int(share * 2.0**64)))
 
 
 def exact_neighbours(
@@ -205,7 +184,7 @@ def _stands_on(run: Run, ready: Sequence[Shard]) -> dict[str, str]:
 
 
 def _sweep(run: Run, path: Path) -> None:
-    """Of other seeds than the run's own, leave the last file alone."""
+    """Keep what was found for the run's own seed, and for the last one."""
     own = run.layout.true_pairs(run.settings.seed)
     for other in path.parent.glob("true_pairs-*.parquet"):
         if other not in (own, path):

@@ -27,6 +27,11 @@ def constant(value: int) -> Any:
     return ir.Constant(I64, value)
 
 
+def arrays(context: Any, builder: Any, signature: Any, arguments: Any, *numbers: int) -> list[Any]:
+    """Those arguments of a kernel, by number, that are arrays."""
+    return [context.make_array(signature.args[k])(context, builder, arguments[k]) for k in numbers]
+
+
 def load(builder: Any, place: Any, kind: Any) -> Any:
     """A vector from memory, at any place."""
     bytes_ = _BYTES.get(type(kind.element)) or kind.element.width // 8

@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
-from .vectors import FLOATS, I64, INTS, WIDTH, clamped, constant, load, rint, splat, total
+from .vectors import FLOATS, I64, INTS, WIDTH, arrays, clamped, constant, load, rint, splat, total
 
 # Type checkers see the function that makes the code, and not the one that Numba calls.
 intrinsic: Any = numba_intrinsic
@@ -61,9 +61,7 @@ def rounded_sum(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        words, own, rows = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 1, 5)
-        )
+        words, own, rows = arrays(context, builder, signature, arguments, 0, 1, 5)
         number, factor, top = arguments[2:5]
         parts, size, width = cgutils.unpack_tuple(builder, words.shape)
         code = builder.gep(own.data, [builder.mul(number, parts)])
@@ -108,9 +106,7 @@ def rounded_difference(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, begins, rows = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]) for k in (0, 1, 5)
-        )
+        values, begins, rows = arrays(context, builder, signature, arguments, 0, 1, 5)
         number, factor, top = arguments[2:5]
         width = builder.extract_value(values.shape, 1)
         at = builder.mul(number, width)

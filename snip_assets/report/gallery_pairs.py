@@ -11,6 +11,7 @@ from snip_assets.engine import audit, shards
 from snip_assets.engine.files import read_manifest
 from snip_assets.engine.pair_files import stream
 from snip_assets.engine.run import Run
+from snip_assets.engine.sample import splitmix64
 from snip_assets.engine.shards import Features, Shard
 from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
@@ -117,15 +118,7 @@ def _some_features(run: Run) -> tuple[Features, _Ids]:
 
 def _ticket(rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     """A random number for each pair that depends on nothing else."""
-    # Source: splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators",
-    # OOPSLA 2014), once for each end.
-    mixed = np.zeros(len(rows), np.uint64)
-    for end in (earlier, rows):
-        mixed = (mixed ^ end.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return mixed
+    return splitmix64(rows.astype(np.uint64) ^ splitmix64(earlier.astype(np.uint64)))
 
 
 def _pair(row: int, earlier: int, distance: float, kind: Kind) -> Pair:
