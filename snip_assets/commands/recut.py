@@ -72,7 +72,6 @@ def recut(
         rule=keep,
         duplicate_count=duplicate_count,
         keep_captions=keep_captions,
-        memory_gb=memory_gb,
     )
     if as_json:
         typer.echo(json.dumps(facts))

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import atomic_path
 from .pair_files import SCHEMA, limit, stream
 
 
@@ -66,10 +65,7 @@ def changed_pairs(
     touched = np.zeros(rows, np.bool_)
     for pairs in stream(new, rows, "New pairs"):
         _touch(pairs.row, pairs.distance, most, labels, touched)
-    with (
-        atomic_path(out) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="lz4") as writer,
-    ):
+    with pq.ParquetWriter(out, SCHEMA, compression="lz4") as writer:
         for pairs in stream(pair_files, rows, "Changed groups"):
             inside = _inside(pairs.row, pairs.distance, most, labels, touched)
             if len(inside):

@@ -20,6 +20,9 @@ LONG_LIST = 50_000
 FEWEST_INDEX_ROWS = 65_536
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
+# Steps of the threshold that the report shows, and pairs that are grouped for each, about: those of
+# random groups where there are more.
+THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000
 # More wait for the memory, not for each other.
 MOST_GROUPINGS = 8
 
@@ -64,11 +67,6 @@ def steps(rows: int, settings: Settings) -> int:
 def join_rows(settings: Settings) -> int:
     """Rows of shards that are joined together: each list is then read once for all of them."""
     return int(settings.memory_gb * JOIN_ROWS_PER_GB)
-
-
-def thresholds(pairs: float) -> int:
-    """Steps of the threshold that the report shows: fewer where each takes long."""
-    return 20 if pairs <= 1_000_000 else 10 if pairs <= 200_000_000 else 4
 
 
 def groupings(rows: int, settings: Settings) -> int:

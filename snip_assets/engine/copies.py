@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xxhash
+from numba import njit
 
 from . import half_rows
 from .errors import BadInputError
@@ -174,6 +175,15 @@ def _between(hashes: np.ndarray, low: int, high: int) -> np.ndarray:
     return np.flatnonzero((hashes >= np.uint64(low)) & (hashes <= np.uint64(high - 1)))
 
 
+@njit(nogil=True, cache=True)
+def _marked(hashes, low, marks):
+    """Which hashes are marked by their lowest bits."""
+    out = np.empty(len(hashes), np.bool_)
+    for i in range(len(hashes)):
+        out[i] = marks[hashes[i] & low]
+    return out
+
+
 class Among:
     """Which of many hashes are among a few.
 
@@ -193,7 +203,7 @@ class Among:
 
     def places(self, hashes: np.ndarray) -> np.ndarray:
         """int64: places in `hashes` of those that are among the few."""
-        inside = np.flatnonzero(self._marks[hashes & self._low])
+        inside = np.flatnonzero(_marked(hashes, self._low, self._marks))
         few = hashes[inside]
         at = np.minimum(np.searchsorted(self.hashes, few), len(self.hashes) - 1)
         return inside[self.hashes[at] == few] if len(self.hashes) else inside

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 BUFFER = 1 << 24
+LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 class Sorter:
@@ -27,15 +28,15 @@ class Sorter:
     payload
         Type of a number carried with each key, None for keys alone.
     buffer
-        Records sorted at a time.
+        Records sorted at a time; 0: `BUFFER`.
     """
 
     def __init__(
-        self, folder: Path, payload: np.typing.DTypeLike | None = None, buffer: int = BUFFER
+        self, folder: Path, payload: np.typing.DTypeLike | None = None, buffer: int = 0
     ) -> None:
-        self.folder, self.buffer = folder, buffer
+        self.folder, self.buffer = folder, buffer or BUFFER
         self.types = [np.dtype(np.uint64)] + ([] if payload is None else [np.dtype(payload)])
-        self._waiting = [np.empty(buffer, kind) for kind in self.types]
+        self._waiting = [np.empty(self.buffer, kind) for kind in self.types]
         self._filled = 0
         self._runs: list[list[np.ndarray]] = []
 
@@ -119,6 +120,33 @@ class Sorter:
             places[number] += count
             if count < window:
                 return
+
+
+class PairSorter:
+    """Sort pairs of whole numbers by the first, then the second.
+
+    Parameters
+    ----------
+    folder
+        As for `Sorter`.
+    kind
+        Type that holds the numbers. Two of 32 bits are one key; of wider ones, pairs with the same
+        first number come out as they went in.
+    """
+
+    def __init__(self, folder: Path, kind: np.typing.DTypeLike) -> None:
+        self._narrow = np.dtype(kind).itemsize <= 4
+        self._sorter = Sorter(folder, None if self._narrow else np.uint64)
+
+    def append(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Add pairs."""
+        high, low = first.astype(np.uint64), second.astype(np.uint64)
+        self._sorter.append(*((high << SHIFT | low,) if self._narrow else (high, low)))
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield all pairs in order, block by block; once: uint64[n], uint64[n]."""
+        for block in self._sorter.blocks():
+            yield (block[0] >> SHIFT, block[0] & LOW) if self._narrow else (block[0], block[1])
 
 
 def _ordered(columns: list[np.ndarray]) -> tuple[np.ndarray, ...]:

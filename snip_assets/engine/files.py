@@ -13,11 +13,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,14 +50,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         There is no room; what was at `path` before is untouched.
     """
     temporary = _temporary(path)
+    flushes = _flushes[temporary] = _Flushes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir():
+            flushes.wait()
             _replace_folder(temporary, path)
         else:
-            with open(temporary, "rb+") as handle:
-                os.fsync(handle.fileno())
+            _flush(temporary, _flushes.get(path.parent))
             temporary.replace(path)
     except DiskFullError:
         raise
@@ -68,11 +70,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
+        del _flushes[temporary]
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+class _Flushes:
+    """Files of a new folder that are on their way to the disk, while the next ones are made."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "flush")
+        self._waiting: list[Future[None]] = []
+
+    def add(self, file: BinaryIO) -> None:
+        """Begin with a file; it may be renamed meanwhile."""
+        self._waiting.append(self._pool.submit(_sync, file))
+
+    def wait(self) -> None:
+        """Raise OSError unless all have arrived."""
+        for future in self._waiting:
+            future.result()
+        self._pool.shutdown()
+
+
+_flushes: dict[Path, _Flushes] = {}
+
+
+def _flush(path: Path, folder: _Flushes | None) -> None:
+    file = path.open("rb+")
+    _sync(file) if folder is None else folder.add(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    with file:
+        os.fsync(file.fileno())
 
 
 def _temporary(path: Path) -> Path:

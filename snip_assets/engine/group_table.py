@@ -27,18 +27,21 @@ import pyarrow.parquet as pq
 
 from . import representatives, threads
 from .changed import Former, changed_pairs
+from .external_sort import PairSorter
 from .files import atomic_path, open_npy
 from .groups import group
-from .keep import Copies, keep
+from .keep import keep
 from .metadata import Metadata
+from .pair_files import Copies
 from .representatives import Representatives
 
 MOST_REPRESENTATIVES = 16
 BLOCK_ROWS = 1 << 20
 BATCH_GROUPS = 1 << 16
-BYTES_A_ROW = 64
 # Columns of few values; a dictionary of the others takes twice the time and room.
 FEW = ["size", "kept"]
+_IDS = ["group", "representative", "representatives.list.element"]
+PACKED = dict.fromkeys(_IDS, "DELTA_BINARY_PACKED")
 SCHEMA = pa.schema(
     [
         ("group", pa.uint64()),
@@ -62,13 +65,12 @@ def duplicate_groups(
     metadata: Metadata | None = None,
     copies: Copies | None = None,
     former: Former | None = None,
-    memory_gb: float = 4.0,
 ) -> dict[str, Any]:
     """Group all rows, decide who stays, and write the folder `out`, replaced as a whole.
 
     Files: labels.npy (`groups.group`), kept_row.npy, kept_distance.npy, dropped_rows.npy and
     dropped_kept_rows.npy (`keep.keep`), representatives.npy and .arrow (`representatives.write`),
-    groups.parquet. Memory: the largest of these, that of `keep.keep`.
+    groups.parquet. Memory: the larger of those of `keep.keep` and `write_table`.
 
     Parameters
     ----------
@@ -80,8 +82,6 @@ def duplicate_groups(
         An earlier run, whose pairs are not read again for the components; where its decision
         holds, only the groups that got a new pair are decided again. The files are the same bytes
         without.
-    memory_gb
-        What the table of groups may use, in GiB.
 
     Returns
     -------
@@ -115,39 +115,42 @@ def duplicate_groups(
             )
         known = None if before is None else Representatives(before)
         count = representatives.write(folder, metadata, known)
-        return {**facts, "representatives": count, **write_table(folder, memory_gb)}
+        return {**facts, "representatives": count, **write_table(folder)}
 
 
-def write_table(folder: Path, memory_gb: float = 4.0) -> dict[str, int]:
+def write_table(folder: Path) -> dict[str, int]:
     """Write `groups.parquet` beside the other files of the folder.
 
-    Goes over the labels once for each range of groups that fits the memory.
+    Memory: 64 bytes a row of the largest group, and that of a `Sorter`.
 
     Returns
     -------
     dict
         groups, grouped_rows, largest_group, chained_groups.
     """
-    labels = open_npy(folder / "labels.npy")
-    span = max(BLOCK_ROWS, int(memory_gb * 2**30 / BYTES_A_ROW))
-    known = Representatives(folder)
     facts = {"groups": 0, "grouped_rows": 0, "largest_group": 0, "chained_groups": 0}
+    known = Representatives(folder)
     with (
+        tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as spill,
         atomic_path(folder / "groups.parquet") as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=FEW) as writer,
+        pq.ParquetWriter(
+            temporary, SCHEMA, compression="zstd", use_dictionary=FEW, column_encoding=PACKED
+        ) as writer,
     ):
-        for low in range(0, len(labels), span):
-            for table in _tables(folder, low, min(len(labels), low + span), known):
-                writer.write_table(table)
-                facts["groups"] += len(table)
-                facts["grouped_rows"] += pc.sum(table["size"]).as_py()
-                largest = pc.max(table["size"]).as_py()
-                facts["largest_group"] = max(facts["largest_group"], largest)
-                facts["chained_groups"] += pc.sum(pc.greater(table["kept"], 1)).as_py()
+        groups = _groups(open_npy(folder / "labels.npy"), Path(spill))
+        # The next ones are looked up while some are written.
+        for table in threads.ordered_map(lambda some: _table(folder, known, *some), groups, 2):
+            writer.write_table(table)
+            facts["groups"] += len(table)
+            facts["grouped_rows"] += pc.sum(table["size"]).as_py()
+            facts["largest_group"] = max(facts["largest_group"], pc.max(table["size"]).as_py())
+            facts["chained_groups"] += pc.sum(pc.greater(table["kept"], 1)).as_py()
     return facts
 
 
-def far_groups(folder: Path, count: int = 20) -> pa.Table:
+def far_groups(
+    folder: Path, count: int = 20, columns: Sequence[str] = tuple(SCHEMA.names)
+) -> pa.Table:
     """The groups whose members lie furthest apart: those that keep most rows, more than one.
 
     Parameters
@@ -156,90 +159,82 @@ def far_groups(folder: Path, count: int = 20) -> pa.Table:
         Folder of `duplicate_groups`.
     count
         How many to list at the most.
+    columns
+        Of `groups.parquet`, with `group` and `kept`.
     """
-    best = SCHEMA.empty_table()
+    best = SCHEMA.empty_table().select(list(columns))
     with pq.ParquetFile(folder / "groups.parquet") as file:
-        for batch in file.iter_batches(BATCH_GROUPS):
+        for batch in file.iter_batches(BATCH_GROUPS, columns=list(columns)):
             table = pa.Table.from_batches([batch])
             table = pa.concat_tables([best, table.filter(pc.greater(table["kept"], 1))])
             best = table.sort_by([("kept", "descending"), ("group", "ascending")]).slice(0, count)
     return best
 
 
-def _tables(folder: Path, low: int, high: int, known: Representatives) -> Iterator[pa.Table]:
-    """The groups with labels in [low, high), some at a time."""
-    names = ("labels", "kept_row", "kept_distance")
-    labels, kept_row, far = (open_npy(folder / f"{name}.npy") for name in names)
-    blocks = [slice(b, b + BLOCK_ROWS) for b in range(low, len(labels), BLOCK_ROWS)]
-    size = np.zeros(high - low, labels.dtype)
+def _groups(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some groups at a time: where each begins, and the end; rows by group, ascending."""
+    sorter = PairSorter(spill, labels.dtype)
+    for start in range(0, len(labels), BLOCK_ROWS):
+        block = np.asarray(labels[start : start + BLOCK_ROWS])
+        later = np.flatnonzero(block != np.arange(start, start + len(block), dtype=block.dtype))
+        sorter.append(block[later], later + start)
+    for group_, row in _whole(sorter.blocks()):
+        starts = np.flatnonzero(np.append(True, group_[1:] != group_[:-1]))
+        for first in range(0, len(starts), BATCH_GROUPS):
+            cut = np.append(starts, len(row))[first : first + BATCH_GROUPS + 1]
+            roots, begins = group_[cut[:-1]], cut - cut[0]
+            # The root of a group is its first row, and has no label but itself.
+            yield begins + np.arange(len(cut)), np.insert(row[cut[0] : cut[-1]], begins[:-1], roots)
+
+
+def _whole(
+    blocks: Iterator[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same blocks, cut between groups."""
+    group_, row = np.empty((2, 0), np.uint64)
     for block in blocks:
-        _count(low, labels[block], size)
-    found = np.flatnonzero(size > 1)
-    size, place = size[found], np.full(high - low, -1, np.int64)
-    place[found] = np.arange(len(found))
-    kept, best, most = np.zeros((3, len(found)), np.int64)
-    largest = np.zeros(len(found), np.float32)
-    for block in blocks:
-        _measure(block.start, low, labels[block], kept_row[block], far[block], place, kept, largest)
-    for rows, counts in representatives.runs(open_npy(folder / "dropped_kept_rows.npy")):
-        _choose(low, rows, counts, labels[rows], place, best, most)
-    ends = np.zeros(len(found) + 1, np.int64)
-    np.cumsum(np.minimum(kept, MOST_REPRESENTATIVES), out=ends[1:])
-    members, taken = np.zeros(ends[-1], np.uint64), ends[:-1].copy()
-    for block in blocks:
-        _collect(block.start, low, labels[block], kept_row[block], place, taken, ends, members)
+        group_, row = (np.append(group_, block[0]), np.append(row, block[1])) if len(row) else block
+        # The last group may go on in the next block.
+        last = int(np.searchsorted(group_, group_[-1])) if len(group_) else 0
+        if last:
+            yield group_[:last], row[:last]
+            group_, row = group_[last:], row[last:]
+    if len(row):
+        yield group_, row
 
-    def table(start: int) -> pa.Table:
-        inside = slice(start, start + BATCH_GROUPS)
-        cut = ends[start : start + BATCH_GROUPS + 1]
-        lists = pa.ListArray.from_arrays(
-            pa.array((cut - cut[0]).astype(np.int32)), pa.array(members[cut[0] : cut[-1]])
-        )
-        numbers = (found[inside] + low, size[inside], kept[inside], best[inside])
-        columns = [*(a.astype(np.uint64) for a in numbers), known.take(best[inside])["url"], lists]
-        return pa.table([*columns, pa.array(largest[inside])], schema=SCHEMA)
 
-    # The next ones are looked up while one is written.
-    yield from threads.ordered_map(table, range(0, len(found), BATCH_GROUPS), 2)
+def _table(folder: Path, known: Representatives, begins: np.ndarray, rows: np.ndarray) -> pa.Table:
+    """Of groups as `_groups` gives them."""
+    places, count = rows.astype(np.int64), len(begins) - 1
+    kept = np.asarray(open_npy(folder / "kept_row.npy")[places]).astype(np.uint64)
+    far = np.asarray(open_npy(folder / "kept_distance.npy")[places])
+    stay, best = np.empty((2, count), np.uint64)
+    largest, members = np.empty(count, np.float32), np.empty(len(rows), np.uint64)
+    ends = np.zeros(count + 1, np.int32)
+    most = MOST_REPRESENTATIVES
+    _describe(begins, rows, kept, far, most, stay, best, largest, members, ends)
+    lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(members[: ends[-1]]))
+    size = np.diff(begins).astype(np.uint64)
+    columns = [rows[begins[:-1]], size, stay, best, known.take(best)["url"], lists, largest]
+    return pa.table(columns, schema=SCHEMA)
 
 
 @numba.njit(nogil=True, cache=True)
-def _count(low, labels, size):
-    for label in labels:
-        at = np.int64(label) - low
-        if 0 <= at < len(size):
-            size[at] += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _place(label, low, place):
-    """Number of a group among those found, or -1."""
-    at = np.int64(label) - low
-    return place[at] if 0 <= at < len(place) else -1
-
-
-@numba.njit(nogil=True, cache=True)
-def _measure(first, low, labels, kept_row, far, place, kept, largest):
-    for i in range(len(labels)):
-        at = _place(labels[i], low, place)
-        if at >= 0:
-            kept[at] += kept_row[i] == first + i
-            largest[at] = max(largest[at], far[i])
-
-
-@numba.njit(nogil=True, cache=True)
-def _choose(low, rows, counts, labels, place, best, most):
-    for i in range(len(rows)):
-        at = _place(labels[i], low, place)
-        if at >= 0 and counts[i] > most[at]:
-            most[at] = counts[i]
-            best[at] = rows[i]
-
-
-@numba.njit(nogil=True, cache=True)
-def _collect(first, low, labels, kept_row, place, taken, ends, members):
-    for i in range(len(labels)):
-        at = _place(labels[i], low, place)
-        if at >= 0 and kept_row[i] == first + i and taken[at] < ends[at + 1]:
-            members[taken[at]] = first + i
-            taken[at] += 1
+def _describe(begins, rows, kept, far, most, stay, best, largest, members, ends):
+    explained = np.zeros(len(rows), np.int64)
+    for group_ in range(len(begins) - 1):
+        low, high = begins[group_], begins[group_ + 1]
+        own, filled = rows[low:high], ends[group_]
+        for i in range(low, high):
+            explained[low + np.searchsorted(own, kept[i])] += 1
+        stay[group_], largest[group_], most_explained = 0, 0.0, 0
+        for i in range(low, high):
+            largest[group_] = max(largest[group_], far[i])
+            if kept[i] == rows[i]:
+                if stay[group_] < most:
+                    members[filled] = rows[i]
+                    filled += 1
+                stay[group_] += 1
+                if explained[i] > most_explained:
+                    best[group_], most_explained = rows[i], explained[i]
+        ends[group_ + 1] = filled

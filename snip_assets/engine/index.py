@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def _place(rows, codes, offsets, start, cursor, out_rows, out_codes):
                 out_codes[position, b] = codes[i, b]
             position += 1
         cursor[number] = position
+
+
+@njit(nogil=True, cache=True)
+def _taken(own, code, start, left_out, rows, codes, count):
+    """Copy what one part has of a list behind `count` rows; how many there are then."""
+    marked = np.zeros(len(own), np.bool_)
+    if len(left_out):
+        # In a loop of its own: a row waits for no other then.
+        for i in range(len(own)):
+            marked[i] = left_out[np.uint64(own[i]) + start]
+    for i in range(len(own)):
+        rows[count] = np.uint64(own[i]) + start
+        for k in range(code.shape[1]):
+            codes[count, k] = code[i, k]
+        count += not marked[i]
+    return count
 
 
 @dataclass(frozen=True)
@@ -161,8 +178,10 @@ class SnipIndex:
         self.trained = trained
         self.parts = parts
         self._offsets = [np.asarray(p.open("list_offsets")) for p in parts]
-        self._rows = [p.open("rows") for p in parts]
-        self._codes = [p.open("codes") for p in parts]
+        self._rows = [np.asarray(p.open("rows")) for p in parts]
+        codes = [np.asarray(p.open("codes")) for p in parts]
+        # As numbers as wide as their size allows.
+        self._codes = [code.view(f"u{gcd(8, code.shape[1])}") for code in codes]
 
     @classmethod
     def open(cls, layout: Layout) -> SnipIndex:
@@ -181,21 +200,34 @@ class SnipIndex:
         """int64[lists]."""
         return np.diff(np.sum(self._offsets, axis=0))
 
-    def read_list(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row ids (uint64, ascending) and codes of one inverted list."""
-        rows, codes = [], []
+    def read_list(
+        self, number: int, left_out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row ids (uint64, ascending) and codes of one inverted list.
+
+        Parameters
+        ----------
+        left_out
+            bool[N]: rows to pass over.
+        """
+        left_out = np.empty(0, np.bool_) if left_out is None else left_out
+        room = sum(int(offsets[number + 1] - offsets[number]) for offsets in self._offsets)
+        word = self._codes[0]
+        rows, codes = np.empty(room, np.uint64), np.empty((room, word.shape[1]), word.dtype)
+        count, ordered = 0, True
         for part, offsets, own, code in zip(
             self.parts, self._offsets, self._rows, self._codes, strict=True
         ):
-            low, high = offsets[number], offsets[number + 1]
-            rows.append(own[low:high].astype(np.uint64) + np.uint64(part.start))
-            codes.append(code[low:high])
-        ids = np.concatenate(rows)
-        joined = np.concatenate(codes)
-        if len(ids) > 1 and np.any(ids[1:] < ids[:-1]):
-            order = np.argsort(ids, kind="stable")
-            ids, joined = ids[order], joined[order]
-        return ids, np.ascontiguousarray(joined)
+            inside = slice(offsets[number], offsets[number + 1])
+            start = np.uint64(part.start)
+            before = count
+            count = _taken(own[inside], code[inside], start, left_out, rows, codes, count)
+            ordered &= not 0 < before < count or rows[before - 1] < rows[before]
+        rows, codes = rows[:count], codes[:count]
+        if not ordered:
+            order = np.argsort(rows, kind="stable")
+            rows, codes = rows[order], codes[order]
+        return rows, codes.view(np.uint8)
 
     def to_faiss(self) -> faiss.IndexIVF:
         """A plain FAISS index in memory: 16 bytes a row with `PQ8` (FAISS ids take 8)."""

@@ -45,15 +45,6 @@ CPU = torch.device("cpu")
 
 
 @njit(nogil=True, cache=True)
-def _any(marks, rows):
-    """Whether one of the rows is marked."""
-    for row in rows:  # noqa: SIM110, which Numba cannot compile
-        if marks[row]:
-            return True
-    return False
-
-
-@njit(nogil=True, cache=True)
 def _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count):
     """Pairs of a group of queries and a panel whose short product is near enough; their number."""
     masks = np.empty(QUERIES, np.uint32)
@@ -190,10 +181,7 @@ class ListJoin:
         is_copy: np.ndarray | None = None,
         device: torch.device = CPU,
     ) -> None:
-        rows, codes = index.read_list(number)
-        if is_copy is not None and _any(is_copy, rows):
-            keep = ~is_copy[rows.astype(np.int64)]
-            rows, codes = rows[keep], codes[keep]
+        rows, codes = index.read_list(number, is_copy)
         self.rows, self.rule, self.device = rows, rule, device
         self.centroid = index.trained.centroids[number]
         self._own = rule.axes.project(self.centroid[None])[0]

@@ -18,17 +18,20 @@ its class and rows in the classes of its pairs.
 Instead, pairs are sorted on disk by the rank of the end that is visited later (time-forward
 processing: Chiang et al., External-memory graph algorithms, SODA 1995). Streamed in that order,
 the earlier-visited end of each pair is always decided. The result is the sequential greedy's,
-bit for bit, in four passes over the pair files and one sort, however long the chains.
+bit for bit, in six passes over the pairs and one sort, however long the chains.
 
-Memory: for N rows of which R distinct ones occur in pairs, at most the larger of 13 N (counting
-neighbours) and 4 N + 13 R bytes (deciding), twice that from 2^32 rows; and about 1 GB of fixed
-buffers. Disk while it runs: 8 bytes a pair and 16 bytes a row that occurs in pairs.
+Rows without a pair stay. So the others are numbered anew first (`pair_files.paired`), and all that
+follows is by those places: what is decided costs what there is to decide.
+
+Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering) and 17 R
+bytes (deciding), twice that from 2^32 rows; and about 1 GB of fixed buffers. Disk while it runs: 21
+bytes a pair and 16 bytes a row that occurs in pairs.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,18 +41,13 @@ import numpy as np
 from . import keep_kernels as kernels
 from . import keep_rule
 from .errors import BadInputError
-from .external_sort import Sorter
+from .external_sort import PairSorter, Sorter
 from .files import NpyWriter, open_npy
 from .groups import flatten, unite
 from .metadata import Metadata
-from .pair_files import limit, row_dtype, stream
+from .pair_files import Copies, Paired, limit, mark, paired, row_dtype
 
 BLOCK_ROWS = 1 << 20
-LOW = np.uint64(0xFFFFFFFF)
-SHIFT = np.uint64(32)
-
-# (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
-Copies = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def copies_by_hash(paths: Sequence[Path], offsets: np.ndarray) -> Copies:
@@ -82,10 +80,10 @@ class Decision:
     Attributes
     ----------
     rank
-        uint32 or uint64[rows]: rank of the class of each row; the largest value if the row has
-        no pair.
+        uint32 or uint64[R]: rank of the class of each row, by place; the largest value if the row
+        has no pair.
     survivor
-        [ranks]: the best member of each class, which stays if the class does.
+        [ranks]: place of the best member of each class, which stays if the class does.
     dropped
         bool[ranks].
     """
@@ -153,68 +151,59 @@ def keep(
     BadInputError
         The rule does not fit the metadata, or a pair file is damaged.
     """
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as spill:
-        decision = decide(
-            pair_files,
-            rows,
-            rule,
-            Path(spill),
-            max_distance=max_distance,
-            metadata=metadata,
-            copies=copies,
-        )
-        nearest, distance = _nearest(pair_files, decision, limit(max_distance))
-        dropped = _write(decision, nearest, distance, out, Path(spill), before)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as name:
+        spill = Path(name)
+        some = paired(pair_files, rows, spill / "pairs", max_distance, copies)
+        decision = decide(some, rule, spill, metadata=metadata)
+        nearest, distance = _nearest(some, decision)
+        dropped = _write(some, decision, nearest, distance, out, spill, before)
     return {"rows": rows, "kept": rows - dropped, "dropped": dropped}
 
 
 def decide(
-    pair_files: Sequence[Path],
-    rows: int,
+    some: Paired,
     rule: str,
     spill: Path,
     *,
     max_distance: float | None = None,
     metadata: Metadata | None = None,
-    copies: Copies | None = None,
 ) -> Decision:
     """Who stays, without the nearest kept row: as `keep`, with `spill` an existing folder."""
     parsed = keep_rule.parse(rule)
-    if parsed.columns and (metadata is None or metadata.rows != rows):
+    if parsed.columns and (metadata is None or metadata.rows != some.rows):
         have = "no metadata" if metadata is None else f"metadata of {metadata.rows} rows"
-        raise BadInputError(f"keep rule {rule!r} needs the metadata of {rows} rows; given {have}.")
+        raise BadInputError(
+            f"keep rule {rule!r} needs the metadata of {some.rows} rows; given {have}."
+        )
     most = limit(max_distance)
-    first, paired = _classes(pair_files, rows, most, copies)
-    order = _visits(pair_files, parsed, first, paired, most, spill, metadata)
-    rank, survivor = _ranks(order, first, paired)
-    del first, paired
+    first, marked = _classes(some, most)
+    order = _visits(some, parsed, first, marked, most, spill, metadata)
+    rank, survivor = _ranks(order, first, marked)
+    del first, marked
     dropped = np.zeros(len(survivor), np.bool_)
-    for later, earlier in _by_later_visit(pair_files, rank, most, spill):
+    for later, earlier in _by_later_visit(some, rank, most, spill):
         kernels.sweep(later, earlier, dropped)
     return Decision(rank, survivor, dropped)
 
 
-def _classes(
-    pair_files: Sequence[Path], rows: int, most: np.float32, copies: Copies | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _classes(some: Paired, most: np.float32) -> tuple[np.ndarray, np.ndarray]:
     """First copy of each row, and whether it has a pair."""
+    rows = len(some.ids)
     first = np.arange(rows, dtype=row_dtype(rows))
-    paired = np.zeros(rows, np.bool_)
-    for pairs in stream(pair_files, rows, "Exact copies"):
-        kernels.mark(pairs.row, pairs.earlier_row, pairs.distance, most, paired)
-        same = np.flatnonzero(pairs.distance == 0)
-        if copies is not None and len(same):
-            same = same[copies(pairs.row[same], pairs.earlier_row[same])]
-        unite(first, pairs.row[same], pairs.earlier_row[same], pairs.distance[same], most)
+    marked = np.zeros(rows, np.bool_)
+    for pairs, copy in some.blocks("Exact copies"):
+        mark(*pairs, most, marked)
+        row, earlier, distance = (a[copy] for a in pairs)
+        unite(first, row, earlier, distance, most)
     flatten(first)
-    return first, paired
+    return first, marked
 
 
 def _visits(
-    pair_files: Sequence[Path],
+    some: Paired,
     rule: keep_rule.Rule,
     first: np.ndarray,
-    paired: np.ndarray,
+    marked: np.ndarray,
     most: np.float32,
     spill: Path,
     metadata: Metadata | None,
@@ -222,42 +211,43 @@ def _visits(
     """Rows that have pairs, in the order of visits, block by block."""
     if rule.kind == "first":
         for start in range(0, len(first), BLOCK_ROWS):
-            yield np.flatnonzero(paired[start : start + BLOCK_ROWS]) + start
+            yield np.flatnonzero(marked[start : start + BLOCK_ROWS]) + start
         return
     sorter = Sorter(spill, first.dtype)
     if rule.kind == "neighbours":
-        blocks = _neighbour_keys(pair_files, first, most)
+        blocks = _neighbour_keys(some, first, most)
     else:
         assert metadata is not None
-        blocks = _value_keys(rule, metadata)
+        blocks = _value_keys(some, rule, metadata)
     start = 0
     for keys in blocks:
-        inside = np.flatnonzero(paired[start : start + len(keys)])
+        inside = np.flatnonzero(marked[start : start + len(keys)])
         sorter.append(keys[inside], (inside + start).astype(first.dtype))
         start += len(keys)
     for _, rows in sorter.blocks():
         yield rows.astype(np.int64)
 
 
-def _neighbour_keys(
-    pair_files: Sequence[Path], first: np.ndarray, most: np.float32
-) -> Iterator[np.ndarray]:
+def _neighbour_keys(some: Paired, first: np.ndarray, most: np.float32) -> Iterator[np.ndarray]:
     sizes = np.zeros_like(first)
     kernels.count_members(first, sizes)
     neighbours = sizes - sizes.dtype.type(1)
-    for pairs in stream(pair_files, len(first), "Neighbours"):
-        kernels.count(pairs.row, pairs.earlier_row, pairs.distance, most, first, sizes, neighbours)
+    for pairs, _ in some.blocks("Neighbours"):
+        kernels.count(*pairs, most, first, sizes, neighbours)
     del sizes
     top = np.uint64(np.iinfo(np.uint64).max)
     for start in range(0, len(first), BLOCK_ROWS):
         yield top - neighbours[first[start : start + BLOCK_ROWS]].astype(np.uint64)
 
 
-def _value_keys(rule: keep_rule.Rule, metadata: Metadata) -> Iterator[np.ndarray]:
-    counts = np.diff(metadata.offsets)
+def _value_keys(some: Paired, rule: keep_rule.Rule, metadata: Metadata) -> Iterator[np.ndarray]:
+    counts, start = np.diff(metadata.offsets), 0
     for path, count in zip(metadata.paths, counts, strict=True):
         for block in keep_rule.values(rule, path, int(count)):
-            yield ascending_keys(-block if rule.kind == "largest" else block)
+            low, high = np.searchsorted(some.ids, [start, start + len(block)])
+            values = block[some.ids[low:high].astype(np.int64) - start]
+            yield ascending_keys(-values if rule.kind == "largest" else values)
+            start += len(block)
 
 
 def ascending_keys(values: np.ndarray) -> np.ndarray:
@@ -270,48 +260,40 @@ def ascending_keys(values: np.ndarray) -> np.ndarray:
 
 
 def _ranks(
-    order: Iterator[np.ndarray], first: np.ndarray, paired: np.ndarray
+    order: Iterator[np.ndarray], first: np.ndarray, marked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each row's class, and the best member of each class."""
     rank = np.full(len(first), _none(first), first.dtype)
-    survivor = np.empty(kernels.count_classes(first, paired), first.dtype)
+    survivor = np.empty(kernels.count_classes(first, marked), first.dtype)
     done = 0
     for rows in order:
         done = kernels.number(rows, first, rank, survivor, done, _none(rank))
-    kernels.share(first, paired, rank)
+    kernels.share(first, marked, rank)
     return rank, survivor
 
 
 def _by_later_visit(
-    pair_files: Sequence[Path], rank: np.ndarray, most: np.float32, spill: Path
+    some: Paired, rank: np.ndarray, most: np.float32, spill: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ranks of the later and the earlier visited end of each pair, sorted by the later."""
-    narrow = rank.dtype == np.uint32
-    sorter = Sorter(spill, None if narrow else np.uint64)
-    for pairs in stream(pair_files, len(rank), "Order of pairs"):
-        later, earlier = kernels.ends(pairs.row, pairs.earlier_row, pairs.distance, most, rank)
-        if narrow:
-            sorter.append(later << SHIFT | earlier)
-        else:
-            sorter.append(later, earlier)
-    for block in sorter.blocks():
-        yield (block[0] >> SHIFT, block[0] & LOW) if narrow else (block[0], block[1])
+    sorter = PairSorter(spill, rank.dtype)
+    for pairs, _ in some.blocks("Order of pairs"):
+        sorter.append(*kernels.ends(*pairs, most, rank))
+    yield from sorter.blocks()
 
 
-def _nearest(
-    pair_files: Sequence[Path], decision: Decision, most: np.float32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest kept row of each dropped class, and its distance, by rank."""
+def _nearest(some: Paired, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
+    """Place of the nearest kept row of each dropped class, and its distance, by rank."""
     nearest = np.zeros_like(decision.survivor)
     best = np.full(len(nearest), np.inf, np.float32)
-    for pairs in stream(pair_files, len(decision.rank), "Nearest kept rows"):
-        kernels.improve(
-            *pairs, most, decision.rank, decision.dropped, decision.survivor, nearest, best
-        )
+    by_rank = (decision.rank, decision.dropped, decision.survivor, nearest, best)
+    for pairs, _ in some.blocks("Nearest kept rows"):
+        kernels.improve(*pairs, *by_rank)
     return nearest, best
 
 
 def _write(
+    some: Paired,
     decision: Decision,
     nearest: np.ndarray,
     distance: np.ndarray,
@@ -319,44 +301,38 @@ def _write(
     spill: Path,
     before: Path | None,
 ) -> int:
-    rows, kind = len(decision.rank), decision.rank.dtype
-    narrow = kind == np.uint32
-    sorter = Sorter(spill, None if narrow else np.uint64)
+    ids, kind = some.ids, some.ids.dtype
+    by_rank = decision.dropped, ids[decision.survivor], ids[nearest], distance
+    sorter = PairSorter(spill, kind)
     names = ("kept_row", "kept_distance")
     former = None if before is None else [open_npy(before / f"{name}.npy") for name in names]
     dropped = 0
     with (
-        NpyWriter(out / "kept_row.npy", (rows,), kind) as kept_rows,
-        NpyWriter(out / "kept_distance.npy", (rows,), np.float32) as distances,
+        NpyWriter(out / "kept_row.npy", (some.rows,), kind) as kept_rows,
+        NpyWriter(out / "kept_distance.npy", (some.rows,), np.float32) as distances,
     ):
-        for start in range(0, rows, BLOCK_ROWS):
-            rank = decision.rank[start : start + BLOCK_ROWS]
-            kept, far = kernels.explain(
-                start, rank, decision.dropped, decision.survivor, nearest, distance, _none(rank)
-            )
+        for start in range(0, some.rows, BLOCK_ROWS):
+            rows = np.arange(start, min(some.rows, start + BLOCK_ROWS), dtype=kind)
+            block = rows.copy(), np.zeros(len(rows), np.float32)
             if former is not None:
-                _as_before(rank == _none(rank), (kept, far), [a[start:] for a in former])
-            kept_rows.append(kept)
-            distances.append(far)
-            inside = np.flatnonzero(kept != np.arange(start, start + len(rank), dtype=kind))
-            pair = kept[inside].astype(np.uint64), (inside + start).astype(np.uint64)
-            sorter.append(*((pair[0] << SHIFT | pair[1],) if narrow else pair))
-            dropped += len(inside)
+                for own, earlier in zip(block, former, strict=True):
+                    known = earlier[start : start + len(rows)]
+                    own[: len(known)] = known
+            low, high = np.searchsorted(ids, [start, start + len(rows)])
+            part = [np.empty(high - low, own.dtype) for own in block]
+            kernels.explain(decision.rank[low:high], *by_rank, *part)
+            for own, new in zip(block, part, strict=True):
+                own[ids[low:high] - start] = new
+            kept_rows.append(block[0])
+            distances.append(block[1])
+            gone = block[0] != rows
+            sorter.append(block[0][gone], rows[gone])
+            dropped += int(np.count_nonzero(gone))
     with (
         NpyWriter(out / "dropped_kept_rows.npy", (dropped,), kind) as kept_rows,
         NpyWriter(out / "dropped_rows.npy", (dropped,), kind) as rows_of_kept,
     ):
-        for block in sorter.blocks():
-            columns = (block[0] >> SHIFT, block[0] & LOW) if narrow else block
-            kept_rows.append(columns[0])
-            rows_of_kept.append(columns[1])
+        for kept, row in sorter.blocks():
+            kept_rows.append(kept)
+            rows_of_kept.append(row)
     return dropped
-
-
-def _as_before(
-    unpaired: np.ndarray, block: tuple[np.ndarray, ...], former: list[np.ndarray]
-) -> None:
-    """Take over what was decided about rows that are in no pair now, if they were there before."""
-    known = min(len(unpaired), len(former[0]))
-    for own, earlier in zip(block, former, strict=True):
-        np.copyto(own[:known], earlier[:known], where=unpaired[:known])

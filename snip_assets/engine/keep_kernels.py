@@ -1,16 +1,7 @@
-"""The inner loops of the keep rule; every array is by row id or by rank, as in `keep`."""
+"""The inner loops of the keep rule; every array is by place or by rank, as in `keep`."""
 
 import numba
 import numpy as np
-
-
-@numba.njit(nogil=True, cache=True)
-def mark(row, earlier_row, distance, most, paired):
-    """Mark the rows that occur in a pair."""
-    for i in range(len(row)):
-        if distance[i] <= most:
-            paired[row[i]] = True
-            paired[earlier_row[i]] = True
 
 
 @numba.njit(nogil=True, cache=True)
@@ -86,11 +77,9 @@ def sweep(later, earlier, dropped):
 
 
 @numba.njit(nogil=True, cache=True)
-def improve(row, earlier_row, distance, most, rank, dropped, survivor, nearest, best):
+def improve(row, earlier_row, distance, rank, dropped, survivor, nearest, best):
     """Point dropped classes to a nearer kept row, or a lower one as near."""
     for i in range(len(row)):
-        if not distance[i] <= most:
-            continue
         a, b = rank[row[i]], rank[earlier_row[i]]
         if a == b or dropped[a] == dropped[b]:
             continue
@@ -103,17 +92,11 @@ def improve(row, earlier_row, distance, most, rank, dropped, survivor, nearest, 
 
 
 @numba.njit(nogil=True, cache=True)
-def explain(start, rank, dropped, survivor, nearest, distance, none):
-    """Kept row and distance of a block of rows."""
-    kept = np.empty_like(rank)
-    far = np.zeros(len(rank), np.float32)
+def explain(rank, dropped, survivor, nearest, distance, kept, far):
+    """Write kept row and distance of some rows, all in pairs."""
     for i in range(len(rank)):
         r = rank[i]
-        if r == none:
-            kept[i] = start + i
-        elif dropped[r]:
-            kept[i] = nearest[r]
-            far[i] = distance[r]
+        if dropped[r]:
+            kept[i], far[i] = nearest[r], distance[r]
         else:
-            kept[i] = survivor[r]
-    return kept, far
+            kept[i], far[i] = survivor[r], 0.0

@@ -7,10 +7,12 @@ compared as float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,8 +21,11 @@ import pyarrow.parquet as pq
 
 from . import progress
 from .errors import BadInputError
+from .sample import drawn
 
 BLOCK_PAIRS = 1 << 20
+# (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
+Copies = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 
 
@@ -82,40 +87,130 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]
             task.advance()
 
 
-def gathered(pair_files: Sequence[Path], rows: int, out: Path) -> Path:
-    """All pairs in one file, `out`: many small files take longer to open than to read."""
-    return _written(stream(pair_files, rows, "Pairs"), out)
+def of_groups(
+    pair_files: Sequence[Path], labels: np.ndarray, share: float, seed: int, out: Path
+) -> Path:
+    """Write all pairs of some random groups to the file `out`.
 
-
-def renumbered(pairs: Path, rows: int, out: Path) -> np.ndarray:
-    """The same pairs in the file `out`, rows numbered anew: those that are in a pair, in order.
-
-    Returns
-    -------
-    int64[m]
-        Their row ids.
+    Parameters
+    ----------
+    labels
+        [N], group of each row; pairs of later rows are left out.
+    share
+        Of the groups, to be drawn.
     """
-    paired = np.zeros(rows, np.bool_)
-    for block in stream([pairs], rows, "Rows in pairs"):
-        paired[block.row] = paired[block.earlier_row] = True
-    ids = np.flatnonzero(paired)
-    del paired
-
-    def block_of(pairs: Pairs) -> Pairs:
-        row, earlier_row = (np.searchsorted(ids, ends) for ends in (pairs.row, pairs.earlier_row))
-        return Pairs(row, earlier_row, pairs.distance)
-
-    _written(map(block_of, stream([pairs], rows, "Pairs")), out)
-    return ids
-
-
-def _written(blocks: Iterable[Pairs], out: Path) -> Path:
-    """Neither packed nor in dictionaries: it is read many times, and soon deleted."""
     with pq.ParquetWriter(out, SCHEMA, compression="none", use_dictionary=False) as writer:
-        for block in blocks:
-            columns = [block.row.view(np.uint64), block.earlier_row.view(np.uint64), block.distance]
-            writer.write_table(pa.table(columns, schema=SCHEMA))
+        for block in stream(pair_files, 1 << 62, "Pairs of some groups"):
+            known = np.flatnonzero(block.row < len(labels))
+            inside = known[drawn(labels[block.row[known]], seed, share)]
+            columns = (block.row.view(np.uint64), block.earlier_row.view(np.uint64), block.distance)
+            writer.write_table(pa.table([a[inside] for a in columns], schema=SCHEMA))
     return out
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Pairs of a data set, of which only the rows that are in one are left, numbered anew.
+
+    They are read many times, and soon deleted: raw arrays, 13 bytes a pair.
+
+    Attributes
+    ----------
+    folder
+        Where they lie: both ends as places in `ids`, distance, and whether it is an exact copy.
+    ids
+        uint32 or uint64[R]: row ids, ascending.
+    rows
+        Rows of the data set.
+    """
+
+    folder: Path
+    ids: np.ndarray
+    rows: int
+
+    def blocks(self, label: str) -> Iterator[tuple[Pairs, np.ndarray]]:
+        """Yield all pairs in blocks, and which of each are exact copies: bool[n].
+
+        Parameters
+        ----------
+        label
+            What the work is called in the progress display.
+        """
+        kinds = _arrays(self.ids)
+        count = (self.folder / "copy").stat().st_size
+        with progress.task(label, count, "pairs") as task, ExitStack() as stack:
+            files = [stack.enter_context(open(self.folder / name, "rb")) for name in kinds]
+            for _ in range(0, count, BLOCK_PAIRS):
+                row, earlier, distance, copy = (
+                    np.fromfile(file, kind, BLOCK_PAIRS)
+                    for file, kind in zip(files, kinds.values(), strict=True)
+                )
+                yield Pairs(row.astype(np.int64), earlier.astype(np.int64), distance), copy
+                task.advance(len(copy))
+
+
+def _arrays(ids: np.ndarray) -> dict[str, Any]:
+    kind = row_dtype(len(ids))
+    return {"row": kind, "earlier_row": kind, "distance": np.float32, "copy": np.bool_}
+
+
+def paired(
+    pair_files: Sequence[Path],
+    rows: int,
+    out: Path,
+    max_distance: float | None = None,
+    copies: Copies | None = None,
+) -> Paired:
+    """Write the pairs within a distance into the folder `out`, as `Paired` reads them.
+
+    Memory: 5 bytes a row (9 from 2^32 rows), and 4 (8) bytes a row in a pair.
+
+    Parameters
+    ----------
+    pair_files, rows, max_distance
+        As in `groups.extend`.
+    copies
+        Tells which pairs at distance 0 are exact copies; default: all.
+    """
+    most, marked = limit(max_distance), np.zeros(rows, np.bool_)
+    for block in stream(pair_files, rows, "Rows in pairs"):
+        mark(*block, most, marked)
+    kind = row_dtype(rows)
+    ids, place = np.empty(int(np.count_nonzero(marked)), kind), np.empty(rows, kind)
+    _number(marked, ids, place)
+    del marked
+    out.mkdir()
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(out / name, "wb")) for name in _arrays(ids)]
+        for block in stream(pair_files, rows, "Pairs"):
+            near = block.distance <= most
+            row, earlier, distance = (a[near] for a in block)
+            copy = distance == 0
+            if copies is not None and copy.any():
+                copy[copy] = copies(row[copy], earlier[copy])
+            columns = (place[row], place[earlier], distance, copy)
+            for file, column, wanted in zip(files, columns, _arrays(ids).values(), strict=True):
+                file.write(column.astype(wanted, copy=False).data)
+    return Paired(out, ids, rows)
+
+
+@numba.njit(nogil=True, cache=True)
+def mark(row, earlier_row, distance, most, marked):
+    """Mark the rows that occur in a pair."""
+    for i in range(len(row)):
+        if distance[i] <= most:
+            marked[row[i]] = True
+            marked[earlier_row[i]] = True
+
+
+@numba.njit(nogil=True, cache=True)
+def _number(marked, ids, place):
+    count = 0
+    for row in range(len(marked)):
+        if marked[row]:
+            ids[count] = row
+            place[row] = count
+            count += 1
 
 
 def _read(path: Path, rows: int) -> Iterator[Pairs]:

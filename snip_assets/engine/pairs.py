@@ -28,6 +28,8 @@ VERIFY_BLOCK = 1 << 16
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
+# Differences of row ids take half the time of the ids themselves, to write and to read.
+PACKED = dict.fromkeys(["row", "earlier_row"], "DELTA_BINARY_PACKED")
 
 
 @dataclass
@@ -252,7 +254,9 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
     """Write one shard's pairs, in row groups of about a million."""
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd", use_dictionary=False) as writer,
+        pq.ParquetWriter(
+            temporary, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=PACKED
+        ) as writer,
     ):
         for start in range(0, max(len(pairs), 1), ROW_GROUP):
             part = pairs[slice(start, start + ROW_GROUP)]

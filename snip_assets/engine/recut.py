@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 
 from . import keep_rule, progress, publish, threads
@@ -19,11 +18,11 @@ from .choices import groupings
 from .errors import BadInputError
 from .files import Manifest, current, read_manifest, require, seal
 from .group_table import duplicate_groups
-from .groups import BLOCK_ROWS, extend
-from .keep import Copies, decide
+from .groups import flatten, unite
+from .keep import decide
 from .layout import Layout
 from .metadata import Metadata
-from .pair_files import gathered, limit, renumbered, stream
+from .pair_files import Copies, Paired, limit, paired, row_dtype
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
@@ -42,9 +41,9 @@ def curve(
 ) -> list[dict[str, Any]]:
     """What each threshold would give.
 
-    The pairs are gathered into one file, in `spill` (20 bytes each); each threshold streams them
-    five times at the most. Memory: as in `keep.keep`, for each worker; of the rows that are in a
-    pair alone, unless the rule looks at columns.
+    The pairs are gathered in `spill` (13 bytes each); each threshold streams them five times at the
+    most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in a
+    pair and 1 GB, for each worker.
 
     Parameters
     ----------
@@ -63,58 +62,30 @@ def curve(
         max_distance, pairs, groups (of two rows or more), dropped; by rising threshold.
     """
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
-        files = [gathered(pair_files, rows, Path(folder) / "pairs.parquet")]
-        if not keep_rule.parse(rule).columns:
-            files, rows, copies = _paired_rows(files[0], rows, copies, Path(folder))
+        largest = max(thresholds, default=None)
+        some = paired(pair_files, rows, Path(folder) / "pairs", largest, copies)
 
         def at(most: float) -> dict[str, Any]:
-            pairs = sum(
-                int(np.count_nonzero(block.distance <= limit(most)))
-                for block in stream(files, rows, "Pairs")
-            )
-            groups = _count_groups(extend(None, files, rows, most))
+            counts = _count(some, most)
             with tempfile.TemporaryDirectory(prefix="sorted-", dir=folder) as own:
-                decision = decide(
-                    files,
-                    rows,
-                    rule,
-                    Path(own),
-                    max_distance=most,
-                    metadata=metadata,
-                    copies=copies,
-                )
-            dropped = decision.dropped_rows
-            return {"max_distance": most, "pairs": pairs, "groups": groups, "dropped": dropped}
+                decision = decide(some, rule, Path(own), max_distance=most, metadata=metadata)
+            return {"max_distance": most, **counts, "dropped": decision.dropped_rows}
 
         found = threads.ordered_map(at, sorted(thresholds), workers)
         return list(progress.track(found, "thresholds", len(thresholds), "thresholds"))
 
 
-def _paired_rows(
-    pairs: Path, rows: int, copies: Copies | None, folder: Path
-) -> tuple[list[Path], int, Copies | None]:
-    """Pairs, rows and copies as if only rows that are in a pair were there: the others stay."""
-    few = folder / "few.parquet"
-    ids = renumbered(pairs, rows, few)
-    pairs.unlink()
-    if copies is None:
-        return [few], len(ids), None
-    asked = copies
-    return [few], len(ids), lambda later, earlier: asked(ids[later], ids[earlier])
-
-
-def _count_groups(labels: np.ndarray) -> int:
-    joined = np.zeros(len(labels), np.bool_)
-    for start in range(0, len(labels), BLOCK_ROWS):
-        _mark_joined(start, labels[start : start + BLOCK_ROWS], joined)
-    return int(np.count_nonzero(joined))
-
-
-@numba.njit(nogil=True, cache=True)
-def _mark_joined(first, labels, joined):
-    for i in range(len(labels)):
-        if labels[i] != first + i:
-            joined[labels[i]] = True
+def _count(some: Paired, most: float) -> dict[str, int]:
+    """Pairs within a distance, and their groups."""
+    rows, pairs = len(some.ids), 0
+    labels = np.arange(rows, dtype=row_dtype(rows))
+    for block, _ in some.blocks("Pairs"):
+        pairs += int(np.count_nonzero(block.distance <= limit(most)))
+        unite(labels, *block, limit(most))
+    flatten(labels)
+    joined = np.zeros(rows, np.bool_)
+    joined[labels[labels != np.arange(rows, dtype=labels.dtype)]] = True
+    return {"pairs": pairs, "groups": int(np.count_nonzero(joined))}
 
 
 def recut(
@@ -126,7 +97,6 @@ def recut(
     duplicate_count: bool = False,
     keep_captions: bool = False,
     copies: Copies | None = None,
-    memory_gb: float = 4.0,
 ) -> dict[str, Any]:
     """Make groups, bitmap, metadata and drop lists for a smaller threshold, in `out`.
 
@@ -144,7 +114,7 @@ def recut(
         As in `keep_rule`.
     duplicate_count, keep_captions
         As in `publish.deduped_metadata`.
-    copies, memory_gb
+    copies
         As in `group_table.duplicate_groups`.
 
     Returns
@@ -176,7 +146,6 @@ def recut(
             rule=rule,
             metadata=Metadata.of(registry),
             copies=copies,
-            memory_gb=memory_gb,
         )
         groups = seal(target.duplicate_groups, inputs, **facts)
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)

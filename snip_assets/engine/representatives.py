@@ -76,15 +76,16 @@ def _texts(
     """Url and md5 of kept rows."""
     if metadata is None:
         return [pa.nulls(len(rows), pa.large_string()) for _ in _COLUMNS]
-    held = np.zeros(len(rows), bool) if known is None else known.has(rows)
-    wanted = rows[~held].astype(np.int64)
-    fresh = metadata.columns(wanted, *_COLUMNS.values())
-    if known is None or not held.any():
+    if known is None:
+        return metadata.columns(rows.astype(np.int64), *_COLUMNS.values())
+    held, old, places = known.of(rows)
+    fresh = metadata.columns(rows[~held].astype(np.int64), *_COLUMNS.values())
+    if old is None:
         return fresh
-    old = known.take(rows[held])
-    places = pa.array(np.argsort(np.argsort(held, kind="stable"), kind="stable"))
+    wanted = np.empty(len(rows), np.int64)
+    wanted[held], wanted[~held] = places, len(old) + np.arange(len(rows) - len(places))
     return [
-        pa.concat_arrays([text, *old[name].chunks]).take(places)
+        pa.concat_arrays([*old[name].chunks, text]).take(pa.array(wanted))
         for name, text in zip(_COLUMNS, fresh, strict=True)
     ]
 
@@ -118,12 +119,33 @@ class Representatives:
         # Threads look up at the same time; a reader is for one.
         self._reading = Lock()
 
-    def has(self, rows: np.ndarray) -> np.ndarray:
-        """Which of some rows, ascending, are representatives: bool[n]."""
-        if not len(self.rows):
-            return np.zeros(len(rows), bool)
-        places = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        return self.rows[places] == rows
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, pa.Table | None, np.ndarray]:
+        """What is known of some rows.
+
+        Parameters
+        ----------
+        rows
+            [n] row ids, ascending.
+
+        Returns
+        -------
+        held : bool[n]
+            Which are representatives.
+        table
+            All representatives from the first to the last of those; None where there are none.
+        places : int64[m]
+            Where they are in the table.
+        """
+        places = np.searchsorted(self.rows, rows)
+        held = places < len(self.rows)
+        held[held] = self.rows[places[held]] == rows[held]
+        places = places[held]
+        if not len(places):
+            return held, None, places
+        first, last = int(places[0]) // BATCH_ROWS, int(places[-1]) // BATCH_ROWS
+        with self._reading:
+            batches = [self._file.get_batch(number) for number in range(first, last + 1)]
+        return held, pa.Table.from_batches(batches), places - first * BATCH_ROWS
 
     def take(self, kept_rows: np.ndarray) -> pa.Table:
         """Their dropped rows, url and md5, in the order asked for.

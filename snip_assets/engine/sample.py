@@ -7,9 +7,11 @@ import numpy as np
 from . import choices
 from .errors import BadInputError
 from .features import as_float32
-from .files import open_npy
+from .files import digest_of, open_npy
 from .settings import Settings
 from .shards import TEXT_PATTERN, Features, Registry
+
+_TOP = (1 << 64) - 1
 
 
 def most_rows(features: Features, settings: Settings, text: Features | None = None) -> int:
@@ -43,6 +45,20 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def drawn(rows: np.ndarray, seed: int, share: float) -> np.ndarray:
+    """Which rows, or labels, a sample of a share of all of them holds: bool[n].
+
+    Parameters
+    ----------
+    rows
+        [n], row ids.
+    """
+    # Another seed must not be another order of the same tickets.
+    spread = int(digest_of(["tickets", seed])[:16], 16)
+    tickets = splitmix64(rows.astype(np.uint64) ^ np.uint64(spread))
+    return tickets <= np.uint64(min(_TOP, int(share * 2.0**64)))
 
 
 def read_rows(features: Features, rows: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ PAGE = 4096
 HASHED = 6.3e8
 # Rows that the report searches at the most, and for how many; the share of a grouping that a
 # threshold of it takes.
-REPORT_ROWS, NEAR_MISSES, THRESHOLD = 1_000_000, 400, 0.2
+REPORT_ROWS, NEAR_MISSES, THRESHOLD = 250_000, 1_600, 0.2
 # Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
 # checks, and announced to Dagster.
 SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.045, 0.02, 0.09
@@ -293,18 +293,20 @@ def _join(case: Case) -> Cost:
     return Cost(work, 0.0, memory, read, 14.0 * pairs)
 
 
-def _grouping(case: Case, rows: float) -> float:
-    """Seconds to group so many rows by all pairs, and to decide: pass by pass, on one core."""
-    return case.pace * (ROW_GROUPED * rows + PAIR_GROUPED * case.assumed.pairs * case.rows)
+def _grouping(case: Case, rows: float, pairs: float) -> float:
+    """Seconds to group rows by pairs, and to decide: pass by pass, on one core."""
+    return case.pace * (ROW_GROUPED * rows + PAIR_GROUPED * pairs)
 
 
 def _results(case: Case) -> dict[str, Cost]:
     rows, wide = case.rows, case.row_bytes / 4
     pairs, words = case.assumed.pairs * rows, case.metadata_bytes * rows
+    # Rows that are in a pair.
+    paired = min(rows, 2 * pairs)
     return {
         "duplicate_groups": Cost(
-            alone=_grouping(case, rows),
-            memory=13.0 * rows * wide + GIB,
+            alone=_grouping(case, rows, pairs),
+            memory=max(5 * rows + 4 * paired, 17 * paired) * wide + GIB,
             read=14.0 * pairs,
             write=12.0 * wide * rows,
         ),
@@ -337,9 +339,9 @@ def _looks(case: Case) -> dict[str, Cost]:
         return projected + compared + NUMBER_PREPARED * case.pace * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
-    pairs = case.assumed.pairs * case.rows
+    pairs = min(case.assumed.pairs * case.rows, choices.THRESHOLD_PAIRS)
     at_once = choices.groupings(case.rows, replace(case.settings, workers=case.cores))
-    groupings, sorters = THRESHOLD * (choices.thresholds(pairs) + 1), min(GIB, 64 * pairs)
+    groupings, sorters = THRESHOLD * (choices.THRESHOLDS + 1), min(GIB, 64 * pairs)
     return {
         "checks": Cost(
             exact(case.rows, choices.AUDITED_ROWS),
@@ -349,8 +351,9 @@ def _looks(case: Case) -> dict[str, Cost]:
         ),
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS), NEAR_MISSES),
-            LOOKED * case.pace + groupings / at_once * _grouping(case, min(case.rows, pairs)),
-            max(memory, at_once * (13.0 * case.rows * case.row_bytes / 4 + sorters)),
-            groupings * 14.0 * pairs,
+            LOOKED * case.pace
+            + groupings / at_once * _grouping(case, min(case.rows, pairs), pairs),
+            max(memory, 5.0 * case.rows * case.row_bytes / 4 + at_once * (26.0 * pairs + sorters)),
+            14.0 * case.assumed.pairs * case.rows,
         ),
     }

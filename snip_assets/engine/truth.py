@@ -25,7 +25,7 @@ from .files import atomic_path, digest_of, read_manifest
 from .locks import lock
 from .neighbours import near_rows
 from .run import Run
-from .sample import splitmix64
+from .sample import drawn
 from .shards import Features, Shard
 from .verify import distances
 
@@ -33,21 +33,6 @@ SCHEMA = pa.schema([("earlier_row", pa.uint64()), ("row", pa.uint64())])
 _SEARCHED = b"searched"
 # Of a float32 distance: pairs this near the threshold are computed again in float64.
 ROUNDING = 1e-4
-_TOP = (1 << 64) - 1
-
-
-def drawn(rows: np.ndarray, seed: int, share: float) -> np.ndarray:
-    """Which rows a sample of a share of all rows holds: bool[n].
-
-    Parameters
-    ----------
-    rows
-        int64[n], row ids.
-    """
-    # Another seed must not be another order of the same tickets.
-    spread = int(digest_of(["tickets", seed])[:16], 16)
-    tickets = splitmix64(rows.astype(np.uint64) ^ np.uint64(spread))
-    return tickets <= np.uint64(min(_TOP, int(share * 2.0**64)))
 
 
 def exact_neighbours(

@@ -27,6 +27,17 @@ def _whole(x, steps, largest, out):
             out[i, d] = np.int16(min(max(np.rint(x[i, d] * steps), -largest), largest))
 
 
+@njit(nogil=True, cache=True)
+def _whole_words(book, origin, steps, largest, out):
+    """The same of words of each part, added to an origin."""
+    size = book.shape[2]
+    for m in range(book.shape[0]):
+        for word in range(book.shape[1]):
+            for d in range(size):
+                x = origin[m * size + d] + book[m, word, d]
+                out[m, word, d] = np.int16(min(max(np.rint(x * steps), -largest), largest))
+
+
 def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) -> np.ndarray:
     """Rows rounded to steps, as the kernels read them.
 
@@ -91,10 +102,9 @@ class Decoded(NamedTuple):
         if codec.book is None or len(codes) < codec.book.shape[1]:
             return cls.all(whole_rows(codec.decode(codes, origin)))
         # Numbers are rounded one by one: so the words of a list are, once, instead of all its rows.
-        parts, _, size = codec.book.shape
+        size = codec.book.shape[2]
         words = np.empty(codec.book.shape, np.int16)
-        for part, own, word in zip(origin.reshape(parts, size), codec.book, words, strict=True):
-            _whole(part + own, np.float32(STEPS), np.float32(LARGEST), word)
+        _whole_words(codec.book, origin, np.float32(STEPS), np.float32(LARGEST), words)
         known, rows = np.zeros(len(codes), np.bool_), room(len(codes), codec.dim)
         wide = f"u{gcd(8, words.itemsize * size)}"
         return cls(rows, known, codes, words.view(wide), rows.view(wide))

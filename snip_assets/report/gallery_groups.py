@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from snip_assets.engine import shards
+from snip_assets.engine.copies import Among
 from snip_assets.engine.files import open_npy
 from snip_assets.engine.group_table import far_groups
 from snip_assets.engine.run import Run
@@ -63,7 +64,7 @@ def most_copied(run: Run, count: int = LARGEST) -> list[Group]:
 def doubtful(run: Run, count: int = DOUBTFUL) -> list[Group]:
     """Groups whose members lie farthest from the representative; the farthest members."""
     folder = run.layout.duplicate_groups
-    far = far_groups(folder, 4 * count).select(COLUMNS)
+    far = far_groups(folder, 4 * count, COLUMNS)
     table = pa.concat_tables([far, _top(folder / "groups.parquet", "largest_distance", 4 * count)])
     first = np.unique(table["group"].to_numpy(), return_index=True)[1]
     found = _groups(run, table.take(np.sort(first)), lambda n: np.arange(max(0, n - SHOWN), n))
@@ -97,13 +98,12 @@ def members(labels: np.ndarray, groups: np.ndarray, most: int) -> dict[int, np.n
     dict
         group -> int64[at most `most`] row ids, ascending.
     """
-    ordered = np.sort(groups)
-    found: dict[int, list[int]] = {int(group): [] for group in ordered}
+    wanted = Among(np.unique(groups).astype(np.uint64))
+    found: dict[int, list[int]] = {int(group): [] for group in wanted.hashes}
     for start in range(0, len(labels), BLOCK):
-        block = np.asarray(labels[start : start + BLOCK]).astype(np.int64)
-        at = np.searchsorted(ordered, block)
-        inside = np.flatnonzero(ordered[np.minimum(at, len(ordered) - 1)] == block)
-        names = block[inside]
+        block = np.asarray(labels[start : start + BLOCK]).astype(np.uint64)
+        inside = wanted.places(block)
+        names = block[inside].astype(np.int64)
         order = np.argsort(names, kind="stable")
         cuts = np.flatnonzero(np.diff(names[order], prepend=-1))
         for rows in np.split(inside[order], cuts[1:]) if len(cuts) else ():

@@ -18,7 +18,7 @@ from snip_assets.engine.verify import distances
 
 RANDOM_PAIRS, BORDERLINE = 60, 30
 # Rows that near misses are looked for, and rows that they are looked for in, at the most.
-QUERIES, MOST_SEARCHED = 400, 1_000_000
+QUERIES, MOST_SEARCHED = 1_600, 250_000
 # How far from the threshold a borderline pair may lie, as a share of it: first the nearest.
 REACHES = (0.1, 0.25, 0.5)
 Kind = Literal["random", "inside", "outside"]
@@ -70,7 +70,7 @@ def just_inside(run: Run, count: int = BORDERLINE) -> list[Pair]:
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     """Near misses of random rows, by exact search of the raw features, the nearest first.
 
-    Looks in all shards, or in random ones of some million rows.
+    Looks in all shards, or in random ones of a quarter of a million rows.
     """
     raw, ids = _some_features(run)
     most, generator = run.settings.max_distance, np.random.default_rng(run.settings.seed)

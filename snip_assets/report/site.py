@@ -84,14 +84,26 @@ class _Site:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         root = gallery.root_of(run.registry)
-        pictures = gallery.Pictures(root, run.layout.report, folder / "images")
-        self.cards = gallery.Cards(run.registry, pictures)
+        self.pictures = gallery.Pictures(root, run.layout.report, folder / "images")
         self.marks = labels.load(run.layout)
+        self.copied, self.doubtful = gallery_groups.most_copied(run), gallery_groups.doubtful(run)
+        self.pairs = {
+            "random": self._marked(gallery_pairs.random_pairs(run)),
+            "inside": self._marked(gallery_pairs.just_inside(run)),
+            "outside": self._marked(gallery_pairs.just_outside(run)),
+        }
+        self.cards = self._cards()
         pairs = read_manifest(run.layout.duplicate_groups)
         self.common = {
             "data_set": f"{root.name}, {run.registry.rows:,} rows",
             "version": pairs.version[:16] if pairs else "",
         }
+
+    def _cards(self) -> dict[int, gallery.Card]:
+        """Of all rows that a page shows: each file of metadata is read once for them."""
+        rows = gallery_groups.rows_shown(self.copied + self.doubtful)
+        rows += [r for some in self.pairs.values() for p in some for r in (p.row, p.earlier_row)]
+        return gallery.Cards(self.run.registry, self.pictures).of(rows)
 
     def write(self) -> dict[str, Any]:
         """All pages; facts for the manifest."""
@@ -125,9 +137,8 @@ class _Site:
         return {"thresholds": [[c["max_distance"], c["dropped"]] for c in values["cuts"]]}
 
     def _copied(self) -> dict[str, Any]:
-        groups = gallery_groups.most_copied(self.run)
-        cards = self.cards.of(gallery_groups.rows_shown(groups))
-        self._export(groups, cards)
+        groups, cards = self.copied, self.cards
+        self._export()
         pages = max(1, -(-len(groups) // GROUPS_A_PAGE))
         files = ["copied.html", *(f"copied-{n}.html" for n in range(2, pages + 1))]
         intro = (
@@ -142,8 +153,8 @@ class _Site:
         local = [[s, n] for s, n in sources if s is not None and s.startswith("images/")]
         return {"largest_groups": [g.size for g in groups[:10]], "preview": local[:6]}
 
-    def _export(self, groups: list[Group], cards: dict[int, gallery.Card]) -> None:
-        lines = [line for group in groups for line in _export_lines(group, cards)]
+    def _export(self) -> None:
+        lines = [line for group in self.copied for line in _export_lines(group, self.cards)]
         table = pa.Table.from_pylist(lines, schema=EXPORT)
         write_parquet(self.folder / "most_copied.parquet", table)
         for name in ("url", "caption"):
@@ -156,11 +167,8 @@ class _Site:
         pyarrow.csv.write_csv(table, self.folder / "most_copied.csv")
 
     def _pairs(self) -> dict[str, Any]:
-        random = self._marked(gallery_pairs.random_pairs(self.run))
-        inside = self._marked(gallery_pairs.just_inside(self.run))
-        outside = self._marked(gallery_pairs.just_outside(self.run))
-        everything = random + inside + outside
-        cards = self.cards.of([r for p in everything for r in (p.row, p.earlier_row)])
+        random, inside, outside = self.pairs.values()
+        cards = self.cards
         intro = (
             "A random sample of all pairs that were found. The share that you mark right is the "
             "precision that people see; its 95% interval narrows as you go on."
@@ -175,9 +183,7 @@ class _Site:
             intro=f"Pairs next to the threshold, {most}: where it errs, it errs here.",
             cards=cards, sets=_borderline(most, inside, outside),
         )  # fmt: skip
-        return {
-            "pairs_shown": {"random": len(random), "inside": len(inside), "outside": len(outside)}
-        }
+        return {"pairs_shown": {kind: len(some) for kind, some in self.pairs.items()}}
 
     def _marked(self, pairs: list[Pair]) -> list[Pair]:
         given = {
@@ -190,14 +196,13 @@ class _Site:
         ]
 
     def _doubtful(self) -> dict[str, Any]:
-        groups = gallery_groups.doubtful(self.run)
-        cards = self.cards.of(gallery_groups.rows_shown(groups))
+        groups = self.doubtful
         intro = (
             "Groups whose members lie farthest from the representative, the farthest shown. "
             "Resemblance is not transitive: a chain may join rows that differ, and then more than "
             "one of them is kept."
         )
-        shown = {"groups": groups, "cards": cards, "files": [], "number": 0, "export": False}
+        shown = {"groups": groups, "cards": self.cards, "files": [], "number": 0, "export": False}
         self._page("doubtful.html", "groups.html", "Doubtful groups", intro=intro, **shown)
         return {"largest_spread": round(max((g.spread for g in groups), default=0.0), 6)}
 

@@ -122,8 +122,8 @@ def _digest(made: list[Manifest]) -> str:
 
 def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:
     """Of the page `curves.html`."""
-    cuts = site_data.thresholds(run)
-    threshold = _threshold(cuts)
+    cuts, share = site_data.thresholds(run)
+    threshold = _threshold(cuts, share)
     for cut in cuts:
         cut["x"], cut["y"] = threshold.x.at(cut["max_distance"]), threshold.y.at(cut["dropped"])
         cut["share"] = cut["dropped"] / (run.registry.rows or 1)
@@ -143,14 +143,19 @@ def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:
     }
 
 
-def _threshold(cuts: list[dict[str, Any]]) -> Chart:
+def _threshold(cuts: list[dict[str, Any]], share: float) -> Chart:
+    note = (
+        "At 0: exact copies and rows at no distance. snip recut makes the outputs of a smaller "
+        "threshold without a new search."
+    )
+    if share < 1:
+        note += f" Estimated from random groups, {percent(share)} of all; the last one is exact."
     return site_charts.lines(
         "thresholds",
         "What a smaller threshold would drop",
         ("threshold on the raw distance", "rows dropped"),
         {"": [(c["max_distance"], c["dropped"]) for c in cuts]},
-        "At 0: exact copies and rows at no distance. snip recut makes the outputs of a smaller "
-        "threshold without a new search.",
+        note,
     )
 
 

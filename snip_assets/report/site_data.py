@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from itertools import pairwise
@@ -20,13 +21,13 @@ from snip_assets.engine import audit, choices, recut
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
-from snip_assets.engine.pair_files import stream
+from snip_assets.engine.pair_files import of_groups, stream
 from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
 from snip_assets.engine.shards import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
 MOST_AUDITED_ROWS = 20_000_000
-MOST_DOMAIN_ROWS = 500_000
+MOST_DOMAIN_ROWS = 250_000
 MOST_MATRIX = 16
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
 SHARD_STATIONS = (
@@ -165,22 +166,49 @@ def pair_distances(run: Run) -> tuple[list[float], list[int]]:
     return np.linspace(0, run.settings.max_distance, len(counts) + 1).tolist(), counts.tolist()
 
 
-def thresholds(run: Run) -> list[dict[str, Any]]:
-    """What smaller thresholds would drop; the last one is the run itself."""
-    files, most = pair_files(run), run.settings.max_distance
+def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
+    """What smaller thresholds would drop, the last one being the run itself.
+
+    Where there are many pairs, those of random groups are looked at, and what they give is scaled
+    to what the run gave.
+
+    Returns
+    -------
+    cuts
+        As `recut.curve` gives them.
+    share
+        Of the groups that were looked at, about.
+    """
+    files, most, folder = pair_files(run), run.settings.max_distance, run.layout.duplicate_groups
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
-    steps = choices.thresholds(pairs)
+    share = min(1.0, choices.THRESHOLD_PAIRS / max(1, pairs))
     hashed = len(run.hashed()) == len(run.registry.shards)
-    cuts = [round(most * i / steps, 10) for i in range(steps + 1)]
-    return recut.curve(
-        files,
-        run.registry.rows,
-        cuts,
-        rule=run.settings.keep,
-        metadata=Metadata.of(run.registry),
-        copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
-        workers=choices.groupings(run.registry.rows, run.settings),
-    )
+    with tempfile.TemporaryDirectory(prefix=".tmp-") as spill:
+        if share < 1:
+            labels, sample = open_npy(folder / "labels.npy"), Path(spill) / "pairs.parquet"
+            files = [of_groups(files, labels, share, run.settings.seed, sample)]
+        steps = choices.THRESHOLDS
+        cuts = recut.curve(
+            files,
+            run.registry.rows,
+            [round(most * i / steps, 10) for i in range(steps + 1)],
+            rule=run.settings.keep,
+            metadata=Metadata.of(run.registry),
+            copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
+            workers=choices.groupings(run.registry.rows, run.settings),
+        )
+    if share < 1:
+        facts = {**require(folder, "duplicate_groups").facts, "pairs": pairs}
+        _scale(cuts, {name: facts[name] for name in ("pairs", "groups", "dropped")})
+    return cuts, share
+
+
+def _scale(cuts: list[dict[str, Any]], whole: dict[str, int]) -> None:
+    """Bring counts of a sample up to those of the whole, which the last one must be."""
+    for name, count in whole.items():
+        factor = count / max(1, cuts[-1][name])
+        for cut in cuts:
+            cut[name] = round(cut[name] * factor)
 
 
 def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
@@ -206,7 +234,7 @@ def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
 def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
     """Rows and dropped rows for each host of the urls, by dropped rows; and rows looked at.
 
-    Looks at whole row groups of random shards, some half a million rows at the most.
+    Looks at whole row groups of random shards, some quarter of a million rows at the most.
     """
     drop = open_npy(run.layout.dup_bitmap / "dup_bitmap.npy")
     rows: dict[str, int] = {}

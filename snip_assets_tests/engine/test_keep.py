@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from snip_assets.engine import external_sort, pair_files
 from snip_assets.engine import keep as module
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.external_sort import Sorter
 from snip_assets.engine.keep import ascending_keys, copies_by_hash, keep
 from snip_assets.engine.metadata import Metadata
 
@@ -99,9 +99,9 @@ def test_equal_to_the_sequential_greedy_and_without_orphans(
         order = [np.inf if v is None else sign * v for v in values]
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):
-            patch.setattr(module, "row_dtype", lambda rows: np.uint64)
-        small = data.draw(st.integers(1, 8))
-        patch.setattr(module, "Sorter", lambda *args: Sorter(*args, buffer=small))
+            for where in (module, pair_files):
+                patch.setattr(where, "row_dtype", lambda rows: np.uint64)
+        patch.setattr(external_sort, "BUFFER", data.draw(st.integers(1, 8)))
         facts, kept_row, far, dropped_by_kept = run(
             folder, rows, pairs, rule, 3, max_distance=most, metadata=column(folder, values)
         )

@@ -114,10 +114,23 @@ def test_every_page_works_without_the_network(finished: Finished, pages: dict[st
 
 def test_the_threshold_table_ends_at_the_run_itself(finished: Finished) -> None:
     run = site_data.as_made(finished.run)
-    cuts = site_data.thresholds(run)
+    cuts, share = site_data.thresholds(run)
     dropped = int(open_npy(run.layout.dup_bitmap / "dup_bitmap.npy").sum())
-    assert cuts[-1]["dropped"] == dropped
+    assert cuts[-1]["dropped"] == dropped and share == 1
     assert [c["max_distance"] for c in cuts] == sorted(c["max_distance"] for c in cuts)
+
+
+def test_many_thresholds_are_estimated_from_some_groups(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = site_data.as_made(finished.run)
+    exact, _ = site_data.thresholds(run)
+    monkeypatch.setattr(choices, "THRESHOLD_PAIRS", exact[-1]["pairs"] // 2)
+    cuts, share = site_data.thresholds(run)
+    assert 0.4 < share < 0.6 and cuts[-1] == exact[-1]
+    for cut, true in zip(cuts, exact, strict=True):
+        # Of some 200 groups that are looked at.
+        assert abs(cut["dropped"] - true["dropped"]) < 0.1 * exact[-1]["dropped"]
 
 
 def test_matrix_and_hosts_count_every_pair_and_row(finished: Finished) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import choices, index
+from snip_assets.engine import choices, index, threads
 from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
@@ -172,7 +172,6 @@ def duplicate_groups(run: Run) -> Manifest:
             metadata=Metadata.of(registry),
             copies=same_bytes if hashed else None,
             former=_former(run, seen),
-            memory_gb=settings.memory_gb,
         )
         missing = [key for key in registry.keys if key not in found]
         return {**facts, **seen, "shards_missing": missing}
@@ -212,12 +211,14 @@ def dup_bitmap(run: Run) -> Manifest:
     shards = [s for s in run.registry.shards if s.stop <= rows]
 
     def work() -> dict[str, Any]:
-        slices = Slices(decided)
-        return {
-            **publish_bitmap(decided, run.layout.dup_bitmap),
-            "kept_rows": {s.key: slices.deduped_digest(s) for s in shards},
-            "dropped_rows": {s.key: slices.drop_list_digest(s) for s in shards},
-        }
+        slices, facts = Slices(decided), publish_bitmap(decided, run.layout.dup_bitmap)
+        for name, digest in (
+            ("kept_rows", slices.deduped_digest),
+            ("dropped_rows", slices.drop_list_digest),
+        ):
+            found = threads.ordered_map(digest, shards, run.settings.workers)
+            facts[name] = dict(zip([s.key for s in shards], found, strict=True))
+        return facts
 
     inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}
     return finish(run.layout.dup_bitmap, inputs, work)
