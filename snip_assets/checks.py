@@ -311,11 +311,14 @@ ALL = [
 ]
 
 
-def keys_of(assets: Collection[str]) -> list[dg.AssetCheckKey]:
-    """Keys of the checks of some assets, for a run that the sensor asks for.
+def keys_of(assets: Collection[str], *, sources: bool = False) -> list[dg.AssetCheckKey]:
+    """Keys of the checks of some assets, without the checksums.
 
-    Without the checksums, and without `sources_in_order`: that the sensor reports itself.
+    Parameters
+    ----------
+    sources
+        `sources_in_order` too, which the sensor reports itself.
     """
-    some = [check for check in ALL if check is not sources_in_order]
+    some = [check for check in ALL if sources or check is not sources_in_order]
     keys = [key for check in some for key in check.check_keys]
     return [key for key in keys if key.asset_key.to_user_string() in assets]

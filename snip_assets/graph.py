@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from . import automation, home, partitions, versions
+from . import automation, checks, home, partitions, versions
 from .assets.station import PROGRESS_TAG
 from .definitions import build_defs
 from .engine import stations
@@ -84,11 +84,17 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
         defs, every = build_defs({"data": data}), load(data.layout).keys
 
         def work(job: str, keys: list[str], assets: Sequence[str] = (), **config: Any) -> None:
+            definition = defs.resolve_job_def(job)
+            if assets:
+                # Of assets alone, Dagster would take all checks, and so read all outputs again.
+                definition = definition.get_subset(
+                    asset_selection={dg.AssetKey(name) for name in assets},
+                    asset_check_selection=set(checks.keys_of(assets, sources=True)),
+                )
             with _engine_errors():
-                result = defs.resolve_job_def(job).execute_in_process(
+                result = definition.execute_in_process(
                     run_config={**_QUIET, **config},
                     instance=instance,
-                    asset_selection=[dg.AssetKey(name) for name in assets] or None,
                     tags={**automation.shard_range(data.layout, keys), PROGRESS_TAG: "bars"},
                 )
             outcome.add(result)

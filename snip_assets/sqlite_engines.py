@@ -4,6 +4,10 @@ For each event Dagster makes two or three engines: each opens its file anew, rea
 compiles its statements, which is most of the time that an event takes; and a run over many shards
 is made of events. Kept ones have SQLAlchemy's own pool for SQLite files. An engine is let go of
 when its file is no longer the same, and does not outlive a fork.
+
+Dagster's files have a write-ahead log, where `synchronous = NORMAL` saves a write to the disk for
+each event. When the power fails, the last events may be missing then: what the disk holds is
+recorded again by the next run (see `versions.unrecorded`).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 
 _MODULES = (
     "dagster._core.storage.event_log.sqlite.sqlite_event_log",
@@ -48,6 +52,7 @@ def kept(url: str, **options: Any) -> Engine:
         _let_go([url] if before is not None else list(_engines))
     options.pop("poolclass", None)
     engine = create_engine(url, **options)
+    event.listen(engine, "connect", _relax)
     # Dagster disposes of an engine after each use.
     engine.dispose = _stay  # type: ignore[method-assign]
     _engines[url] = state, engine
@@ -63,6 +68,10 @@ def _state(url: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _relax(connection: Any, record: Any) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def _stay(close: bool = True) -> None:
