@@ -20,6 +20,9 @@ LONG_LIST = 50_000
 FEWEST_INDEX_ROWS = 65_536
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
+# Rows that true partners are searched for in, at the least, and rows that they are searched for, at
+# the most.
+LEAST_SEARCHED, MOST_SEARCHED_FOR = 2_000_000, 16_384
 # Steps of the threshold that the report shows, and pairs that are grouped for each, about: those of
 # random groups where there are more.
 THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000
@@ -67,6 +70,14 @@ def steps(rows: int, settings: Settings) -> int:
 def join_rows(settings: Settings) -> int:
     """Rows of shards that are joined together: each list is then read once for all of them."""
     return int(settings.memory_gb * JOIN_ROWS_PER_GB)
+
+
+def searched_rows(rows: int, sample: int) -> int:
+    """Rows of random shards to search in for as many pairs as `sample` rows have in all.
+
+    As many more are searched for instead, which costs the same, and fewer are read.
+    """
+    return min(rows, max(LEAST_SEARCHED, rows * sample // MOST_SEARCHED_FOR))
 
 
 def groupings(rows: int, settings: Settings) -> int:

@@ -332,22 +332,23 @@ def _results(case: Case) -> dict[str, Cost]:
 def _looks(case: Case) -> dict[str, Cost]:
     """Checks and report: exact search for some rows, and groups for each threshold shown."""
 
-    def exact(rows: int, queries: int) -> float:
+    def exact(rows: float, queries: float) -> float:
         axes = neighbours.axes_of(case.dim)
         projected = 2.0 * rows * axes * case.dim / case.rates.product
         compared = queries * rows * axes / WIDTH / case.rates.join
         return projected + compared + NUMBER_PREPARED * case.pace * rows * case.dim
 
     memory = 4096 * 16.0 * case.cores * case.dim
+    searched = max(1, choices.searched_rows(case.rows, choices.AUDITED_ROWS))
     pairs = min(case.assumed.pairs * case.rows, choices.THRESHOLD_PAIRS)
     at_once = choices.groupings(case.rows, replace(case.settings, workers=case.cores))
     groupings, sorters = THRESHOLD * (choices.THRESHOLDS + 1), min(GIB, 64 * pairs)
     return {
         "checks": Cost(
-            exact(case.rows, choices.AUDITED_ROWS),
+            exact(searched, choices.AUDITED_ROWS * case.rows / searched),
             case.pace * (LOOKED + SHARD_CHECKED * case.shards),
             memory,
-            case.uncached(case.raw),
+            case.uncached(case.raw * searched / case.rows),
         ),
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS), NEAR_MISSES),

@@ -59,7 +59,7 @@ def dedup_report(run: Run) -> Manifest:
     """Write the report unless it is current.
 
     Time and memory are bounded at any scale: samples of pairs and near misses, the 200 largest
-    groups, exact search over at most twenty million rows; the labels and pairs are streamed.
+    groups, exact search in random shards; the labels and pairs are streamed.
 
     Raises
     ------

@@ -26,7 +26,6 @@ from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS
 from snip_assets.engine.shards import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
-MOST_AUDITED_ROWS = 20_000_000
 MOST_DOMAIN_ROWS = 250_000
 MOST_MATRIX = 16
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
@@ -125,14 +124,12 @@ def stations(run: Run) -> list[dict[str, Any]]:
 
 
 def quality(run: Run) -> dict[str, audit.Interval]:
-    """Precision of pairs and recall against exact search, with their intervals.
-
-    Recall only up to twenty million rows: exact search reads all raw features.
-    """
+    """Precision of pairs and recall against exact search, with their intervals."""
     seed = run.settings.seed
-    found = {"precision": audit.pair_precision(run, choices.AUDITED_PAIRS, seed)}
-    if run.registry.rows <= MOST_AUDITED_ROWS:
-        found["recall"] = audit.last_recall(run, choices.AUDITED_ROWS, seed)
+    found = {
+        "precision": audit.pair_precision(run, choices.AUDITED_PAIRS, seed),
+        "recall": audit.last_recall(run, choices.AUDITED_ROWS, seed),
+    }
     return {name: value for name, value in found.items() if value.trials}
 
 

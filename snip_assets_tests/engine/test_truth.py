@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from snip_assets.engine import audit, shards, stations, truth
+from snip_assets.engine import audit, choices, shards, stations, truth
 from snip_assets.engine.files import read_manifest, seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
@@ -128,3 +129,11 @@ def test_recall_counts_a_pair_at_its_first_copies(tmp_path: Path) -> None:
     into = audit.recall_into(run, last, 500, 0)
     inside = {pair for pair in true if pair[1] >= last[0].start}
     assert (into.successes, into.trials) == (len(inside & stored), len(inside))
+    # Of many shards, only random ones are searched; rows are drawn from all.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choices, "LEAST_SEARCHED", 501)
+        part = audit.query_recall(run, 1000, 0)
+    ends = [{p for p in true if s.start <= p[1] < s.stop} for s in run.registry.shards]
+    pairs = [(one | other) for one, other in combinations(ends, 2)]
+    assert (part.successes, part.trials) in [(len(p & stored), len(p)) for p in pairs]
+    assert part.trials < whole.trials
