@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,10 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
     with measured() as cost:
         _require_earlier(run, last)
         earlier = _paired(run, last, inputs)
-        is_copy = run.marked_copies(earlier)
-        later, first = run.exact_copies(last, set(run.registry.keys).difference(earlier))
+        with ThreadPoolExecutor(1) as pool:
+            marking = pool.submit(run.marked_copies, earlier)
+            later, first = run.exact_copies(last, set(run.registry.keys).difference(earlier))
+            is_copy = marking.result()
         is_copy[later] = True
         queries = [run.query_shard(s) for s in group]
         found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers)
