@@ -105,7 +105,8 @@ class Audit(dg.ConfigurableResource):
     dropped: int = Field(default=2_000, description="Dropped rows to look at.")
     queries: int = Field(
         default=choices.AUDITED_ROWS,
-        description="Rows whose true partners, in all later rows, are searched for exactly.",
+        description="As many true pairs are searched for exactly as so many rows have with all "
+        "later rows.",
     )
     precision_warn: float = _bound("precision_warn", 1.0, "Warn when precision is surely below.")
     precision_fail: float = _bound("precision_fail", 1.0, "Fail when precision is surely below.")

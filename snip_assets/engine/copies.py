@@ -39,7 +39,7 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
         Row in shard of the first.
     """
     norms = half_rows.lengths(block) if half_rows.readable(block) else _lengths(block)
-    if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
+    if _usable(norms):
         return norms
     # Squares of float32 may have left its range.
     norms = np.linalg.norm(block.astype(np.float64), axis=1)
@@ -51,6 +51,15 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
         f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); drop "
         "these rows from features and metadata, or compute their features again."
     )
+
+
+@njit(nogil=True, cache=True)
+def _usable(norms):
+    """Whether all lengths are finite, and none is zero."""
+    fine = True
+    for norm in norms:
+        fine &= 0 < norm < np.inf
+    return fine
 
 
 def _lengths(block: np.ndarray) -> np.ndarray:
@@ -100,15 +109,16 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     def work(start: int) -> tuple[np.ndarray, float]:
         block = features.block(start, start + BLOCK)
         norms = check_rows(block, source, start)
-        return row_hashes(block), float(np.abs(norms - 1).max())
+        return block, float(np.abs(norms - 1).max())
 
     worst = 0.0
     rows = len(features)
     with NpyWriter(out, (rows,), np.uint64) as writer, task(f"hash {source.stem}", rows) as bar:
-        for hashes, off in ordered_map(work, range(0, rows, BLOCK), workers):
-            writer.append(hashes)
+        # Hashing is the interpreter's: in one thread it waits for no other, which read meanwhile.
+        for block, off in ordered_map(work, range(0, rows, BLOCK), workers):
+            writer.append(row_hashes(block))
             worst = max(worst, off)
-            bar.advance(len(hashes))
+            bar.advance(len(block))
     return {
         "rows": rows,
         "dim": int(features.shape[1]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -39,6 +40,7 @@ from .shards import load
 from .trained import TrainedIndex
 
 MERGE_BYTES = 1 << 28
+BLOCK_ROWS = 1 << 20
 
 
 @njit(nogil=True, cache=True)
@@ -199,6 +201,14 @@ class SnipIndex:
     def list_sizes(self) -> np.ndarray:
         """int64[lists]."""
         return np.diff(np.sum(self._offsets, axis=0))
+
+    def row_ids(self) -> Iterator[np.ndarray]:
+        """All row ids, in any order, a million at a time: uint64[n]."""
+        for part, rows in zip(self.parts, self._rows, strict=True):
+            for start in range(0, len(rows), BLOCK_ROWS):
+                block = rows[start : start + BLOCK_ROWS]
+                yield block.astype(np.uint64) + np.uint64(part.start)
+                trim()
 
     def read_list(
         self, number: int, left_out: np.ndarray | None = None

@@ -165,13 +165,21 @@ class RowFile:
 
         The rows behind it are asked for, for whoever reads block by block.
         """
-        rows = np.arange(start, min(stop, len(self)))
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        self.copy(rows, out, np.arange(len(rows)))
-        if self.plain and _WILL_NEED:
-            width = self.array.strides[0]
-            position, size = self.array.offset + stop * width, AHEAD * out.nbytes
-            os.posix_fadvise(self._handle, position, size, os.POSIX_FADV_WILLNEED)
+        part = self.array[start:stop]
+        if not self.plain or not part.size:
+            return np.array(part)
+        # By a few calls that leave other threads alone: each wait for them is a wait for a block.
+        out, done = np.empty(part.shape, self.dtype), 0
+        width, target = self.array.strides[0], out.data.cast("B")
+        position = self.array.offset + start * width
+        while done < out.nbytes:
+            got = os.preadv(self._handle, [target[done:]], position + done)
+            if got <= 0:
+                raise _cut(self, start + done // width)
+            done += got
+        if _WILL_NEED:
+            ahead = AHEAD * out.nbytes
+            os.posix_fadvise(self._handle, position + done, ahead, os.POSIX_FADV_WILLNEED)
         return out
 
     def copy(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -247,7 +255,11 @@ def copy(
         return
     done = _read(table, width, owner, rows, places, target)
     if done < len(rows):
-        raise BadInputError(
-            f"{files[owner[done]].path}: row {rows[done]} cannot be read (was the file cut short "
-            "meanwhile?); write it again."
-        )
+        raise _cut(files[owner[done]], int(rows[done]))
+
+
+def _cut(file: RowFile, row: int) -> BadInputError:
+    return BadInputError(
+        f"{file.path}: row {row} cannot be read (was the file cut short meanwhile?); write it "
+        "again."
+    )

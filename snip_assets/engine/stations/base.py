@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from snip_assets.engine import threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import Manifest, current, seal
@@ -16,6 +17,8 @@ from snip_assets.engine.remote_files import state as remote_state
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 
+# Shards that are worked on side by side at the most: each holds a row group of metadata.
+SIDE_BY_SIDE = 4
 Work = Callable[[Shard, Path], dict[str, Any]]
 Inputs = Callable[[Shard], dict[str, str]]
 
@@ -26,8 +29,12 @@ def finish(
     work: Callable[[], dict[str, Any]],
     *,
     again: bool = False,
+    at_once: int = 1,
 ) -> Manifest:
-    """The manifest of an output; made now unless it is current, or always when asked `again`."""
+    """The manifest of an output; made now unless it is current, or always when asked `again`.
+
+    Of outputs that are made at once, each counts a part of the seconds.
+    """
     if not again and (manifest := current(output, inputs)) is not None:
         return manifest
     with lock(output):
@@ -36,7 +43,8 @@ def finish(
             return manifest
         with measured() as cost:
             facts = work()
-        return seal(output, inputs, **{**cost.facts, **facts})
+        seconds = round(cost.seconds / at_once, 3)
+        return seal(output, inputs, **{**cost.facts, "seconds": seconds, **facts})
 
 
 def each(
@@ -45,16 +53,35 @@ def each(
     place: Callable[[str], Path],
     inputs: Inputs,
     work: Work,
+    *,
+    alone: bool = True,
 ) -> dict[str, Manifest]:
-    """Work shard by shard; a bad shard is refused at the end, after the good ones are done."""
-    result: dict[str, Manifest] = {}
-    refused: list[BadInputError] = []
-    for shard in run.registry.only(keys):
+    """Work shard by shard; a bad shard is refused at the end, after the good ones are done.
+
+    Parameters
+    ----------
+    alone
+        A shard takes all cores; otherwise one, and some shards are worked on side by side.
+    """
+    shards = run.registry.only(keys)
+    at_once = 1 if alone else min(threads.count(run.settings.workers), SIDE_BY_SIDE)
+
+    def one(shard: Shard) -> Manifest | BadInputError:
         output = place(shard.key)
         try:
-            result[shard.key] = finish(output, inputs(shard), partial(work, shard, output))
+            own = partial(work, shard, output)
+            return finish(output, inputs(shard), own, at_once=min(at_once, len(shards)))
         except BadInputError as error:
-            refused.append(error)
+            return error
+
+    found = map(one, shards) if at_once == 1 else threads.ordered_map(one, shards, at_once)
+    result: dict[str, Manifest] = {}
+    refused: list[BadInputError] = []
+    for shard, made in zip(shards, found, strict=True):
+        if isinstance(made, Manifest):
+            result[shard.key] = made
+        else:
+            refused.append(made)
     if len(refused) > 1:
         first = " ".join(str(error) for error in refused[:5])
         raise BadInputError(f"{len(refused)} shards refused, {len(result)} done. {first}")

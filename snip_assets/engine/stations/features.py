@@ -54,7 +54,7 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         write_json(output, facts)
         return {**facts, "bytes": int(source_state(shard.metadata).partition("-")[0])}
 
-    return each(run, keys, run.layout.metadata, metadata_inputs, work)
+    return each(run, keys, run.layout.metadata, metadata_inputs, work, alone=False)
 
 
 def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:

@@ -23,6 +23,7 @@ def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         run.layout.deduped_metadata,
         _deduped_inputs(run),
         lambda shard, output: publish_metadata(shard, decided, output),
+        alone=False,
     )
 
 
@@ -35,6 +36,7 @@ def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
         run.layout.drop_list,
         _drop_list_inputs(run),
         lambda shard, output: publish_drop_list(shard, decided, output),
+        alone=False,
     )
 
 
