@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -71,6 +70,19 @@ def _taken(own, code, start, left_out, rows, codes, count):
             codes[count, k] = code[i, k]
         count += not marked[i]
     return count
+
+
+@njit(nogil=True, cache=True)
+def _tally(own, start, found):
+    """Count rows; how many are beyond the last."""
+    beyond = 0
+    for row in own:
+        place = np.int64(row) + start
+        if 0 <= place < len(found):
+            found[place] = min(found[place] + 1, 255)
+        else:
+            beyond += 1
+    return beyond
 
 
 @dataclass(frozen=True)
@@ -202,13 +214,24 @@ class SnipIndex:
         """int64[lists]."""
         return np.diff(np.sum(self._offsets, axis=0))
 
-    def row_ids(self) -> Iterator[np.ndarray]:
-        """All row ids, in any order, a million at a time: uint64[n]."""
-        for part, rows in zip(self.parts, self._rows, strict=True):
-            for start in range(0, len(rows), BLOCK_ROWS):
-                block = rows[start : start + BLOCK_ROWS]
-                yield block.astype(np.uint64) + np.uint64(part.start)
+    def times(self, rows: int) -> np.ndarray:
+        """How often each of so many rows is in the index, up to 255 times: uint8[rows].
+
+        Raises
+        ------
+        BadInputError
+            It holds other rows.
+        """
+        found = np.zeros(rows, np.uint8)
+        for part, own in zip(self.parts, self._rows, strict=True):
+            for start in range(0, len(own), BLOCK_ROWS):
+                if _tally(own[start : start + BLOCK_ROWS], part.start, found):
+                    raise BadInputError(
+                        f"{part.folder}: holds rows beyond the {rows} of the data set; delete the "
+                        "folder snip_index with its manifest and materialise it again."
+                    )
                 trim()
+        return found
 
     def read_list(
         self, number: int, left_out: np.ndarray | None = None

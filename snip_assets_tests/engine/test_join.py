@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from snip_assets.engine import encode, index, join, pairs, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.kernels import QUERIES
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
@@ -187,6 +188,16 @@ def test_index_holds_every_row_once_and_exports(tmp_path: Path) -> None:
     whole = index.SnipIndex(world.trained, world.parts)
     rows = np.concatenate([whole.read_list(n)[0] for n in range(LISTS)])
     np.testing.assert_array_equal(np.sort(rows), np.arange(sum(SIZES)))
+    assert (whole.times(sum(SIZES)) == 1).all()
+    assert (index.SnipIndex(world.trained, world.parts * 2).times(sum(SIZES)) == 2).all()
+    with pytest.raises(BadInputError, match="holds rows beyond"):
+        whole.times(sum(SIZES) - 1)
+    left_out = np.arange(sum(SIZES)) % 3 == 0
+    for number in range(LISTS):
+        every, codes = whole.read_list(number)
+        some, fewer = whole.read_list(number, left_out)
+        np.testing.assert_array_equal(some, every[every % 3 != 0])
+        np.testing.assert_array_equal(fewer, codes[every % 3 != 0])
     ours = whole.to_faiss()
     theirs = TrainedIndex.train(world.x.astype(np.float32), LISTS, "PQ16").index
     theirs.add(world.x.astype(np.float32))
