@@ -23,6 +23,9 @@ AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
 # Rows that true partners are searched for in, at the least, and rows that they are searched for, at
 # the most.
 LEAST_SEARCHED, MOST_SEARCHED_FOR = 2_000_000, 16_384
+# Shards that are worked on side by side, by one core each, at the most: each holds a row group of
+# metadata.
+SIDE_BY_SIDE = 4
 # Steps of the threshold that the report shows, and pairs that are grouped for each, about: those of
 # random groups where there are more.
 THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000

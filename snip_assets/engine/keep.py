@@ -23,9 +23,9 @@ bit for bit, in six passes over the pairs and one sort, however long the chains.
 Rows without a pair stay. So the others are numbered anew first (`pair_files.paired`), and all that
 follows is by those places: what is decided costs what there is to decide.
 
-Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering) and 17 R
-bytes (deciding), twice that from 2^32 rows; and about 1 GB of fixed buffers. Disk while it runs: 21
-bytes a pair and 16 bytes a row that occurs in pairs.
+Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering), 17 R
+(deciding) and 21 R bytes (writing), twice that from 2^32 rows; and about 1 GB of fixed buffers.
+Disk while it runs: 21 bytes a pair and 16 bytes a row that occurs in pairs.
 """
 
 from __future__ import annotations
@@ -292,6 +292,16 @@ def _nearest(some: Paired, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
     return nearest, best
 
 
+def _row_ids(ids: np.ndarray, *places: np.ndarray) -> list[np.ndarray]:
+    """Row ids of places: in their own room, where these are as wide."""
+    found = [own if own.dtype == ids.dtype else np.empty(len(own), ids.dtype) for own in places]
+    for own, out in zip(places, found, strict=True):
+        for start in range(0, len(own), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            out[part] = ids[own[part]]
+    return found
+
+
 def _write(
     some: Paired,
     decision: Decision,
@@ -302,7 +312,7 @@ def _write(
     before: Path | None,
 ) -> int:
     ids, kind = some.ids, some.ids.dtype
-    by_rank = decision.dropped, ids[decision.survivor], ids[nearest], distance
+    by_rank = decision.dropped, *_row_ids(ids, decision.survivor, nearest), distance
     sorter = PairSorter(spill, kind)
     names = ("kept_row", "kept_distance")
     former = None if before is None else [open_npy(before / f"{name}.npy") for name in names]

@@ -18,20 +18,22 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 
 GIB = 2**30
 PAGE = 4096
-# Bytes that a core hashed in a second where the constants below were read off.
-HASHED = 6.3e8
+# Bytes that were hashed in a second where the constants below were read off.
+HASHED = 1.26e9
 # Rows that the report searches at the most, and for how many; the share of a grouping that a
 # threshold of it takes.
 REPORT_ROWS, NEAR_MISSES, THRESHOLD = 250_000, 1_600, 0.2
 # Seconds on one core: an output of a shard locked, written and sealed; a shard looked at by the
 # checks, and announced to Dagster.
-SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.045, 0.02, 0.09
-# Checks, or the pages of a report, whatever the size.
-LOOKED = 3.0
+SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.022, 0.02, 0.02
+# Checks, and the pages of a report, whatever the size.
+LOOKED, PAGES = 3.0, 1.2
 # A row grouped, and a pair of it (benchmarks/groups.py); a row of the bitmap with its digests.
-ROW_GROUPED, PAIR_GROUPED, ROW_MARKED = 4.2e-7, 6e-7, 5e-8
+ROW_GROUPED, PAIR_GROUPED, ROW_MARKED = 1e-7, 8e-7, 4e-8
+# Rows that are in a pair, for each pair.
+PAIRED = 1.2
 # A byte of metadata filtered, and listed.
-BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1.4e-8
+BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1e-8
 # A candidate handled beside its distances, on one of all cores.
 CANDIDATE = 3e-6
 # A row merged into the index; a segment opened, written and sealed.
@@ -123,7 +125,12 @@ class Case:
     @property
     def pace(self) -> float:
         """Seconds that a core takes here for what took one where the constants were read off."""
-        return HASHED / self.rates.hash_bytes
+        return HASHED / self.hashed
+
+    @property
+    def hashed(self) -> float:
+        """Bytes hashed a second: by one thread, whatever the cores."""
+        return self.rates.hash_bytes * self.rates.cores
 
     @property
     def sealed(self) -> float:
@@ -199,12 +206,11 @@ def _features(case: Case) -> dict[str, Cost]:
     return {
         "metadata": Cost(alone=case.sealed, read=0.01 * case.metadata_bytes * rows),
         "clip_features": Cost(
-            work=case.raw / rates.hash_bytes,
+            work=case.cores * case.raw / case.hashed,
             alone=case.sealed,
             memory=8192 * 24 * row,
             read=case.raw,
             write=8.0 * rows,
-            waits=True,
         ),
         "snip_model": _net(case),
         "snip_features": Cost(
@@ -301,12 +307,11 @@ def _grouping(case: Case, rows: float, pairs: float) -> float:
 def _results(case: Case) -> dict[str, Cost]:
     rows, wide = case.rows, case.row_bytes / 4
     pairs, words = case.assumed.pairs * rows, case.metadata_bytes * rows
-    # Rows that are in a pair.
-    paired = min(rows, 2 * pairs)
+    paired, side_by_side = min(rows, PAIRED * pairs), min(case.cores, choices.SIDE_BY_SIDE)
     return {
         "duplicate_groups": Cost(
             alone=_grouping(case, rows, pairs),
-            memory=max(5 * rows + 4 * paired, 17 * paired) * wide + GIB,
+            memory=max(5 * rows + 4 * paired, 21 * paired) * wide + GIB,
             read=14.0 * pairs,
             write=12.0 * wide * rows,
         ),
@@ -315,13 +320,13 @@ def _results(case: Case) -> dict[str, Cost]:
         ),
         "decisions": Cost(alone=SHARD_ANNOUNCED * case.pace * case.shards),
         "deduped_metadata": Cost(
-            alone=BYTE_KEPT * case.pace * words + case.sealed,
+            alone=BYTE_KEPT * case.pace * words / side_by_side + case.sealed,
             memory=0.2 * GIB,
             read=words,
             write=words,
         ),
         "drop_list": Cost(
-            alone=BYTE_LISTED * case.pace * words + case.sealed,
+            alone=BYTE_LISTED * case.pace * words / side_by_side + case.sealed,
             memory=0.2 * GIB,
             read=words,
             write=0.3 * words,
@@ -352,8 +357,7 @@ def _looks(case: Case) -> dict[str, Cost]:
         ),
         "dedup_report": Cost(
             exact(min(case.rows, REPORT_ROWS), NEAR_MISSES),
-            LOOKED * case.pace
-            + groupings / at_once * _grouping(case, min(case.rows, pairs), pairs),
+            PAGES * case.pace + groupings / at_once * _grouping(case, min(case.rows, pairs), pairs),
             max(memory, 5.0 * case.rows * case.row_bytes / 4 + at_once * (26.0 * pairs + sorters)),
             14.0 * case.assumed.pairs * case.rows,
         ),

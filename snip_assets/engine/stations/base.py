@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from snip_assets.engine import threads
+from snip_assets.engine import choices, threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import Manifest, current, seal
@@ -17,8 +17,6 @@ from snip_assets.engine.remote_files import state as remote_state
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 
-# Shards that are worked on side by side at the most: each holds a row group of metadata.
-SIDE_BY_SIDE = 4
 Work = Callable[[Shard, Path], dict[str, Any]]
 Inputs = Callable[[Shard], dict[str, str]]
 
@@ -64,7 +62,7 @@ def each(
         A shard takes all cores; otherwise one, and some shards are worked on side by side.
     """
     shards = run.registry.only(keys)
-    at_once = 1 if alone else min(threads.count(run.settings.workers), SIDE_BY_SIDE)
+    at_once = 1 if alone else min(threads.count(run.settings.workers), choices.SIDE_BY_SIDE)
 
     def one(shard: Shard) -> Manifest | BadInputError:
         output = place(shard.key)
