@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from . import flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
 from .resident import watch
 
@@ -50,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         There is no room; what was at `path` before is untouched.
     """
     temporary = _temporary(path)
-    flushes = _flushes[temporary] = _Flushes()
+    flushes = flushing.begin(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -58,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             flushes.wait()
             _replace_folder(temporary, path)
         else:
-            _flush(temporary, _flushes.get(path.parent))
+            flushing.flush(temporary, path.parent)
             temporary.replace(path)
     except DiskFullError:
         raise
@@ -70,43 +69,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        del _flushes[temporary]
+        flushing.end(temporary)
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             with suppress(FileNotFoundError):
                 temporary.unlink()
-
-
-class _Flushes:
-    """Files of a new folder that are on their way to the disk, while the next ones are made."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "flush")
-        self._waiting: list[Future[None]] = []
-
-    def add(self, file: BinaryIO) -> None:
-        """Begin with a file; it may be renamed meanwhile."""
-        self._waiting.append(self._pool.submit(_sync, file))
-
-    def wait(self) -> None:
-        """Raise OSError unless all have arrived."""
-        for future in self._waiting:
-            future.result()
-        self._pool.shutdown()
-
-
-_flushes: dict[Path, _Flushes] = {}
-
-
-def _flush(path: Path, folder: _Flushes | None) -> None:
-    file = path.open("rb+")
-    _sync(file) if folder is None else folder.add(file)
-
-
-def _sync(file: BinaryIO) -> None:
-    with file:
-        os.fsync(file.fileno())
 
 
 def _temporary(path: Path) -> Path:

@@ -121,7 +121,7 @@ def duplicate_groups(
 def write_table(folder: Path) -> dict[str, int]:
     """Write `groups.parquet` beside the other files of the folder.
 
-    Memory: 64 bytes a row of the largest group, and that of a `Sorter`.
+    Memory: 64 bytes a row of `BATCH_GROUPS` groups, and that of a `Sorter`.
 
     Returns
     -------

@@ -42,8 +42,8 @@ def curve(
     """What each threshold would give.
 
     The pairs are gathered in `spill` (13 bytes each); each threshold streams them five times at the
-    most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in a
-    pair and 1 GB, for each worker.
+    most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in a pair and 1 GB, for
+    each worker.
 
     Parameters
     ----------

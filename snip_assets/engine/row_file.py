@@ -166,9 +166,8 @@ class RowFile:
         The rows behind it are asked for, for whoever reads block by block.
         """
         part = self.array[start:stop]
-        if not self.plain or not part.size:
+        if not (self.plain and part.size and hasattr(os, "preadv")):
             return np.array(part)
-        # By a few calls that leave other threads alone: each wait for them is a wait for a block.
         out, done = np.empty(part.shape, self.dtype), 0
         width, target = self.array.strides[0], out.data.cast("B")
         position = self.array.offset + start * width

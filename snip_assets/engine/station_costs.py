@@ -28,9 +28,9 @@ REPORT_ROWS, NEAR_MISSES, THRESHOLD = 250_000, 1_600, 0.2
 SHARD_SEALED, SHARD_CHECKED, SHARD_ANNOUNCED = 0.022, 0.02, 0.02
 # Checks, and the pages of a report, whatever the size.
 LOOKED, PAGES = 3.0, 1.2
-# A row grouped, and a pair of it (benchmarks/groups.py); a row of the bitmap with its digests.
+# A row grouped, and a pair of it; a row of the bitmap with its digests.
 ROW_GROUPED, PAIR_GROUPED, ROW_MARKED = 1e-7, 8e-7, 4e-8
-# Rows that are in a pair, for each pair.
+# Rows that are in a pair, for each pair: assumed.
 PAIRED = 1.2
 # A byte of metadata filtered, and listed.
 BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1e-8
