@@ -30,6 +30,7 @@ from snip_assets.engine import (
     index,
     join,
     pairs,
+    query_rows,
     threads,
     verify,
 )
@@ -111,7 +112,7 @@ def our_join(
     chosen: calibration.Calibration,
     axes: np.ndarray,
     radius: float,
-) -> tuple[pairs.Join, list[pairs.QueryShard]]:
+) -> tuple[pairs.Join, list[query_rows.QueryShard]]:
     """Encode the shards and set up the join; not timed."""
     cuts = np.linspace(0, len(x), SHARDS + 1).astype(int)
     own = Axes(axes, chosen.axis_scale)
@@ -123,7 +124,7 @@ def our_join(
         encode.encode_shard(encoder, path, out)
         paths.append(path)
         parts.append(index.Part(out, int(cuts[number])))
-        shards.append(pairs.QueryShard(int(cuts[number]), out))
+        shards.append(query_rows.QueryShard(int(cuts[number]), out))
     segment = folder / "segment"
     index.merge(parts, segment, len(x))
     return pairs.Join(
@@ -138,7 +139,10 @@ def our_join(
 
 
 def time_join(
-    work: pairs.Join, shards: list[pairs.QueryShard], truth: tuple[np.ndarray, np.ndarray], n: int
+    work: pairs.Join,
+    shards: list[query_rows.QueryShard],
+    truth: tuple[np.ndarray, np.ndarray],
+    n: int,
 ) -> dict[str, float]:
     started, cpu = time.perf_counter(), time.process_time()
     found, counts = pairs.find_pairs(work, shards)

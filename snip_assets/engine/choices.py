@@ -75,6 +75,14 @@ def join_rows(settings: Settings) -> int:
     return int(settings.memory_gb * JOIN_ROWS_PER_GB)
 
 
+def query_rows(settings: Settings) -> int:
+    """Rows whose SNIP features the join holds at once, to compare them with the lists they probe.
+
+    An eighth of `memory_gb`.
+    """
+    return max(1, int(settings.memory_gb * 2**30 / 8) // (2 * settings.dim))
+
+
 def searched_rows(rows: int, sample: int) -> int:
     """Rows of random shards to search in for as many pairs as `sample` rows have in all.
 

@@ -81,8 +81,13 @@ class Features:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Rows by row id, in the order given; read in order of their place in the files.
+
+        Parameters
+        ----------
+        out
+            Where they go, if that is to be written again.
 
         Returns
         -------
@@ -100,7 +105,8 @@ class Features:
             raise IndexError(f"{len(self)} rows; asked for {ordered[0]} to {ordered[-1]}")
         ordinals = np.flatnonzero(np.diff(cuts))
         like = self.shard(int(ordinals[0]) if len(ordinals) else 0)
-        out = np.empty((len(rows), *like.shape[1:]), like.dtype)
+        if out is None:
+            out = np.empty((len(rows), *like.shape[1:]), like.dtype)
         mapped = may_map(len(self) * out.strides[0])
         for start in range(0, len(ordinals), self._at_once):
             some = ordinals[start : start + self._at_once]

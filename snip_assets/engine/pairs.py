@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .features import as_float32
-from .files import atomic_path, open_npy
+from .choices import together
+from .features import Features, as_float32
+from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin, Rule
 from .progress import task
+from .query_rows import QueryReader, QueryShard
 from .resident import trim
 from .threads import ordered_map
 from .verify import Pairs, Rows, Verifier, thin
@@ -27,40 +29,11 @@ ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
+# Queries whose vectors are in memory at once, unless told otherwise: 512 MB.
+QUERIES_A_PASS = 1 << 21
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 # Differences of row ids take half the time of the ids themselves, to write and to read.
 PACKED = dict.fromkeys(["row", "earlier_row"], "DELTA_BINARY_PACKED")
-
-
-@dataclass
-class QueryShard:
-    """What the join reads of a shard whose rows are queries.
-
-    Attributes
-    ----------
-    start
-        Row id of its first row.
-    folder
-        Its index shard: who probes which list, and the quantisation errors.
-    """
-
-    start: int
-    folder: Path
-
-    @cached_property
-    def probe_offsets(self) -> np.ndarray:
-        """int64[lists + 1]."""
-        return np.asarray(open_npy(self.folder / "probe_offsets.npy"))
-
-    @cached_property
-    def probe_rows(self) -> np.ndarray:
-        """uint32[m], rows in shard by list."""
-        return np.asarray(open_npy(self.folder / "probe_rows.npy"))
-
-    @cached_property
-    def errors(self) -> np.ndarray:
-        """float32[m, 2], of those rows: as often as they probe, so that a list's are together."""
-        return np.asarray(open_npy(self.folder / "errors.npy"))
 
 
 @dataclass
@@ -205,42 +178,60 @@ def _cut(join: Join, shards: list[QueryShard], pairs: Pairs) -> list[Pairs]:
     return [thin(pairs[slice(low, high)], join.max_partners) for low, high in pairwise(cuts)]
 
 
-def _bundles(join: Join, shards: list[QueryShard]) -> list[np.ndarray]:
-    """All lists, the largest first, in bundles."""
+def _bundles(join: Join, probes: np.ndarray) -> list[np.ndarray]:
+    """All lists, the largest first, in bundles; `probes` are the queries of each list."""
     sizes = join.index.list_sizes
     order = np.argsort(-sizes, kind="stable")
-    probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)
     rows, asked = np.cumsum(sizes[order]), np.cumsum(probes[order])
     full = np.diff(rows // ROWS_TOGETHER) + np.diff(asked // QUERIES_TOGETHER)
     return np.split(order, np.flatnonzero(full) + 1)
 
 
+def _passes(join: Join, shards: list[QueryShard], most: int) -> Iterator[list[np.ndarray]]:
+    """The bundles, in passes that have so many probes at the most."""
+    probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)
+    bundles = _bundles(join, probes)
+    return together(bundles, [int(probes[numbers].sum()) for numbers in bundles], most)
+
+
 def find_pairs(
-    join: Join, shards: list[QueryShard], workers: int = 0
+    join: Join, shards: list[QueryShard], workers: int = 0, most: int = QUERIES_A_PASS
 ) -> tuple[list[Pairs], Counts]:
     """Near pairs of the rows of these shards with all earlier rows, each list read once.
+
+    The vectors of queries are read in passes over the shards: a row here and a row there for each
+    list takes longer than all of them for some hundred lists.
+
+    Parameters
+    ----------
+    most
+        Queries whose vectors are in memory at once, about.
 
     Returns
     -------
     One `Pairs` a shard, sorted, and the counts.
     """
-    lists = join.index.trained.lists
-    # Made once, here, and not by each thread.
-    _ = join.book
+    lists, vectors = join.index.trained.lists, join.queries
+    reader = None
+    if isinstance(vectors, Features):
+        reader = QueryReader(vectors, shards, join.is_copy, most, workers)
     parts: list[list[Pairs]] = [[] for _ in shards]
     total = Counts(lists=lists)
     with task("join", lists, "lists") as progress:
-        for found, counts in ordered_map(
-            lambda numbers: join_lists(join, shards, numbers), _bundles(join, shards), workers
-        ):
-            for listed in found:
-                for own, pairs in zip(parts, listed, strict=True):
-                    if len(pairs):
-                        own.append(pairs)
-            total.products += counts.products
-            total.candidates += counts.candidates
-            trim()
-            progress.advance(counts.lists)
+        for bundles in _passes(join, shards, most):
+            own = join if reader is None else replace(join, queries=reader.read(*bundles))
+            # Made once, here, and not by each thread.
+            _ = own.book
+            work = partial(join_lists, own, shards)
+            for found, counts in ordered_map(work, bundles, workers):
+                for listed in found:
+                    for part, pairs in zip(parts, listed, strict=True):
+                        if len(pairs):
+                            part.append(pairs)
+                total.products += counts.products
+                total.candidates += counts.candidates
+                trim()
+                progress.advance(counts.lists)
 
     def merge(own: list[Pairs]) -> Pairs:
         return thin(Pairs.concatenate(own).ordered(), join.max_partners)

@@ -30,6 +30,9 @@ AHEAD = 4
 # Bytes of a row that is copied from the map; of the rows that are asked for, one in so many is
 # looked up beforehand.
 SHORT, LOOK = 512, 64
+# Bytes that are read at once, at the most, where rows lie near each other: with so many bytes for
+# each, on average. A call to the system takes longer than to copy these.
+SPAN, APART = 1 << 16, 1 << 12
 # Rows that are copied from maps before their pages are counted: 64 KB each at worst.
 GATHERED = 2048
 # What the kernels know of a file: its number at the system, where its rows start there, and in the
@@ -83,6 +86,29 @@ def _together(files, rows, places, k):
     return count
 
 
+@njit(nogil=True)
+def _near(files, rows, k, width):
+    """Rows from k on that are worth reading at once, with what lies between them."""
+    count = 1
+    while (
+        k + count < rows.shape[0]
+        and files[k + count] == files[k]
+        and rows[k + count] > rows[k + count - 1]
+        and (rows[k + count] - rows[k]) * width <= min(SPAN - width, APART * count)
+    ):
+        count += 1
+    return count
+
+
+@njit(nogil=True)
+def _piece(files, rows, places, k, width):
+    """What to read at once from k on: rows, bytes, and whether they go where they belong."""
+    run, near = _together(files, rows, places, k), _near(files, rows, k, width)
+    if run >= near:
+        return run, run * width, True
+    return near, (rows[k + near - 1] - rows[k] + 1) * width, False
+
+
 _memcpy = _function("memcpy", types.uint64, types.uint64, types.uint64)
 
 
@@ -105,30 +131,43 @@ def _gather(table, width, files, rows, places, target):
         _memcpy(np.uint64(here), np.uint64(there), np.uint64(width))
 
 
+@njit(nogil=True)
+def _scatter(width, rows, places, target, buffer, k, count):
+    """Copy what was read from row k on to the places of its rows."""
+    for n in range(k, k + count):
+        here, there = target + places[n] * width, buffer + (rows[n] - rows[k]) * width
+        _memcpy(np.uint64(here), np.uint64(there), np.uint64(width))
+
+
 @njit(nogil=True, cache=True)
 def _read(table, width, files, rows, places, target):
     """Copy rows of files to places in memory; returns how many could be read."""
-    vector = np.empty(2, np.uint64)
+    vector, room = np.empty(2, np.uint64), np.empty(SPAN, np.uint8)
+    buffer = np.int64(room.ctypes.data)
     late, waiting, k = np.empty(rows.shape[0], np.int64), 0, 0
     while k < rows.shape[0]:
-        count = _together(files, rows, places, k)
-        number = np.int32(table[files[k], HANDLE])
-        there, here = table[files[k], HEAD] + rows[k] * width, target + places[k] * width
-        if not _copied(number, here, count * width, there, vector):
+        count, size, fits = _piece(files, rows, places, k, width)
+        number, there = np.int32(table[files[k], HANDLE]), table[files[k], HEAD] + rows[k] * width
+        here = target + places[k] * width if fits else buffer
+        if not _copied(number, here, size, there, vector):
             late[waiting] = k
             waiting += 1
+        elif not fits:
+            _scatter(width, rows, places, target, buffer, k, count)
         k += count
     for k in late[:waiting]:
-        number = np.int32(table[files[k], HANDLE])
-        size, done = _together(files, rows, places, k) * width, 0
-        there, here = table[files[k], HEAD] + rows[k] * width, target + places[k] * width
+        count, size, fits = _piece(files, rows, places, k, width)
+        number, there = np.int32(table[files[k], HANDLE]), table[files[k], HEAD] + rows[k] * width
+        here, done = target + places[k] * width if fits else buffer, 0
         while done < size:
             got = _pread(
                 number, np.uint64(here + done), np.uint64(size - done), np.int64(there + done)
             )
             if got <= 0:
-                return k + done // width
+                return k + np.searchsorted(rows[k : k + count] - rows[k], done // width)
             done += got
+        if not fits:
+            _scatter(width, rows, places, target, buffer, k, count)
     return rows.shape[0]
 
 

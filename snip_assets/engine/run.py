@@ -20,7 +20,8 @@ from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, req
 from .index import IndexedShard, SnipIndex
 from .join import Rule
 from .layout import Layout
-from .pairs import Join, QueryShard
+from .pairs import Join
+from .query_rows import QueryShard
 from .settings import Settings
 from .shards import Features, Registry, Shard
 from .trained import TrainedIndex

@@ -8,6 +8,7 @@ measured. On another machine they are taken to go as its hashing does: Python, m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 from . import choices, known_pairs, neighbours
 from .assign import FLAT_LISTS
@@ -290,10 +291,14 @@ def _join(case: Case) -> Cost:
     work = compared / rates.join + candidates * CANDIDATE * case.pace + 1.5 * pairs / rates.verify
     group = min(rows, choices.join_rows(case.settings))
     groups = rows / max(group, 1)
+    own, asked, held = snip / groups, assumed.probes * group, choices.query_rows(case.settings)
     memory = rows + min(1 << 30, 40 * rows) + 60.0 * assumed.pairs * group
+    memory += 2.0 * case.settings.dim * min(held, asked)
     memory += 3 * case.cores * length * (4 * 32 + 4 * case.settings.dim + entry)
     read = case.uncached(entry * rows) * (groups + 1) / 2
-    read += case.random(rows * assumed.probes, 2.0 * case.settings.dim, snip)
+    # The queries, in passes; and the earlier row of a candidate where it is not one of them.
+    read += case.uncached(snip) + groups * (ceil(asked / held) - 1) * case.uncached(own)
+    read += case.random(candidates * (1 - 1 / groups), 2.0 * case.settings.dim, snip)
     if case.settings.tier == "raw":
         read += case.random(2 * 1.5 * pairs, case.dim * case.itemsize, case.raw)
     return Cost(work, 0.0, memory, read, 14.0 * pairs)

@@ -12,6 +12,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numba import njit
 
 from .assign import BLOCK, Assigner
 from .codec import Codec, empty_index
@@ -44,6 +45,14 @@ def assign_all(assigner: Assigner, x: np.ndarray, count: int, workers: int) -> n
     return np.concatenate(list(parts))
 
 
+@njit(nogil=True, cache=True)
+def _add(x, home, sums):
+    """Add each row to the sum of its list, in the order of the rows."""
+    for i in range(x.shape[0]):
+        for d in range(x.shape[1]):
+            sums[home[i], d] += x[i, d]
+
+
 def train_centroids(x: np.ndarray, lists: int, seed: int, workers: int = 0) -> np.ndarray:
     """Lloyd's k-means; the same result for any number of threads.
 
@@ -62,12 +71,11 @@ def train_centroids(x: np.ndarray, lists: int, seed: int, workers: int = 0) -> n
     centroids = x[np.sort(random.choice(len(x), lists, replace=False))].copy()
     for _ in range(ITERATIONS):
         home = assign_all(Assigner(centroids), x, 1, workers)[:, 0]
-        order = np.argsort(home, kind="stable")
         sizes = np.bincount(home, minlength=lists)
+        sums = np.zeros(centroids.shape, np.float64)
+        _add(x, home, sums)
         filled = np.flatnonzero(sizes)
-        starts = np.cumsum(sizes)[filled] - sizes[filled]
-        sums = np.add.reduceat(x[order], starts, axis=0, dtype=np.float64)
-        centroids[filled] = sums / sizes[filled, None]
+        centroids[filled] = sums[filled] / sizes[filled, None]
         empty = np.flatnonzero(sizes == 0)
         crowded = np.argsort(-sizes, kind="stable")[: len(empty)]
         shift = random.normal(0, 1e-3, (len(empty), x.shape[1])).astype(np.float32)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets.engine import encode, index, join, pairs, verify
+from snip_assets.engine import encode, index, join, pairs, query_rows, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
@@ -31,8 +31,8 @@ class Shifted(Features):
         super().__init__(paths, offsets)
         self.start = start
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        return super().take(np.asarray(rows).astype(np.int64) - self.start)
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return super().take(np.asarray(rows).astype(np.int64) - self.start, out)
 
 
 def make_rows(seed: int) -> np.ndarray:
@@ -66,7 +66,7 @@ class World:
             encode.encode_shard(encoder, path, out)
             self.paths.append(path)
             self.parts.append(index.Part(out, start + int(low)))
-            self.shards.append(pairs.QueryShard(start + int(low), out))
+            self.shards.append(query_rows.QueryShard(start + int(low), out))
 
     def join(self, parts: list[index.Part] | None = None) -> pairs.Join:
         snip = Shifted(self.paths, self.offsets, self.start)
@@ -161,21 +161,24 @@ def test_row_ids_beyond_32_bits(tmp_path: Path) -> None:
     assert min(row for _, row in as_set(found)) >= start
 
 
-def test_blocks_threads_grouping_and_segments_change_nothing(
+def test_blocks_threads_grouping_passes_and_segments_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path, "PQ8")
     reference, _ = pairs.find_pairs(world.join(), world.shards, workers=1)
     index.merge(world.parts[:2], tmp_path / "one", 2000)
     parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
-    for group, room, workers, together in ((QUERIES, 33, 2, 1), (128 * QUERIES, 5000, 3, 250)):
+    for group, room, workers, together, most in (
+        (QUERIES, 33, 2, 1, 40),
+        (128 * QUERIES, 5000, 3, 250, 1000),
+    ):
         monkeypatch.setattr(pairs, "QUERIES_TOGETHER", together)
         monkeypatch.setattr(pairs, "ROWS_TOGETHER", 10 * together)
         monkeypatch.setattr(join, "GROUP", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
         alone = [
-            pairs.find_pairs(world.join(parts=parts), [shard], workers)[0][0]
+            pairs.find_pairs(world.join(parts=parts), [shard], workers, most)[0][0]
             for shard in world.shards
         ]
         for one, other in zip(reference, alone, strict=True):
@@ -256,7 +259,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) 
         out = tmp_path / f"index-{number}"
         encode.encode_shard(encoder, tmp_path / f"{number}.npy", out)
         parts.append(index.Part(out, low))
-        shards.append(pairs.QueryShard(low, out))
+        shards.append(query_rows.QueryShard(low, out))
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),

@@ -64,6 +64,26 @@ def test_rows_of_many_files(tmp_path_factory: pytest.TempPathFactory, rows: list
         Features(paths, offsets).take(np.append(wanted, 4 * ROWS))
 
 
+@pytest.mark.parametrize(("width", "share"), [(100, 0.9), (100, 0.3), (100, 0.02), (20_000, 0.5)])
+def test_rows_near_each_other_are_read_with_what_lies_between(
+    tmp_path: Path, width: int, share: float
+) -> None:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((500_000 // width, width), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    wanted = np.flatnonzero(random.random(len(x)) < share)
+    out = np.empty((len(wanted), width), np.float32)
+    row_file.copy(
+        [RowFile(tmp_path / "x.npy")],
+        np.zeros(len(wanted), np.int64),
+        wanted,
+        out,
+        np.arange(len(wanted))[::-1].copy(),
+        mapped=False,
+    )
+    np.testing.assert_array_equal(out[::-1], x[wanted])
+
+
 def test_no_such_row(files: list[RowFile]) -> None:
     for row in (-1, ROWS):
         with pytest.raises(IndexError):
