@@ -8,6 +8,8 @@ list b is probed when this *margin* is at most a radius that calibration reads f
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import faiss
 import numpy as np
 from numba import njit
@@ -134,39 +136,61 @@ def _apart(a, i, b, j):
 
 
 @njit(nogil=True, cache=True)
-def _nearest_of(score, i, floor, x, centroids, lists, distance):
-    """Nearest lists of a row among those whose score exceeds the floor; how many there are."""
-    count, found = lists.shape[0], 0
-    for base in range(0, score.shape[1], LANES):
-        mask = above(score, i * score.shape[1] + base, floor)
+def _shortlist(score, i, floor, words, bases, found):
+    """Numbers of the scores of a row that exceed the floor, ascending; how many there are."""
+    columns, filled, count = score.shape[1], 0, 0
+    for base in range(0, columns, LANES):
+        mask = above(score, i * columns + base, floor)
+        # Without a branch: few words are not 0, and the processor cannot guess which.
+        words[filled], bases[filled] = mask, base
+        filled += mask != 0
+    for k in range(filled):
+        mask = words[k]
         while mask != 0:
-            j = base + lowest_bit(mask)
+            found[count] = bases[k] + lowest_bit(mask)
             mask &= mask - np.uint32(1)
-            value = _apart(x, i, centroids, j)
-            if found == count and value >= distance[count - 1]:
-                continue
-            found = min(found + 1, count)
-            p = found - 1
-            # Lists come in order: of equals the first stays ahead.
-            while p > 0 and distance[p - 1] > value:
-                distance[p], lists[p] = distance[p - 1], lists[p - 1]
-                p -= 1
-            distance[p], lists[p] = value, j
-    return found
+            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _nearest_of(found, x, i, centroids, apart, lists, distance):
+    """Nearest lists of a row among some, ascending; how many there are."""
+    # In a loop of its own: no centroid waits for another then.
+    for k in range(found.shape[0]):
+        apart[k] = _apart(x, i, centroids, found[k])
+    most, count = lists.shape[0], 0
+    for k in range(found.shape[0]):
+        value = apart[k]
+        if count == most and value >= distance[most - 1]:
+            continue
+        count = min(count + 1, most)
+        p = count - 1
+        # Lists come in order: of equals the first stays ahead.
+        while p > 0 and distance[p - 1] > value:
+            distance[p], lists[p] = distance[p - 1], lists[p - 1]
+            p -= 1
+        distance[p], lists[p] = value, found[k]
+    return count
 
 
 @njit(nogil=True, cache=True)
 def _probed(score, x, centroids, reach, radius, lists, probes):
     """The lists that each row probes, home first, and how many they are."""
     tops, distance = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
+    words, bases = np.empty((2, score.shape[1] // LANES + 1), np.uint32)
+    found, apart = np.empty(score.shape[1], np.int32), np.empty(score.shape[1], np.float32)
     for i in range(x.shape[0]):
         _tops(score, i, tops)
         floor = np.float32(tops.max() - reach)
-        found, kept = _nearest_of(score, i, floor, x, centroids, lists[i], distance), 1
-        for p in range(1, found):
-            apart = _apart(centroids, lists[i, 0], centroids, lists[i, p])
-            gap = distance[p] - distance[0]
-            if apart == 0.0 or gap <= radius * 2.0 * np.sqrt(apart):
+        near = found[: _shortlist(score, i, floor, words, bases, found)]
+        count, kept = _nearest_of(near, x, i, centroids, apart, lists[i], distance), 1
+        for p in range(1, count):
+            gap, between = (
+                distance[p] - distance[0],
+                _apart(centroids, lists[i, 0], centroids, lists[i, p]),
+            )
+            if between == 0.0 or gap <= radius * 2.0 * np.sqrt(between):
                 lists[i, kept] = lists[i, p]
                 kept += 1
         probes[i] = kept
@@ -199,8 +223,6 @@ class Assigner:
         self._bias = np.full(len(self._scale), LOWEST)
         norms = (whole.astype(np.int64) ** 2).sum(1)
         self._bias[: len(centroids)] = -0.5 * STEPS**-2 * norms
-        spread = self.centroids - self.centroids.mean(0)
-        self._widest = 2 * float(np.linalg.norm(spread, axis=1).max())
 
     def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest lists of each row, nearest first, and squared distances to them.
@@ -227,6 +249,18 @@ class Assigner:
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]
+
+    @cached_property
+    def _farthest(self) -> float:
+        """No two centroids lie further apart."""
+        c = self.centroids - self.centroids.mean(0)
+        half = 0.5 * (c**2).sum(1)
+        least = min(
+            float((c[start : start + BLOCK] @ c.T - half - half[start : start + BLOCK, None]).min())
+            for start in range(0, len(c), BLOCK)
+        )
+        # A little more, for rounding.
+        return max(-2 * least, 0.0) ** 0.5 + 1e-3
 
     def _scores(self, x: np.ndarray) -> np.ndarray:
         """Products with the centroids less half of their squared norms, rounded: float32."""
@@ -255,7 +289,7 @@ class Assigner:
             return found[:, 0], row, found[row, rank]
         # What lies within the margin is no more than so much less alike, with what rounding adds:
         # of a distance up to 2, to either list.
-        reach = np.float32(radius * self._widest + 4 * x.shape[1] ** 0.5 / STEPS)
+        reach = np.float32(radius * self._farthest + 4 * x.shape[1] ** 0.5 / STEPS)
         found, probes = np.empty((len(x), count), np.int32), np.empty(len(x), np.int64)
         for start in range(0, len(x), PART):
             part = slice(start, start + PART)

@@ -27,9 +27,9 @@ from .threads import ordered_map
 from .trained import TrainedIndex
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def squared_norms(x):
-    """Squared norm of each row, summed in one fixed order."""
+    """Squared norm of each row, summed in float64."""
     out = np.empty(x.shape[0], np.float32)
     for i in range(x.shape[0]):
         total = 0.0
