@@ -119,7 +119,7 @@ class QueryReader:
         starts, ahead = np.array([shard.start for shard in shards], np.int64), np.cumsum(sizes)
         like = vectors.take(np.empty(0, np.uint64))
         # What no pass fills is never touched, and so takes no memory.
-        x = np.empty((most, *like.shape[1:]), like.dtype)
+        x = np.empty((min(most, sum(sizes)), *like.shape[1:]), like.dtype)
         self._held = Queries(starts, ahead - sizes, np.empty(sum(sizes), np.uint32), x)
 
     def read(self, *lists: np.ndarray) -> Queries:
