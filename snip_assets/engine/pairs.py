@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .choices import together
-from .features import Features, as_float32
+from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin, Rule
@@ -187,10 +187,12 @@ def _bundles(join: Join, probes: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(full) + 1)
 
 
-def _passes(join: Join, shards: list[QueryShard], most: int) -> Iterator[list[np.ndarray]]:
-    """The bundles, in passes that have so many probes at the most."""
+def _passes(join: Join, shards: list[QueryShard], most: int | None) -> Iterator[list[np.ndarray]]:
+    """The bundles, in passes that have so many probes at the most, or in one."""
     probes = np.sum([np.diff(shard.probe_offsets) for shard in shards], axis=0)
     bundles = _bundles(join, probes)
+    if most is None:
+        return iter([bundles])
     return together(bundles, [int(probes[numbers].sum()) for numbers in bundles], most)
 
 
@@ -199,8 +201,9 @@ def find_pairs(
 ) -> tuple[list[Pairs], Counts]:
     """Near pairs of the rows of these shards with all earlier rows, each list read once.
 
-    The vectors of queries are read in passes over the shards: a row here and a row there for each
-    list takes longer than all of them for some hundred lists.
+    Where there are too many vectors to map them all, those of queries are read in passes over the
+    shards: a row here and a row there for each list takes longer than all of them for some hundred
+    lists.
 
     Parameters
     ----------
@@ -211,14 +214,12 @@ def find_pairs(
     -------
     One `Pairs` a shard, sorted, and the counts.
     """
-    lists, vectors = join.index.trained.lists, join.queries
-    reader = None
-    if isinstance(vectors, Features):
-        reader = QueryReader(vectors, shards, join.is_copy, most, workers)
+    lists = join.index.trained.lists
+    reader = QueryReader.of(join.queries, shards, join.is_copy, most, workers)
     parts: list[list[Pairs]] = [[] for _ in shards]
     total = Counts(lists=lists)
     with task("join", lists, "lists") as progress:
-        for bundles in _passes(join, shards, most):
+        for bundles in _passes(join, shards, None if reader is None else most):
             own = join if reader is None else replace(join, queries=reader.read(*bundles))
             # Made once, here, and not by each thread.
             _ = own.book

@@ -16,7 +16,9 @@ from numba import njit
 from .features import Features
 from .files import open_npy
 from .resident import trim
+from .row_file import may_map
 from .threads import ordered_map
+from .verify import Rows
 
 
 @dataclass
@@ -102,6 +104,8 @@ class QueryReader:
         Whose rows are the queries, ascending.
     is_copy
         bool[N] or None: rows left out.
+    like
+        A vector: [1, dim].
     most
         Rows of a pass, about.
     """
@@ -111,16 +115,34 @@ class QueryReader:
         vectors: Features,
         shards: list[QueryShard],
         is_copy: np.ndarray | None,
+        like: np.ndarray,
         most: int,
         workers: int = 0,
     ) -> None:
         self.vectors, self.shards, self.is_copy, self.workers = vectors, shards, is_copy, workers
         sizes = [shard.rows for shard in shards]
         starts, ahead = np.array([shard.start for shard in shards], np.int64), np.cumsum(sizes)
-        like = vectors.take(np.empty(0, np.uint64))
         # What no pass fills is never touched, and so takes no memory.
         x = np.empty((min(most, sum(sizes)), *like.shape[1:]), like.dtype)
         self._held = Queries(starts, ahead - sizes, np.empty(sum(sizes), np.uint32), x)
+
+    @classmethod
+    def of(
+        cls,
+        vectors: Rows,
+        shards: list[QueryShard],
+        is_copy: np.ndarray | None,
+        most: int,
+        workers: int = 0,
+    ) -> QueryReader | None:
+        """A reader where it pays: of more features than memory maps are used for."""
+        start = next((shard.start for shard in shards if shard.rows), None)
+        if start is None or not isinstance(vectors, Features):
+            return None
+        like = vectors.take(np.array([start]))
+        if may_map(len(vectors) * like.nbytes):
+            return None
+        return cls(vectors, shards, is_copy, like, most, workers)
 
     def read(self, *lists: np.ndarray) -> Queries:
         """Of all rows that probe these lists; what was read before is gone then."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets.engine import encode, index, join, pairs, query_rows, verify
+from snip_assets.engine import encode, index, join, pairs, query_rows, row_file, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
@@ -177,6 +177,7 @@ def test_blocks_threads_grouping_passes_and_segments_change_nothing(
         monkeypatch.setattr(join, "GROUP", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
+        monkeypatch.setattr(row_file, "LIMIT", 0)  # So that queries are read in passes.
         alone = [
             pairs.find_pairs(world.join(parts=parts), [shard], workers, most)[0][0]
             for shard in world.shards
