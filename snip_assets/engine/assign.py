@@ -186,10 +186,8 @@ def _probed(score, x, centroids, reach, radius, lists, probes):
         near = found[: _shortlist(score, i, floor, words, bases, found)]
         count, kept = _nearest_of(near, x, i, centroids, apart, lists[i], distance), 1
         for p in range(1, count):
-            gap, between = (
-                distance[p] - distance[0],
-                _apart(centroids, lists[i, 0], centroids, lists[i, p]),
-            )
+            between = _apart(centroids, lists[i, 0], centroids, lists[i, p])
+            gap = distance[p] - distance[0]
             if between == 0.0 or gap <= radius * 2.0 * np.sqrt(between):
                 lists[i, kept] = lists[i, p]
                 kept += 1
