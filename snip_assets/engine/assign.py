@@ -8,8 +8,6 @@ list b is probed when this *margin* is at most a radius that calibration reads f
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import faiss
 import numpy as np
 from numba import njit
@@ -221,6 +219,8 @@ class Assigner:
         self._bias = np.full(len(self._scale), LOWEST)
         norms = (whole.astype(np.int64) ** 2).sum(1)
         self._bias[: len(centroids)] = -0.5 * STEPS**-2 * norms
+        spread = self.centroids - self.centroids.mean(0)
+        self._widest = 2 * float(np.linalg.norm(spread, axis=1).max())
 
     def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest lists of each row, nearest first, and squared distances to them.
@@ -247,18 +247,6 @@ class Assigner:
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]
-
-    @cached_property
-    def _farthest(self) -> float:
-        """No two centroids lie further apart."""
-        c = self.centroids - self.centroids.mean(0)
-        half = 0.5 * (c**2).sum(1)
-        least = min(
-            float((c[start : start + BLOCK] @ c.T - half - half[start : start + BLOCK, None]).min())
-            for start in range(0, len(c), BLOCK)
-        )
-        # A little more, for rounding.
-        return max(-2 * least, 0.0) ** 0.5 + 1e-3
 
     def _scores(self, x: np.ndarray) -> np.ndarray:
         """Products with the centroids less half of their squared norms, rounded: float32."""
@@ -287,7 +275,7 @@ class Assigner:
             return found[:, 0], row, found[row, rank]
         # What lies within the margin is no more than so much less alike, with what rounding adds:
         # of a distance up to 2, to either list.
-        reach = np.float32(radius * self._farthest + 4 * x.shape[1] ** 0.5 / STEPS)
+        reach = np.float32(radius * self._widest + 4 * x.shape[1] ** 0.5 / STEPS)
         found, probes = np.empty((len(x), count), np.int32), np.empty(len(x), np.int64)
         for start in range(0, len(x), PART):
             part = slice(start, start + PART)

@@ -155,7 +155,7 @@ def calibrate(
     width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
     chosen_axes = np.ascontiguousarray(axes[:, :width])
     margin, excess, snip = needs.margin, needs.excess, needs.snip
-    histogram = _candidate_curve(placed, sample, queries[:512], settings.workers)
+    histogram = _candidate_curve(placed, sample, queries[:512])
     slack, radius, snip_limit = _choose(
         margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, settings
     )
@@ -221,23 +221,19 @@ def exceeded_by(values: np.ndarray, share: float) -> float:
 GRID = np.linspace(-0.2, 1.0, 481)
 
 
-def _candidate_curve(
-    placed: _Placed, sample: Sample, queries: np.ndarray, workers: int
-) -> np.ndarray:
+def _candidate_curve(placed: _Placed, sample: Sample, queries: np.ndarray) -> np.ndarray:
     """Candidates a query over the grid of slacks, among the sampled rows of all probed lists."""
-    home, norms = placed.lists[:, 0], (placed.decoded**2).sum(1)
-    bins = np.append(GRID, np.inf)
-
-    def work(part: np.ndarray) -> np.ndarray:
+    home = placed.lists[:, 0]
+    counts = np.zeros(len(GRID))
+    norms = (placed.decoded**2).sum(1)
+    for start in range(0, len(queries), 64):
+        part = queries[start : start + 64]
         x = sample.snip[part]
         adc = (x**2).sum(1)[:, None] + norms - 2 * x @ placed.decoded.T
         excess = adc - placed.error[part][:, None]
         probed = (placed.lists[part][:, :2, None] == home[None, None, :]).any(1)
         probed[np.arange(len(part)), part] = False
-        return np.histogram(excess[probed], bins=bins)[0]
-
-    parts = (queries[start : start + 64] for start in range(0, len(queries), 64))
-    counts = np.sum(list(ordered_map(work, parts, workers)), axis=0)
+        counts += np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
     return np.cumsum(counts) / max(len(queries), 1)
 
 

@@ -27,9 +27,9 @@ from .threads import ordered_map
 from .trained import TrainedIndex
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+@njit(nogil=True, cache=True)
 def squared_norms(x):
-    """Squared norm of each row, summed in float64."""
+    """Squared norm of each row, summed in one fixed order."""
     out = np.empty(x.shape[0], np.float32)
     for i in range(x.shape[0]):
         total = 0.0

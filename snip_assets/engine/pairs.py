@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .choices import together
+from .choices import query_rows, together
 from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
@@ -22,6 +22,7 @@ from .join import CPU, ListJoin, Rule
 from .progress import task
 from .query_rows import QueryReader, QueryShard
 from .resident import trim
+from .settings import Settings
 from .threads import ordered_map
 from .verify import Pairs, Rows, Verifier, thin
 
@@ -29,8 +30,8 @@ ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
-# Queries whose vectors are in memory at once, unless told otherwise: 512 MB.
-QUERIES_A_PASS = 1 << 21
+# Queries whose vectors are in memory at once, unless told otherwise.
+QUERIES_A_PASS = query_rows(Settings())
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 # Differences of row ids take half the time of the ids themselves, to write and to read.
 PACKED = dict.fromkeys(["row", "earlier_row"], "DELTA_BINARY_PACKED")

@@ -147,8 +147,7 @@ class QueryReader:
     def read(self, *lists: np.ndarray) -> Queries:
         """Of all rows that probe these lists; what was read before is gone then."""
         numbers = np.concatenate(lists)
-        asking = ordered_map(lambda s: self._asking(s, numbers), self.shards, self.workers)
-        rows = list(asking)
+        rows = [*ordered_map(lambda s: self._asking(s, numbers), self.shards, self.workers)]
         ends = np.cumsum([len(own) for own in rows]).tolist()
         held = self._held
         if ends[-1] > len(held.x):

@@ -101,12 +101,16 @@ def _near(files, rows, k, width):
 
 
 @njit(nogil=True)
-def _piece(files, rows, places, k, width):
-    """What to read at once from k on: rows, bytes, and whether they go where they belong."""
+def _piece(table, width, files, rows, places, k):
+    """What to read at once from k on: number and position in the file, bytes, rows.
+
+    And whether the rows go where they belong, or what lies between them comes along.
+    """
+    number, there = np.int32(table[files[k], HANDLE]), table[files[k], HEAD] + rows[k] * width
     run, near = _together(files, rows, places, k), _near(files, rows, k, width)
     if run >= near:
-        return run, run * width, True
-    return near, (rows[k + near - 1] - rows[k] + 1) * width, False
+        return number, there, run * width, run, True
+    return number, there, (rows[k + near - 1] - rows[k] + 1) * width, near, False
 
 
 _memcpy = _function("memcpy", types.uint64, types.uint64, types.uint64)
@@ -132,10 +136,10 @@ def _gather(table, width, files, rows, places, target):
 
 
 @njit(nogil=True)
-def _scatter(width, rows, places, target, buffer, k, count):
+def _scatter(width, rows, places, target, room, k, count):
     """Copy what was read from row k on to the places of its rows."""
     for n in range(k, k + count):
-        here, there = target + places[n] * width, buffer + (rows[n] - rows[k]) * width
+        here, there = target + places[n] * width, room.ctypes.data + (rows[n] - rows[k]) * width
         _memcpy(np.uint64(here), np.uint64(there), np.uint64(width))
 
 
@@ -143,22 +147,20 @@ def _scatter(width, rows, places, target, buffer, k, count):
 def _read(table, width, files, rows, places, target):
     """Copy rows of files to places in memory; returns how many could be read."""
     vector, room = np.empty(2, np.uint64), np.empty(SPAN, np.uint8)
-    buffer = np.int64(room.ctypes.data)
     late, waiting, k = np.empty(rows.shape[0], np.int64), 0, 0
     while k < rows.shape[0]:
-        count, size, fits = _piece(files, rows, places, k, width)
-        number, there = np.int32(table[files[k], HANDLE]), table[files[k], HEAD] + rows[k] * width
-        here = target + places[k] * width if fits else buffer
+        number, there, size, count, fits = _piece(table, width, files, rows, places, k)
+        # Asked for here: an array that nothing below names is freed.
+        here = target + places[k] * width if fits else np.int64(room.ctypes.data)
         if not _copied(number, here, size, there, vector):
             late[waiting] = k
             waiting += 1
         elif not fits:
-            _scatter(width, rows, places, target, buffer, k, count)
+            _scatter(width, rows, places, target, room, k, count)
         k += count
     for k in late[:waiting]:
-        count, size, fits = _piece(files, rows, places, k, width)
-        number, there = np.int32(table[files[k], HANDLE]), table[files[k], HEAD] + rows[k] * width
-        here, done = target + places[k] * width if fits else buffer, 0
+        number, there, size, count, fits = _piece(table, width, files, rows, places, k)
+        here, done = target + places[k] * width if fits else np.int64(room.ctypes.data), 0
         while done < size:
             got = _pread(
                 number, np.uint64(here + done), np.uint64(size - done), np.int64(there + done)
@@ -167,7 +169,7 @@ def _read(table, width, files, rows, places, target):
                 return k + np.searchsorted(rows[k : k + count] - rows[k], done // width)
             done += got
         if not fits:
-            _scatter(width, rows, places, target, buffer, k, count)
+            _scatter(width, rows, places, target, room, k, count)
     return rows.shape[0]
 
 

@@ -110,8 +110,8 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             is_copy = marking.result()
         is_copy[later] = True
         queries = [run.query_shard(s) for s in group]
-        held = choices.query_rows(run.settings)
-        found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, held)
+        most = choices.query_rows(run.settings)
+        found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
