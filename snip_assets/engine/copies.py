@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from numba import njit
 
 from . import half_rows
@@ -21,10 +20,11 @@ from .files import NpyWriter, open_npy
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
 from .row_file import RowFile
+from .row_hashes import row_hashes
 from .shards import Features
 from .threads import ordered_map
 
-BLOCK = 8192
+BLOCK = 4096
 BUCKET_BYTES = 1 << 30
 
 
@@ -71,25 +71,6 @@ def _wide(block: np.ndarray) -> torch.dtype:
     return torch.float64 if block.itemsize == 8 else torch.float32
 
 
-def row_hashes(block: np.ndarray) -> np.ndarray:
-    """xxh3 of each row: uint64[n]; by position alone, as a view of each row takes longer than it.
-
-    Parameters
-    ----------
-    block
-        n x dim, C order.
-    """
-    width = block.shape[1] * block.itemsize
-    every = block.data.cast("B")
-    rows = map(every.__getitem__, map(slice, *_ends(len(block), width)))
-    return np.fromiter(map(xxhash.xxh3_64_intdigest, rows), np.uint64, len(block))
-
-
-def _ends(rows: int, width: int) -> tuple[range, range]:
-    """Where rows of so many bytes begin and end."""
-    return range(0, rows * width, width), range(width, (rows + 1) * width, width)
-
-
 def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     """Check every row of a feature shard and write the hash of each.
 
@@ -109,16 +90,15 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
     def work(start: int) -> tuple[np.ndarray, float]:
         block = features.block(start, start + BLOCK)
         norms = check_rows(block, source, start)
-        return block, float(np.abs(norms - 1).max())
+        return row_hashes(block), float(np.abs(norms - 1).max())
 
     worst = 0.0
     rows = len(features)
     with NpyWriter(out, (rows,), np.uint64) as writer, task(f"hash {source.stem}", rows) as bar:
-        # Hashing is the interpreter's: in one thread it waits for no other, which read meanwhile.
-        for block, off in ordered_map(work, range(0, rows, BLOCK), workers):
-            writer.append(row_hashes(block))
+        for hashes, off in ordered_map(work, range(0, rows, BLOCK), workers):
+            writer.append(hashes)
             worst = max(worst, off)
-            bar.advance(len(block))
+            bar.advance(len(hashes))
     return {
         "rows": rows,
         "dim": int(features.shape[1]),
