@@ -29,8 +29,8 @@ from .vectors import (
     arrays,
     constant,
     load,
+    plus_products,
     splat,
-    sum_of_products,
     total,
 )
 
@@ -61,8 +61,7 @@ def _products(
             both = builder.load(builder.bitcast(place, I32.as_pointer()), align=2)
             value = builder.bitcast(splat(builder, both), SHORTS)
             for row, so_far in zip(rows, own, strict=True):
-                product = sum_of_products(builder, value, row)
-                builder.store(builder.add(builder.load(so_far), product), so_far)
+                builder.store(plus_products(builder, builder.load(so_far), value, row), so_far)
     return sums
 
 
@@ -113,8 +112,8 @@ def squared_steps(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> Any
             at = builder.shl(loop.index, constant(5))
             a, b = (load(builder, builder.gep(side, [at]), SHORTS) for side in (left, right))
             difference = builder.sub(a, b)
-            squares = sum_of_products(builder, difference, difference)
-            builder.store(builder.add(builder.load(sums), squares), sums)
+            both = plus_products(builder, builder.load(sums), difference, difference)
+            builder.store(both, sums)
         return builder.sext(total(builder, builder.load(sums)), I64)
 
     return types.int64(x, types.int64, rows, types.int64), generate
