@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import cores, table, write
+from snip_assets.engine import threads
 from snip_assets.engine.byte_kernels import Short
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.join import scanned, scanned_on
@@ -28,56 +31,58 @@ from snip_assets.engine.whole_rows import Decoded
 
 SIZES = (768, 512, 128)
 # A multiple of any number of queries that the kernel takes at once.
-QUERIES, LISTED, LISTS, WIDTH = 4224, 8192, 64, 32
+QUERIES, LISTED, LISTS, WIDTH = 4224, 8192, 128, 64
+DEVICES = ("cpu", "cuda")
 
 
 def compression(rows: int, folder: Path, repeats: int) -> tuple[list[dict[str, Any]], float]:
-    """Rows a second of `compress_shard` on both, and the largest difference of their outputs."""
+    """Rows a second of `compress_shard`, and the largest difference of the outputs."""
     net = SnipNet(SIZES).eval().requires_grad_(False)
-    rng = np.random.default_rng(0)
     source = folder / "in.npy"
-    np.save(source, rng.standard_normal((rows, SIZES[0]), np.float32).astype("f2"))
-    outs = {name: folder / f"{name}.npy" for name in ("cpu", "cuda")}
-    found = []
-    for device, out in outs.items():
-        settings = Settings(device=device)
-        seconds = _best(lambda out=out, s=settings: compress_shard(net, source, out, s), repeats)
-        found.append({"work": "compress", "device": device, "rows/s": round(rows / seconds)})
-    one, other = (np.load(out).astype(np.float32) for out in outs.values())
-    return found, float(np.abs(one - other).max())
+    x = np.random.default_rng(0).standard_normal((rows, SIZES[0]), np.float32)
+    np.save(source, x.astype(np.float16))
+    outs, found = [], []
+    for device, workers in product(DEVICES, (1, threads.count())):
+        out = folder / f"{device}-{workers}.npy"
+        settings = Settings(device=device, workers=workers)
+        seconds = _best(partial(compress_shard, net, source, out, settings), repeats)
+        outs.append(np.load(out).astype(np.float32))
+        found.append(_row("compress", device, workers, "rows/s", rows / seconds))
+    return found, max(float(np.abs(out - outs[0]).max()) for out in outs[1:])
 
 
-def joined(device: str, repeats: int) -> tuple[dict[str, Any], int]:
-    """Pairs a second of the join's own comparison of queries with a list, and candidates found."""
+def joined(device: str, workers: int, repeats: int) -> tuple[dict[str, Any], int]:
+    """Pairs a second of the join's own comparison of queries with lists, and candidates found."""
     random = np.random.default_rng(0)
     short, listed = (
         Short(
-            random.integers(-60, 60, (count, WIDTH), np.int8),
-            random.integers(-60, 60, count).astype(np.float32),
+            random.integers(-30, 31, (count, WIDTH), np.int8),
+            random.integers(-6000, -4000, count).astype(np.float32),
             WIDTH,
         )
         for count in (QUERIES, LISTED)
     )
     # About one pair in ten thousand passes, as in a data set.
-    bound = np.full(QUERIES, 3.7 * 35**2 * WIDTH**0.5, np.float32)
+    bound = np.full(QUERIES, 4.0 * 17.6**2 * WIDTH**0.5 - 5000, np.float32)
     stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.int64)
     x, whole = np.zeros((QUERIES, 128), np.int16), np.zeros((LISTED, 128), np.int16)
     operands = (x, Decoded.all(whole), error, 0)
+    compare = scanned if device == "cpu" else partial(scanned_on, torch.device(device))
     found = 0
+
+    def one(_: int) -> int:
+        return sum(len(h.query) for h in compare(listed, short, bound, stop, operands))
 
     def work() -> None:
         nonlocal found
-        found = 0
-        for _ in range(LISTS):
-            if device == "cpu":
-                hits = scanned(listed, short, bound, stop, operands)
-            else:
-                hits = scanned_on(torch.device(device), listed, short, bound, stop, operands)
-            found += sum(len(h.query) for h in hits)
+        found = sum(threads.ordered_map(one, range(LISTS), workers))
 
     seconds = _best(work, repeats)
-    pairs = QUERIES * LISTED * LISTS / seconds
-    return {"work": "join, one thread", "device": device, "pairs/s": round(pairs)}, found
+    return _row("join", device, workers, "pairs/s", QUERIES * LISTED * LISTS / seconds), found
+
+
+def _row(work: str, device: str, workers: int, unit: str, rate: float) -> dict[str, Any]:
+    return {"work": work, "device": device, "threads": workers, unit: round(rate)}
 
 
 def _best(work: Callable[[], Any], repeats: int) -> float:
@@ -101,10 +106,11 @@ def main() -> None:
     machine = {**cores(), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder:
         rows, difference = compression(arguments.rows, Path(folder), arguments.repeats)
-    both = [joined(device, arguments.repeats) for device in ("cpu", "cuda")]
-    rows += [row for row, _ in both]
-    if both[0][1] != both[1][1]:
-        sys.exit(f"candidates differ: {both[0][1]} and {both[1][1]}")
+    for device, workers in product(DEVICES, (1, threads.count())):
+        row, candidates = joined(device, workers, arguments.repeats)
+        rows.append({**row, "candidates": candidates})
+    if len({row["candidates"] for row in rows if "candidates" in row}) > 1:
+        sys.exit(f"candidates differ: {rows}")
     table(f"{machine['gpu']} beside {machine['processor']}, {machine['cores']} cores", rows)
     print(f"largest difference between the features of both: {difference:.2g}")
     write("gpu", {"machine": machine, "results": rows, "largest_difference": difference})

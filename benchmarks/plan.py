@@ -4,7 +4,8 @@
 
 Measures the rates of this machine, plans 10 million to 2.17 billion rows on 2, 16 and 64 cores,
 and writes what lies between the marks in docs/scale.md; what scale.py, merge.py and incremental.py
-left in benchmarks/results goes there too, and what fanout.py left to docs/several-machines.md.
+left in benchmarks/results goes there too (scale_16.json is what scale.py wrote on 16 cores), and
+what fanout.py left to docs/several-machines.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from snip_assets.engine.settings import Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "scale.md"
-# Assumed of a GPU: what present ones for servers do in float32 without tensor cores, or less.
-GPU = 20.0
+# What an H200 does in compression as a whole when 16 cores feed it (`gpu.py`).
+GPU = 1.65
 SIZES = (10_000_000, 100_000_000, 1_000_000_000, 2_169_580_984)
 # Cores, memory in GiB, disk in GB/s, TFLOP/s of a GPU.
 MACHINES = ((2, 24, 1.0, 0.0), (16, 32, 2.0, 0.0), (16, 32, 2.0, GPU), (64, 256, 6.0, 0.0))
@@ -89,6 +90,20 @@ def machine(found: dict[str, Any]) -> str:
     return f"{own['processor']}, {own['cores']} cores, {own['memory_gib']} GiB."
 
 
+def beside(here: dict[str, Any], there: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a station of the same run without and with a GPU."""
+    columns = {f"{here['machine']['cores']} cores": here, there["machine"]["gpu"]: there}
+    runs = {name: found["sizes"][-1] for name, found in columns.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, run in runs.items():
+        for station in run["stations"]:
+            row = rows.setdefault(station["station"], {"station": station["station"]})
+            row |= {f"{name}, s": station["seconds"], f"{name}, cores busy": station["cores"]}
+            row[f"{name}, resident GiB"] = station["resident GiB"]
+    total = {f"{name}, s": run["without_training"] for name, run in runs.items()}
+    return [*rows.values(), {"station": "in all, training of the net apart", **total}]
+
+
 def measured_tables() -> None:
     if wide := result("scale_1024"):
         fill("scale_1024", f"{machine(wide)}\n\n{markdown(wide['summary'])}")
@@ -101,6 +116,8 @@ def measured_tables() -> None:
         keys = ("rows", "predicted", "measured", "error")
         if held:
             fill("forecast", markdown([{k: run[k] for k in keys} for run in held]))
+    if (here := result("scale_16")) and (there := result("scale_cuda")):
+        fill("scale_16", markdown(beside(here, there)))
     if merged := result("merge"):
         fill("merge", f"{machine(merged)}\n\n{markdown(merged['runs'])}")
     if added := result("incremental"):

@@ -8,7 +8,8 @@ the graph runs as `snip dedup` runs it, in a process of its own that is watched 
 the system takes back when it needs room. The bound of a station is the time of its matrix products
 at the float32 rate of this machine, measured before and after; `cores` is processor time by clock.
 Recall and precision are held against the construction and against exact search for sampled rows.
-Prints tables and writes benchmarks/results/scale.json (scale_1024.json for a net of that width).
+Prints tables and writes benchmarks/results/scale.json (scale_1024.json for a net of that width,
+scale_cuda.json with a GPU).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from common import cores, table, write
 from pipeline import planted
 from synthetic import Generator
 
 from snip_assets.engine import audit, shards, threads
+from snip_assets.engine.compress import device_of
 from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
@@ -227,9 +230,8 @@ def measure(options: argparse.Namespace, rows: int, folder: Path) -> dict[str, A
         # The speed of a machine drifts.
         rates = [product_rate(threads.count())]
         settings = _settings(options)
-        samples = watched(
-            [*command, "--steps", str(settings.steps), "--hidden", str(settings.hidden)]
-        )
+        command += ["--steps", str(settings.steps), "--hidden", str(settings.hidden)]
+        samples = watched([*command, "--device", settings.device])
         rates.append(product_rate(threads.count()))
         rate = sum(rates) / 2
         layout = Layout(Path(out))
@@ -300,7 +302,7 @@ def _share(estimate: float, low: float, high: float) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(steps=options.steps, hidden=options.hidden)
+    return Settings(steps=options.steps, hidden=options.hidden, device=options.device)
 
 
 def main() -> None:
@@ -310,6 +312,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=0, help="0: of 100,000 rows each.")
     parser.add_argument("--steps", type=int, default=0, help="Of the net's training.")
     parser.add_argument("--hidden", type=int, default=Settings.hidden, help="Width of the net.")
+    parser.add_argument("--device", default=Settings.device, help="auto, cpu or cuda.")
     parser.add_argument("--folder", type=Path, help="Where to work; default: a temporary one.")
     parser.add_argument("--keep", action="store_true", help="Keep the generated features.")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -327,6 +330,9 @@ def main() -> None:
             table("Whole pipeline", summary(results))
             facts = {"machine": cores(), "dim": options.dim, "hidden": options.hidden}
             name = "scale" if options.hidden == Settings.hidden else f"scale_{options.hidden}"
+            if (device := device_of(_settings(options))).type == "cuda":
+                facts["machine"]["gpu"] = torch.cuda.get_device_name(device)
+                name += "_cuda"
             write(name, {**facts, "sizes": results, "summary": summary(results)})
 
 

@@ -43,8 +43,8 @@ def plan(
     gpu_tflops: Annotated[
         float,
         typer.Option(
-            help="What a GPU does in the net's products; 0: none. Taken as given, not measured: "
-            "training and compression are planned on it.",
+            help="What a GPU does in the net's products; 0: as measured, where there is one. What "
+            "is given holds for training and compression, not for the join.",
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,

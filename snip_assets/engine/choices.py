@@ -32,6 +32,10 @@ THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000
 # More wait for the memory, not for each other.
 MOST_GROUPINGS = 8
 
+# Cores that compare as many pairs as the fastest GPU that was measured (an H200), whose single
+# queue they would wait for.
+JOIN_CORES = 8
+
 Item = TypeVar("Item")
 
 
@@ -81,6 +85,12 @@ def query_rows(settings: Settings) -> int:
     An eighth of `memory_gb`.
     """
     return max(1, int(settings.memory_gb * 2**30 / 8) // (2 * settings.dim))
+
+
+def join_device(settings: Settings, cores: int = 0) -> str:
+    """Where the join compares: `auto` takes a GPU where cores (default: `workers`) are few."""
+    many = (cores or threads.count(settings.workers)) >= JOIN_CORES
+    return "cpu" if settings.device == AUTO and many else settings.device
 
 
 def searched_rows(rows: int, sample: int) -> int:

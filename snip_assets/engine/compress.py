@@ -102,7 +102,6 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     _check_dim(net, rows.shape[1], str(source))
     device = device_of(settings)
     net, whole = net.to(device), _whole_layer(net, device)
-    workers = 1 if device.type == "cuda" else settings.workers
 
     def one(start: int) -> np.ndarray:
         return _block(
@@ -114,7 +113,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
         NpyWriter(out, (len(rows), net.sizes[-1]), np.float16) as writer,
         progress.task(f"compress {source.name}", len(rows)) as bar,
     ):
-        for block in threads.ordered_map(one, starts, workers):
+        for block in threads.ordered_map(one, starts, settings.workers):
             writer.append(block)
             bar.advance(len(block))
     seconds = time.perf_counter() - started

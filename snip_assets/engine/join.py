@@ -39,8 +39,9 @@ GROUP = 256 // QUERIES * QUERIES
 ROOM = 1 << 18
 # Squared steps of a squared distance of 1.
 UNIT = STEPS**2
-# Products held on another device at once: 256 MB, and as much for comparing them.
-DEVICE_SCORES = 1 << 26
+# Products held on another device at once: 64 MB, and as much for comparing them. Where a list has
+# fewer, they are made here before they would have arrived there.
+DEVICE_SCORES, DEVICE_LEAST = 1 << 24, 1 << 21
 CPU = torch.device("cpu")
 
 
@@ -211,7 +212,7 @@ class ListJoin:
         short = axes.coordinates(axes.project_whole(whole, len(x)), self._own)
         bound = -short.half - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
         operands = (whole, self._whole, *in_steps(error[:, 1], self.rule.slack))
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" and len(ids) * len(self.rows) >= DEVICE_LEAST:
             yield from scanned_on(self.device, self._short, short, bound, stop, operands)
         else:
             yield from scanned(self._short, short, bound, stop, operands)
@@ -266,32 +267,41 @@ def scanned_on(
     """The same candidates, with product and comparison on another device.
 
     Whole coordinates make the product exact there too; the ADC of what remains is computed here.
+    One thread at a time has products there, so their memory does not grow with the workers.
 
     Parameters
     ----------
     listed, short, bound, stop, operands
         As for `scanned`.
     """
-    rows, asked = _columns(listed, listed.half, device), _columns(short, 1.0, device)
-    place = torch.arange(len(rows), device=device)
-    size = max(1, DEVICE_SCORES // max(1, len(rows)))
     x, whole, error, slack = operands
+    rows, asked = _columns(listed, listed.half, device), _columns(short, 1.0, device)
+    floor, last = (torch.from_numpy(a).to(device) for a in (bound, stop))
+    size = max(1, DEVICE_SCORES // max(1, len(rows)))
     for start in range(0, len(bound), size):
         part = slice(start, start + size)
-        floor, last = (torch.from_numpy(a[part]).to(device) for a in (bound, stop))
-        near = (asked[part] @ rows.T >= floor[:, None]) & (place < last[:, None])
-        found = near.nonzero().cpu().numpy().astype(np.int32)
-        query, row = found[:, 0] + np.int32(start), np.ascontiguousarray(found[:, 1])
+        low, high = int(stop[part].min()), int(stop[part].max())
+        with _one_at_a_time:
+            near = asked[part] @ rows[:high].T >= floor[part, None]
+            # Rows before `low` are before the row of every query.
+            place = torch.arange(low, high, device=device)
+            near[:, low:].logical_and_(place < last[part, None])
+            query, row = near.nonzero().int().T.contiguous().cpu().numpy()
+        query += np.int32(start)
         excess = np.empty(len(row), np.int32)
         if count := _decided(x, whole, error, slack, query, row, excess, 0, len(row)):
             yield Hits.of(query[:count], row[:count], excess[:count])
 
 
+_one_at_a_time = threading.Lock()
+
+
 def _columns(rows: Short, last: np.ndarray | float, device: torch.device) -> torch.Tensor:
     """Rows on the leading axes as float32, and one column more."""
-    wide = np.empty((len(rows.steps), rows.width + 1), np.float32)
-    wide[:, :-1], wide[:, -1] = rows.steps[:, : rows.width], last
-    return torch.from_numpy(wide).to(device)
+    wide = torch.empty((len(rows.steps), rows.width + 1), device=device)
+    wide[:, :-1] = torch.from_numpy(rows.steps[:, : rows.width]).to(device)
+    wide[:, -1] = torch.from_numpy(last).to(device) if isinstance(last, np.ndarray) else last
+    return wide
 
 
 def in_steps(error: np.ndarray, slack: float) -> tuple[np.ndarray, int]:

@@ -128,8 +128,9 @@ def predict(
         Of the machine to plan for; 0: those of this machine. A machine whose memory is given
         is planned with a quarter of it for `settings.memory_gb`, if that is more.
     gpu_tflops
-        What a GPU does in the products of the net, in 10^12 float32 operations a second; 0: none.
-        Taken as it is given: training and compression are planned on it, the join is not.
+        What a GPU does in the products of the net, in 10^12 float32 operations a second; 0: what
+        was measured, if there is one. Where it is given, training and compression are planned on
+        it, the join is not.
     metadata_bytes
         A row, in a parquet file.
     """
@@ -141,7 +142,8 @@ def predict(
     memory_gb = memory_gb or psutil.virtual_memory().total / GIB
     cores = cores or rates.cores
     machine = cores, memory_gb * GIB, metadata_bytes, rates
-    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, 1e12 * gpu_tflops)
+    on_gpu = (1e12 * gpu_tflops, 0.0) if gpu_tflops else (rates.gpu, rates.gpu_join)
+    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, *on_gpu)
     disk = (disk_gb_per_s * GB) or rates.read
     written = (disk_gb_per_s * GB) or rates.write
     plan = Plan(
@@ -152,7 +154,7 @@ def predict(
         cores,
         memory_gb,
         disk / GB,
-        gpu_tflops,
+        case.gpu / 1e12,
         settings.lists,
         settings.codec,
         assumed.probes,

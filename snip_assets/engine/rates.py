@@ -6,13 +6,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import torch
+import xxhash
 from threadpoolctl import threadpool_limits
 
 from . import copies, threads
@@ -21,9 +22,9 @@ from .axes import Axes
 from .byte_kernels import TOP, Short, panels
 from .byte_kernels import queries as as_queries
 from .codec import empty_index
-from .compress import BLOCK_ROWS, compress
+from .compress import BLOCK_ROWS, compress, device_of
 from .encode import Encoder
-from .join import GROUP, buffers, scan
+from .join import CPU, GROUP, buffers, scan, scanned_on
 from .model import SnipNet
 from .settings import Settings
 from .shards import Features
@@ -32,6 +33,7 @@ from .verify import distances
 from .whole_rows import Decoded
 
 WIDTH = 32
+ROW = 1536
 PROBES = 8
 FEW, MANY = 256, 2048
 GRAPH_LISTS = 1024
@@ -52,6 +54,8 @@ class Rates:
         are two).
     compress
         The same of the compression as a whole: reading, normalising, products, activation.
+    interpreted
+        Rows of 1,536 bytes that the interpreter has the library hash one by one, in a second.
     hash_bytes
         Bytes of raw features checked and hashed a second.
     assign
@@ -66,11 +70,15 @@ class Rates:
         Pairs of raw rows in memory verified a second.
     read, write
         Bytes a second of the disk, for all cores together.
+    gpu, gpu_join
+        What `compress` and `join` are on a GPU that all cores feed; 0 where torch sees none, or the
+        settings keep to the processor.
     """
 
     cores: int
     product: float
     compress: float
+    interpreted: float
     hash_bytes: float
     assign: float
     encode: float
@@ -79,6 +87,8 @@ class Rates:
     verify: float
     read: float
     write: float
+    gpu: float = 0.0
+    gpu_join: float = 0.0
 
 
 def measure(folder: Path, dim: int, settings: Settings) -> Rates:
@@ -99,10 +109,16 @@ def measure(folder: Path, dim: int, settings: Settings) -> Rates:
         write, read, hashed, verified = _of_files(Path(place), dim, random, workers)
     few, many = _encoding(settings, random, workers)
     per_list = max(many - few, 1e-12) / (MANY - FEW)
+    here, device = replace(settings, device="cpu"), device_of(settings)
+    on_gpu = (0.0, 0.0)
+    if device.type != "cpu":
+        products = _compressing(dim, settings, random, workers)
+        on_gpu = workers * products, workers * _joining(workers, device)
     return Rates(
         cores=workers,
         product=product_rate(workers) / workers,
-        compress=_compressing(dim, settings, random, workers),
+        compress=_compressing(dim, here, random, workers),
+        interpreted=_interpreted(),
         hash_bytes=hashed / workers,
         assign=1 / per_list,
         encode=1 / max(few - FEW * per_list, few / 10),
@@ -111,6 +127,8 @@ def measure(folder: Path, dim: int, settings: Settings) -> Rates:
         verify=verified,
         read=read,
         write=write,
+        gpu=on_gpu[0],
+        gpu_join=on_gpu[1],
     )
 
 
@@ -175,12 +193,14 @@ def _of_files(
         copies.hash_shard(path, folder / "hashes.npy", workers)
         hashing.append(time.perf_counter() - started)
     hashed = x.nbytes / min(hashing)
-    left, right = random.integers(0, rows, (2, 8192)).astype(np.uint64)
+    left, right = random.integers(0, rows, (2, 2048)).astype(np.uint64)
 
     def verify(_: int) -> None:
         distances(Features([path], np.array([0, rows])), left, right)
 
-    return write, read, hashed, len(left) / _timed(verify, 2, workers)
+    # The first pairs of a thread wait for its memory, which later ones use again.
+    verifying = min(_timed(verify, 8, workers) for _ in range(ROUNDS))
+    return write, read, hashed, len(left) / verifying
 
 
 def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> tuple[float, float]:
@@ -226,18 +246,32 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
     return BLOCK / _timed(lambda _: graph.search(x, PROBES + MORE), 1, workers)
 
 
-def _joining(workers: int) -> float:
-    queries, rows = 4 * GROUP, 1024
+def _interpreted() -> float:
+    rows = memoryview(b"\1" * DISK_BYTES)
+    taken = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for start in range(0, len(rows), ROW):
+            xxhash.xxh3_64_intdigest(rows[start : start + ROW])
+        taken.append(time.perf_counter() - started)
+    return len(rows) / ROW / min(taken)
+
+
+def _joining(workers: int, device: torch.device = CPU) -> float:
+    # On another device as long a list as there are: what is moved there and back counts too.
+    queries, rows, times = (4 * GROUP, 1024, 64) if device == CPU else (4096, 8192, 4)
     none = [np.zeros(count, np.float32) for count in (rows, queries)]
     listed, short = (Short(np.zeros((len(n), WIDTH), np.int8), n, WIDTH) for n in none)
-    own = as_queries(short, np.full(queries, 1e6, np.float32))
-    stop = np.full(queries, rows)
+    bound, stop = np.full(queries, 1e6, np.float32), np.full(queries, rows)
     x, whole = np.zeros((queries, 128), np.int16), Decoded.all(np.zeros((rows, 128), np.int16))
-    wide = panels(listed)
-    error, slack, found = np.zeros(queries, np.int64), 0, buffers(1 << 13)
+    operands = (x, whole, np.zeros(queries, np.int64), 0)
+    own, found = (*panels(listed), *as_queries(short, bound), stop), buffers(1 << 13)
 
     def work(_: int) -> None:
-        for _ in range(64):
-            scan(*wide, *own, stop, x, whole, error, slack, 0, GROUP, *found)
+        for _ in range(times):
+            if device == CPU:
+                scan(*own, *operands, 0, GROUP, *found)
+            else:
+                list(scanned_on(device, listed, short, bound, stop, operands))
 
-    return 64 * queries * rows / _timed(work, 8, workers)
+    return times * queries * rows / _timed(work, 8, workers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from . import copies, remote_files, shards
+from . import choices, copies, remote_files, shards
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -239,7 +239,7 @@ class Run:
             exact_queries=codes is None,
             is_copy=is_copy,
             max_partners=settings.max_partners,
-            device=device_of(settings),
+            device=device_of(replace(settings, device=choices.join_device(settings))),
         )
 
     def query_shard(self, shard: Shard) -> QueryShard:

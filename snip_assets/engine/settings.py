@@ -45,7 +45,8 @@ class Settings:
         Which copy stays: `neighbours`, `first`, or an expression such as
         `largest(original_width*original_height)` over metadata columns.
     device
-        auto, cpu or cuda.
+        auto, cpu or cuda. `auto` takes a GPU where torch sees one; with eight cores or more not
+        for the join, where it is no faster than they are.
     compute
         Where the heavy stations work on their shards: `local`, or the address of a Dask scheduler
         (`tcp://host:8786`) whose workers see the output folder under the same path.

@@ -2,7 +2,7 @@
 
 Constants that no rate measures were read off runs of 1, 3 and 10 million rows in shards of 100,000,
 on two cores of an AMD EPYC (Zen 3), each from what its station took beyond the terms that are
-measured. On another machine they are taken to go as its hashing does: Python, memory and one core.
+measured. On another machine they are taken to go as the interpreter does there.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 
 GIB = 2**30
 PAGE = 4096
-# Bytes that were hashed in a second where the constants below were read off.
-HASHED = 1.26e9
+# Rows that the interpreter hashed in a second where the constants below were read off, by what
+# hashing through it took there, and takes on another machine.
+INTERPRETED = 2.7e6
 # Rows that the report searches at the most, and for how many; the share of a grouping that a
 # threshold of it takes.
 REPORT_ROWS, NEAR_MISSES, THRESHOLD = 250_000, 1_600, 0.2
@@ -78,12 +79,12 @@ class Cost:
         Seconds of one core, shared by all.
     alone
         Seconds that only one core works.
+    gpu
+        Seconds that a GPU works meanwhile.
     memory
         Bytes, file pages apart.
     read, write
         Bytes from and to the disk.
-    waits
-        Whether cores wait for what they read, instead of working meanwhile.
     """
 
     work: float = 0.0
@@ -91,19 +92,19 @@ class Cost:
     memory: float = 0.0
     read: float = 0.0
     write: float = 0.0
-    waits: bool = False
+    gpu: float = 0.0
 
     def seconds(self, cores: int, read: float, write: float) -> float:
         """On a machine with some cores, and a disk that reads and writes so many bytes a second."""
-        work, disk = self.work / cores, self.read / read + self.write / write
-        return self.alone + (work + disk if self.waits else max(work, disk))
+        return self.alone + max(self.work / cores, self.gpu, self.read / read + self.write / write)
 
 
 @dataclass(frozen=True)
 class Case:
     """What the formulas share; `settings` settled (see `choices.settled`), `memory` in bytes.
 
-    `gpu`: float32 operations a second of the net's products on a GPU; 0: there is none.
+    `gpu`: float32 operations a second of the net's products on a GPU, `gpu_join`: pairs that the
+    join compares there in a second; 0: there is none.
     """
 
     rows: int
@@ -117,6 +118,7 @@ class Case:
     settings: Settings
     assumed: Assumed
     gpu: float = 0.0
+    gpu_join: float = 0.0
 
     @property
     def lists(self) -> int:
@@ -126,12 +128,7 @@ class Case:
     @property
     def pace(self) -> float:
         """Seconds that a core takes here for what took one where the constants were read off."""
-        return HASHED / self.hashed
-
-    @property
-    def hashed(self) -> float:
-        """Bytes hashed a second: by one thread, whatever the cores."""
-        return self.rates.hash_bytes * self.rates.cores
+        return INTERPRETED / self.rates.interpreted
 
     @property
     def sealed(self) -> float:
@@ -202,12 +199,11 @@ def _features(case: Case) -> dict[str, Cost]:
     # Bytes a row that one core works on: as read, as float32, and squared in float64.
     row = float(case.cores * case.dim)
     products = flops(rows, case.dim, case.lists, 0, settings)["snip_features"]
-    # One process reads for a GPU, and waits for it.
     on_cores, on_gpu = (0.0, products / case.gpu) if case.gpu else (products / rates.compress, 0.0)
     return {
         "metadata": Cost(alone=case.sealed, read=0.01 * case.metadata_bytes * rows),
         "clip_features": Cost(
-            work=case.cores * case.raw / case.hashed,
+            work=case.raw / rates.hash_bytes,
             alone=case.sealed,
             memory=8192 * 24 * row,
             read=case.raw,
@@ -216,11 +212,11 @@ def _features(case: Case) -> dict[str, Cost]:
         "snip_model": _net(case),
         "snip_features": Cost(
             work=on_cores,
-            alone=case.sealed + on_gpu,
+            alone=case.sealed,
             memory=4096 * 10 * row,
             read=case.uncached(case.raw),
             write=2.0 * settings.dim * rows,
-            waits=bool(case.gpu),
+            gpu=on_gpu,
         ),
     }
 
@@ -288,7 +284,9 @@ def _join(case: Case) -> Cost:
     length = rows / case.lists * assumed.imbalance
     compared = rows * assumed.probes * length / 2
     candidates, pairs = assumed.candidates * rows, assumed.pairs * rows
-    work = compared / rates.join + candidates * CANDIDATE * case.pace + 1.5 * pairs / rates.verify
+    on_gpu = case.gpu_join > 0 and choices.join_device(case.settings, case.cores) != "cpu"
+    work = candidates * CANDIDATE * case.pace + 1.5 * pairs / rates.verify
+    work += 0.0 if on_gpu else compared / rates.join
     group = min(rows, choices.join_rows(case.settings))
     groups = rows / max(group, 1)
     own, asked, held = snip / groups, assumed.probes * group, choices.query_rows(case.settings)
@@ -301,7 +299,7 @@ def _join(case: Case) -> Cost:
     read += case.random(candidates * (1 - 1 / groups), 2.0 * case.settings.dim, snip)
     if case.settings.tier == "raw":
         read += case.random(2 * 1.5 * pairs, case.dim * case.itemsize, case.raw)
-    return Cost(work, 0.0, memory, read, 14.0 * pairs)
+    return Cost(work, 0.0, memory, read, 14.0 * pairs, compared / case.gpu_join if on_gpu else 0.0)
 
 
 def _grouping(case: Case, rows: float, pairs: float) -> float:

@@ -1,10 +1,12 @@
 """The plan: sums up, grows with the work, shrinks with the machine; says what does not fit."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
-RATES = Rates(2, 4e10, 3e10, 4e8, 2e8, 2e5, 3e4, 4e8, 3e5, 2e9, 1e9)
+RATES = Rates(2, 4e10, 3e10, 5e5, 4e8, 2e8, 2e5, 3e4, 4e8, 3e5, 2e9, 1e9)
 
 
 def predict(rows: int, memory_gb: float = 32, cores: int = 2, disk: float = 2) -> plan.Plan:
@@ -44,7 +46,7 @@ def test_more_cores_memory_and_disk_never_take_longer(rows: int, cores: int) -> 
     assert predict(rows, cores=cores, disk=4).seconds <= base.seconds
 
 
-def test_a_gpu_takes_over_the_net_alone() -> None:
+def test_a_gpu_takes_over_the_net_and_where_it_was_measured_the_join() -> None:
     base, other = (
         {s.name: s.seconds for s in plan.predict(10**8, 768, RATES, gpu_tflops=gpu).stations}
         for gpu in (0.0, 20.0)
@@ -52,6 +54,15 @@ def test_a_gpu_takes_over_the_net_alone() -> None:
     faster = {name for name in base if other[name] < base[name]}
     assert faster == {"snip_model", "snip_features"}
     assert all(other[name] == base[name] for name in base.keys() - faster)
+    seen = plan.predict(10**8, 768, replace(RATES, gpu=2e13, gpu_join=1e11))
+    quicker = {s.name for s in seen.stations if s.seconds < base[s.name]}
+    assert quicker == faster | {"duplicate_pairs"}
+    # Many cores are as fast as the GPU.
+    here, there = (
+        plan.predict(10**8, 768, replace(RATES, cores=choices.JOIN_CORES, gpu_join=rate))
+        for rate in (0.0, 1e11)
+    )
+    assert here.stations == there.stations
 
 
 def test_sums_and_problems() -> None:
@@ -120,7 +131,8 @@ def test_codes_are_finer_where_lists_are_long() -> None:
 
 def test_rates_of_this_machine_and_how_a_plan_held(tmp_path: Path) -> None:
     measured = rates.measure(tmp_path / "not" / "yet", 64, Settings(workers=1))
-    assert all(value > 0 for value in vars(measured).values())
+    there = torch.cuda.is_available()
+    assert all((v > 0) == (there or "gpu" not in name) for name, v in vars(measured).items())
     assert list(tmp_path.iterdir()) == []
     layout = Layout(tmp_path / "out")
     register(layout, Source(SAMPLE_FEATURES, SAMPLE_METADATA))
