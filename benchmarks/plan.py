@@ -26,6 +26,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "scale.md"
 # What an H200 does in compression as a whole when 16 cores feed it (`gpu.py`).
 GPU = 1.65
+# Columns of two runs side by side, and what they are in one.
+COLUMNS = {"s": "seconds", "cores busy": "cores", "resident GiB": "resident GiB"}
 SIZES = (10_000_000, 100_000_000, 1_000_000_000, 2_169_580_984)
 # Cores, memory in GiB, disk in GB/s, TFLOP/s of a GPU.
 MACHINES = ((2, 24, 1.0, 0.0), (16, 32, 2.0, 0.0), (16, 32, 2.0, GPU), (64, 256, 6.0, 0.0))
@@ -98,8 +100,7 @@ def beside(here: dict[str, Any], there: dict[str, Any]) -> list[dict[str, Any]]:
     for name, run in runs.items():
         for station in run["stations"]:
             row = rows.setdefault(station["station"], {"station": station["station"]})
-            row |= {f"{name}, s": station["seconds"], f"{name}, cores busy": station["cores"]}
-            row[f"{name}, resident GiB"] = station["resident GiB"]
+            row |= {f"{name}, {key}": station.get(old) for key, old in COLUMNS.items()}
     total = {f"{name}, s": run["without_training"] for name, run in runs.items()}
     return [*rows.values(), {"station": "in all, training of the net apart", **total}]
 
