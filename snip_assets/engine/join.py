@@ -255,6 +255,9 @@ def scanned_by(
             yield Hits.of(*(a[:count].copy() for a in found)).ordered()
 
 
+_one_at_a_time = threading.Lock()
+
+
 @torch.inference_mode()
 def scanned_on(
     device: torch.device,
@@ -291,9 +294,6 @@ def scanned_on(
         excess = np.empty(len(row), np.int32)
         if count := _decided(x, whole, error, slack, query, row, excess, 0, len(row)):
             yield Hits.of(query[:count], row[:count], excess[:count])
-
-
-_one_at_a_time = threading.Lock()
 
 
 def _columns(rows: Short, last: np.ndarray | float, device: torch.device) -> torch.Tensor:
