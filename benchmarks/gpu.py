@@ -62,7 +62,7 @@ def joined(device: str, workers: int, repeats: int) -> tuple[dict[str, Any], int
         )
         for count in (QUERIES, LISTED)
     )
-    # About one pair in ten thousand passes, as in a data set.
+    # One pair in twenty thousand passes.
     bound = np.full(QUERIES, 4.0 * 17.6**2 * WIDTH**0.5 - 5000, np.float32)
     stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.int64)
     x, whole = np.zeros((QUERIES, 128), np.int16), np.zeros((LISTED, 128), np.int16)

@@ -39,8 +39,8 @@ GROUP = 256 // QUERIES * QUERIES
 ROOM = 1 << 18
 # Squared steps of a squared distance of 1.
 UNIT = STEPS**2
-# Products held on another device at once: 64 MB, and as much for comparing them. Where a list has
-# fewer, they are made here before they would have arrived there.
+# Products held on another device at once: 64 MB, and a quarter of it for comparing them. Where a
+# list has fewer than the least, they are made here: the way there takes longer.
 DEVICE_SCORES, DEVICE_LEAST = 1 << 24, 1 << 21
 CPU = torch.device("cpu")
 
@@ -290,6 +290,7 @@ def scanned_on(
             place = torch.arange(low, high, device=device)
             near[:, low:].logical_and_(place < last[part, None])
             query, row = near.nonzero().int().T.contiguous().cpu().numpy()
+            del near
         query += np.int32(start)
         excess = np.empty(len(row), np.int32)
         if count := _decided(x, whole, error, slack, query, row, excess, 0, len(row)):

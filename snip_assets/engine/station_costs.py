@@ -19,8 +19,8 @@ from .trained import ITERATIONS, ROWS_PER_LIST
 
 GIB = 2**30
 PAGE = 4096
-# Rows that the interpreter hashed in a second where the constants below were read off, by what
-# hashing through it took there, and takes on another machine.
+# Rows that the interpreter hashed in a second where the constants below were read off: reckoned
+# from what `clip_features`, which hashed through it then, took there and on another machine.
 INTERPRETED = 2.7e6
 # Rows that the report searches at the most, and for how many; the share of a grouping that a
 # threshold of it takes.
@@ -205,7 +205,7 @@ def _features(case: Case) -> dict[str, Cost]:
         "clip_features": Cost(
             work=case.raw / rates.hash_bytes,
             alone=case.sealed,
-            memory=8192 * 24 * row,
+            memory=4096 * 24 * row,
             read=case.raw,
             write=8.0 * rows,
         ),
