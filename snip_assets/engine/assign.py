@@ -22,6 +22,8 @@ BLOCK = 2048
 # Rows whose scores stay in the cache.
 PART = 128
 LOWEST = np.float32(-3e38)
+# Above the rounding of squared distances up to 4 in float32, summed in `WIDTH` lanes.
+DOUBT = 1e-5
 
 
 @njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
@@ -86,16 +88,21 @@ def _best(score, count, best):
 
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+def _exact_apart(a, i, b, j):
+    """Squared distance of two rows, summed in float64 in one fixed order."""
+    total = 0.0
+    for d in range(a.shape[1]):
+        difference = a[i, d] - b[j, d]
+        total += difference * difference
+    return total
+
+
+@njit(nogil=True, cache=True)
 def _exact(x, centroids, lists, distance):
-    """Squared distances in one fixed order of summation; sorts each row by (distance, list)."""
-    dim = x.shape[1]
+    """Squared distances; sorts each row by (distance, list)."""
     for i in range(x.shape[0]):
         for p in range(lists.shape[1]):
-            total = 0.0
-            for d in range(dim):
-                difference = x[i, d] - centroids[lists[i, p], d]
-                total += difference * difference
-            distance[i, p] = total
+            distance[i, p] = _exact_apart(x, i, centroids, lists[i, p])
         for p in range(1, lists.shape[1]):
             value, number = distance[i, p], lists[i, p]
             q = p
@@ -108,24 +115,20 @@ def _exact(x, centroids, lists, distance):
             distance[i, q], lists[i, q] = value, number
 
 
-@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+@njit(nogil=True, cache=True)
 def _margins(centroids, lists, distance, margin):
     """Distance of each row to the plane between its home and each other list of its shortlist."""
-    dim = centroids.shape[1]
     for i in range(lists.shape[0]):
         margin[i, 0] = 0.0
         for p in range(1, lists.shape[1]):
-            apart = 0.0
-            for d in range(dim):
-                difference = centroids[lists[i, 0], d] - centroids[lists[i, p], d]
-                apart += difference * difference
+            between = _exact_apart(centroids, lists[i, 0], centroids, lists[i, p])
             gap = distance[i, p] - distance[i, 0]
-            margin[i, p] = gap / (2.0 * np.sqrt(apart)) if apart > 0.0 else 0.0
+            margin[i, p] = gap / (2.0 * np.sqrt(between)) if between > 0.0 else 0.0
 
 
 @njit(nogil=True, cache=True)
 def _apart(a, i, b, j):
-    """Squared distance of two rows."""
+    """Squared distance of two rows, within `DOUBT` of the exact one."""
     total = squared_distance(a, i, b, j)
     for d in range(a.shape[1] // WIDTH * WIDTH, a.shape[1]):
         difference = a[i, d] - b[j, d]
@@ -152,16 +155,16 @@ def _shortlist(score, i, floor, words, bases, found):
 
 
 @njit(nogil=True, cache=True)
-def _nearest_of(found, x, i, centroids, apart, lists, distance):
-    """Nearest lists of a row among some, ascending; how many there are."""
-    # In a loop of its own: no centroid waits for another then.
-    for k in range(found.shape[0]):
-        apart[k] = _apart(x, i, centroids, found[k])
+def _nearest_of(found, apart, lists, distance):
+    """Nearest lists among some, ascending; how many, and the least gap between two in order."""
     most, count = lists.shape[0], 0
+    left = np.inf
     for k in range(found.shape[0]):
         value = apart[k]
-        if count == most and value >= distance[most - 1]:
-            continue
+        if count == most:
+            left = min(left, max(value, distance[most - 1]))
+            if value >= distance[most - 1]:
+                continue
         count = min(count + 1, most)
         p = count - 1
         # Lists come in order: of equals the first stays ahead.
@@ -169,7 +172,47 @@ def _nearest_of(found, x, i, centroids, apart, lists, distance):
             distance[p], lists[p] = distance[p - 1], lists[p - 1]
             p -= 1
         distance[p], lists[p] = value, found[k]
-    return count
+    gap = left - distance[count - 1]
+    for p in range(1, count):
+        gap = min(gap, distance[p] - distance[p - 1])
+    return count, gap
+
+
+@njit(nogil=True, cache=True)
+def _clear(x, i, centroids, near, radius, apart, lists, distance):
+    """How many lists a row probes, moved to the front; 0 where rounding may have a say."""
+    # In a loop of its own: no centroid waits for another then.
+    for k in range(near.shape[0]):
+        apart[k] = _apart(x, i, centroids, near[k])
+    count, least = _nearest_of(near, apart, lists, distance)
+    if least < DOUBT:
+        return 0
+    kept = 1
+    for p in range(1, count):
+        between = _apart(centroids, lists[0], centroids, lists[p])
+        over = distance[p] - distance[0] - radius * 2.0 * np.sqrt(between)
+        if abs(over) < DOUBT:
+            return 0
+        if over < 0.0:
+            lists[kept] = lists[p]
+            kept += 1
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def _decided(x, i, centroids, near, radius, lists):
+    """As `_clear`, from exact distances as `nearest` and `margins` have them."""
+    apart, distance = np.empty(near.shape[0]), np.empty((1, lists.shape[0]))
+    for k in range(near.shape[0]):
+        apart[k] = _exact_apart(x, i, centroids, near[k])
+    count, _ = _nearest_of(near, apart, lists, distance[0])
+    margin, kept = np.empty((1, count)), 1
+    _margins(centroids, lists[:count].reshape((1, count)), distance, margin)
+    for p in range(1, count):
+        if margin[0, p] <= radius:
+            lists[kept] = lists[p]
+            kept += 1
+    return kept
 
 
 @njit(nogil=True, cache=True)
@@ -182,14 +225,9 @@ def _probed(score, x, centroids, reach, radius, lists, probes):
         _tops(score, i, tops)
         floor = np.float32(tops.max() - reach)
         near = found[: _shortlist(score, i, floor, words, bases, found)]
-        count, kept = _nearest_of(near, x, i, centroids, apart, lists[i], distance), 1
-        for p in range(1, count):
-            between = _apart(centroids, lists[i, 0], centroids, lists[i, p])
-            gap = distance[p] - distance[0]
-            if between == 0.0 or gap <= radius * 2.0 * np.sqrt(between):
-                lists[i, kept] = lists[i, p]
-                kept += 1
-        probes[i] = kept
+        probes[i] = _clear(x, i, centroids, near, radius, apart, lists[i], distance)
+        if probes[i] == 0:
+            probes[i] = _decided(x, i, centroids, near, radius, lists[i])
 
 
 class Assigner:

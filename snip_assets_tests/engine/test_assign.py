@@ -1,7 +1,7 @@
 """The nearest lists and the nearest words, against looking at all of them."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.assign import LOWEST, Assigner, _best
@@ -47,6 +47,7 @@ def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
     radius=st.sampled_from([0.0, 0.01, 0.1, 3.0]),
     seed=st.integers(0, 9),
 )
+@example(lists=89, dim=29, radius=0.1, seed=1).via("a margin of 0.1 and a hundred-millionth")
 def test_the_probed_lists_are_those_within_the_margin(
     lists: int, dim: int, radius: float, seed: int
 ) -> None:
