@@ -8,13 +8,15 @@ results are the same for any number of workers, and cores are never oversubscrib
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -30,8 +32,65 @@ def count(workers: int = 0) -> int:
         return os.cpu_count() or 1
 
 
-def _one_thread() -> None:
+def _free() -> None:
+    """Let any thread set the threads of OpenBLAS, not only the one that set them first."""
+    OpenBLASController.clear_controlling_thread(force=True)
+
+
+class _Held:
+    """Libraries held to one thread for as long as anyone asks for it.
+
+    Who asks last gives back what there was before the first: those who ask need not leave in
+    turn, as two that each gave back what they had found would have to.
+    """
+
+    def __init__(self, libraries: str) -> None:
+        self._libraries, self._lock, self._asking = libraries, threading.Lock(), 0
+
+    @contextmanager
+    def __call__(self, found: ThreadpoolController) -> Iterator[None]:
+        with self._lock:
+            if not self._asking:
+                _free()
+                self._limits = found.select(user_api=self._libraries).limit(limits=1)
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking -= 1
+                if not self._asking:
+                    _free()
+                    self._limits.restore_original_limits()
+                    _free()
+
+
+class _OfThread(threading.local):
+    """OpenMP counts threads for each thread that calls it, most BLAS for the process."""
+
+    def __init__(self) -> None:
+        self.openmp = _Held("openmp")
+
+
+_blas = _Held("blas")
+_own = _OfThread()
+
+
+@contextmanager
+def one_thread() -> Iterator[ThreadpoolController]:
+    """Hold torch, BLAS and OpenMP to one thread: sums then do not depend on the cores."""
+    found = ThreadpoolController()
+    try:
+        with _blas(found), _own.openmp(found):
+            yield found
+    finally:
+        # Torch gives a new thread what was set last: by the threads of a pool, one.
+        torch.set_num_threads(torch.get_num_threads())
+
+
+def _start(found: ThreadpoolController) -> None:
     torch.set_num_threads(1)
+    found.select(user_api="openmp").limit(limits=1)
 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0) -> Iterator[B]:
@@ -41,8 +100,7 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
     are drawn from the iterable in the calling thread.
     """
     workers = count(workers)
-    before = torch.get_num_threads()
-    with threadpool_limits(1), ThreadPoolExecutor(workers, initializer=_one_thread) as pool:
+    with one_thread() as found, ThreadPoolExecutor(workers, "", _start, (found,)) as pool:
         waiting: deque[Future[B]] = deque()
         try:
             for item in items:
@@ -54,4 +112,3 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
         finally:
             for future in waiting:
                 future.cancel()
-    torch.set_num_threads(before)

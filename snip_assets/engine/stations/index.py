@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from snip_assets.engine import calibrate, calibration, choices, index, shards
+from snip_assets.engine import calibrate, calibration, choices, index, shards, threads
 from snip_assets.engine.code_distance import CodeErrors
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
@@ -87,7 +87,8 @@ def _train_index(run: Run) -> dict[str, Any]:
     fresh, copies = ~np.isin(chosen, rows), len(drawn) - len(chosen)
     sample = calibration.Sample(raw, as_float32(snip.take(chosen)), fresh, registry.rows, copies)
     expected = CodeErrors.learn(trained, sample.snip, settings.workers)
-    found, axes = calibrate.calibrate(trained, sample, settings, known, expected)
+    with threads.one_thread():
+        found, axes = calibrate.calibrate(trained, sample, settings, known, expected)
     with atomic_path(run.layout.trained_index) as folder:
         folder.mkdir(parents=True)
         trained.save(folder / "trained.index")
