@@ -109,7 +109,10 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
 
 
 def copies(
-    hash_files: list[Path], starts: np.ndarray, fresh: np.ndarray | None = None
+    hash_files: list[Path],
+    starts: np.ndarray,
+    fresh: np.ndarray | None = None,
+    workers: int = 0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows with the hash of an earlier row, and the first row that has it.
 
@@ -137,7 +140,7 @@ def copies(
     buckets = max(1, -(-total * 40 // BUCKET_BYTES))
     edges = [(b << 64) // buckets for b in range(buckets + 1)]
     for low, high in pairwise(edges):
-        places = _looked_at(maps, wanted, low, high)
+        places = _looked_at(maps, wanted, low, high, workers)
         values = [own[inside] for own, inside in zip(maps, places, strict=True)]
         ids = [inside + int(start) for start, inside in zip(starts, places, strict=True)]
         value, row = _repeated(np.concatenate(values), np.concatenate(ids))
@@ -148,14 +151,20 @@ def copies(
         yield row[later], first[later]
 
 
-def _looked_at(maps: list[np.ndarray], fresh: np.ndarray, low: int, high: int) -> list[np.ndarray]:
+def _looked_at(
+    maps: list[np.ndarray], fresh: np.ndarray, low: int, high: int, workers: int
+) -> list[np.ndarray]:
     """Places of the hashes from low to high: all of fresh shards, of others those equal to one."""
     inside = {n: _between(own, low, high) for n, own in enumerate(maps) if fresh[n]}
     if len(inside) == len(maps):
         return list(inside.values())
     some = [np.empty(0, np.uint64), *(maps[n][places] for n, places in inside.items())]
     looked_for = Among(np.unique(np.concatenate(some)))
-    return [inside[n] if n in inside else looked_for.places(own) for n, own in enumerate(maps)]
+
+    def places(number: int) -> np.ndarray:
+        return inside[number] if number in inside else looked_for.places(maps[number])
+
+    return list(ordered_map(places, range(len(maps)), workers))
 
 
 def _between(hashes: np.ndarray, low: int, high: int) -> np.ndarray:

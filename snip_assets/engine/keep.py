@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from . import keep_kernels as kernels
-from . import keep_rule
+from . import keep_rule, threads
 from .errors import BadInputError
 from .external_sort import PairSorter, Sorter
 from .files import NpyWriter, open_npy
@@ -315,29 +315,33 @@ def _write(
     by_rank = decision.dropped, *_row_ids(ids, decision.survivor, nearest), distance
     sorter = PairSorter(spill, kind)
     names = ("kept_row", "kept_distance")
-    former = None if before is None else [open_npy(before / f"{name}.npy") for name in names]
+    former = [] if before is None else [open_npy(before / f"{name}.npy") for name in names]
+
+    def explained(start: int) -> tuple[np.ndarray, ...]:
+        """Kept rows and distances of a block; the rows of it that go."""
+        rows = np.arange(start, min(some.rows, start + BLOCK_ROWS), dtype=kind)
+        block = rows.copy(), np.zeros(len(rows), np.float32)
+        for own, earlier in zip(block, former, strict=False):
+            known = earlier[start : start + len(rows)]
+            own[: len(known)] = known
+        low, high = np.searchsorted(ids, [start, start + len(rows)])
+        part = [np.empty(high - low, own.dtype) for own in block]
+        kernels.explain(decision.rank[low:high], *by_rank, *part)
+        for own, new in zip(block, part, strict=True):
+            own[ids[low:high] - start] = new
+        return *block, rows[block[0] != rows]
+
     dropped = 0
     with (
         NpyWriter(out / "kept_row.npy", (some.rows,), kind) as kept_rows,
         NpyWriter(out / "kept_distance.npy", (some.rows,), np.float32) as distances,
     ):
-        for start in range(0, some.rows, BLOCK_ROWS):
-            rows = np.arange(start, min(some.rows, start + BLOCK_ROWS), dtype=kind)
-            block = rows.copy(), np.zeros(len(rows), np.float32)
-            if former is not None:
-                for own, earlier in zip(block, former, strict=True):
-                    known = earlier[start : start + len(rows)]
-                    own[: len(known)] = known
-            low, high = np.searchsorted(ids, [start, start + len(rows)])
-            part = [np.empty(high - low, own.dtype) for own in block]
-            kernels.explain(decision.rank[low:high], *by_rank, *part)
-            for own, new in zip(block, part, strict=True):
-                own[ids[low:high] - start] = new
-            kept_rows.append(block[0])
-            distances.append(block[1])
-            gone = block[0] != rows
-            sorter.append(block[0][gone], rows[gone])
-            dropped += int(np.count_nonzero(gone))
+        for kept, far, gone in threads.ordered_map(explained, range(0, some.rows, BLOCK_ROWS), 2):
+            start = kept_rows.rows
+            kept_rows.append(kept)
+            distances.append(far)
+            sorter.append(kept[gone - kind.type(start)], gone)
+            dropped += len(gone)
     with (
         NpyWriter(out / "dropped_kept_rows.npy", (dropped,), kind) as kept_rows,
         NpyWriter(out / "dropped_rows.npy", (dropped,), kind) as rows_of_kept,

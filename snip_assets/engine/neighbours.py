@@ -13,7 +13,7 @@ from . import half_rows
 from .axes import Axes, leading_axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
-from .features import Features, as_float32, search_blocks
+from .features import Features, as_float32, search_blocks, take_rows
 from .join import in_steps, scanned_by
 from .whole_rows import STEPS, Decoded, whole_rows
 
@@ -70,7 +70,7 @@ def near_rows(
     none = np.empty(0, np.int64)
     if not len(queries):
         return none, none
-    rows = features.take(queries)
+    rows = take_rows(features, queries, workers)
     dim = rows.shape[1]
     some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
     mean = some.mean(0, keepdims=True)

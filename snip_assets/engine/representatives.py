@@ -17,12 +17,14 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
-from . import progress
+from . import progress, threads
 from .files import NpyWriter, atomic_path, open_npy
 from .metadata import MD5_NAMES, URL_NAMES, Metadata
 
 BATCH_ROWS = 1 << 16
-READ_ROWS = 1 << 22
+READ_ROWS = 1 << 19
+# Some are looked up while some are written.
+AT_ONCE = 2
 _COLUMNS = {"url": URL_NAMES, "md5": MD5_NAMES}
 SCHEMA = pa.schema(
     [
@@ -37,7 +39,7 @@ SCHEMA = pa.schema(
 def write(folder: Path, metadata: Metadata | None, known: Representatives | None = None) -> int:
     """Write the representatives of a folder that holds `dropped_kept_rows.npy`.
 
-    Memory: url and md5 of at most `READ_ROWS` rows, and one row group of these columns.
+    Memory: url and md5 of 5 x `READ_ROWS` rows, and a row group of these columns a thread.
 
     Parameters
     ----------
@@ -54,16 +56,20 @@ def write(folder: Path, metadata: Metadata | None, known: Representatives | None
     """
     kept_rows = open_npy(folder / "dropped_kept_rows.npy")
     count = sum(len(rows) for rows, _ in runs(kept_rows))
+
+    def described(run: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, pa.Table]:
+        rows, sizes = run
+        numbers = [pa.array(rows.astype(np.uint64)), pa.array(sizes.astype(np.uint64))]
+        texts = _texts(metadata, rows, known)
+        return rows, pa.Table.from_arrays([*numbers, *texts], schema=SCHEMA)
+
     with (
         atomic_path(folder / "representatives.arrow") as temporary,
         pa.ipc.new_file(temporary, SCHEMA) as file,
         NpyWriter(folder / "representatives.npy", (count,), kept_rows.dtype) as ids,
         progress.task("Representatives", count) as task,
     ):
-        for rows, sizes in runs(kept_rows):
-            texts = _texts(metadata, rows, known)
-            columns = [pa.array(rows.astype(np.uint64)), pa.array(sizes.astype(np.uint64)), *texts]
-            table = pa.Table.from_arrays(columns, schema=SCHEMA)
+        for rows, table in threads.ordered_map(described, runs(kept_rows), AT_ONCE):
             file.write_table(table, max_chunksize=BATCH_ROWS)
             ids.append(rows)
             task.advance(len(rows))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import choices, copies, remote_files, shards
+from . import choices, copies, remote_files, shards, threads
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -93,8 +93,13 @@ class Run:
             "index_shards": self.layout.index_shard,
             "duplicate_pairs": self.layout.duplicate_pairs,
         }[station]
-        for shard in shards:
+
+        def require_one(shard: Shard) -> None:
             self.version(place(shard.key), f"{station} {shard.key}")
+
+        # What is read for its checksum is read by all cores.
+        for _ in threads.ordered_map(require_one, shards, self.settings.workers):
+            pass
 
     def hashed(self) -> list[Shard]:
         """Shards whose rows are checked and hashed."""
@@ -131,7 +136,7 @@ class Run:
         files = [self.layout.clip_features(s.key) for s in some]
         raw = shards.raw_features(self.registry) if self.settings.tier == "raw" else None
         rows, first = [], []
-        for later, earlier in copies.copies(files, starts, wanted):
+        for later, earlier in copies.copies(files, starts, wanted, self.settings.workers):
             if raw is not None:
                 equal = copies.confirmed(raw, later, earlier)
                 later, earlier = later[equal], earlier[equal]

@@ -9,6 +9,7 @@ from snip_assets.engine.errors import SnipError
 from snip_assets.engine.files import current
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
+from snip_assets.engine.threads import ordered_map
 
 from .base import Inputs
 from .duplicates import pair_inputs
@@ -47,4 +48,6 @@ def unfinished(run: Run) -> list[str]:
         except SnipError:
             return False
 
-    return [shard.key for shard in run.registry.shards if not finished(shard)]
+    shards = run.registry.shards
+    done = ordered_map(finished, shards, run.settings.workers)
+    return [shard.key for shard, whole in zip(shards, done, strict=True) if not whole]
