@@ -43,6 +43,7 @@ from snip_assets.engine.settings import Settings
 ROWS_PER_SHARD = 100_000
 EVERY = 0.05
 CHECKS = "checks"
+GROWTH = "cost per row ~ N^"
 AUDITS = ("pair_precision", "query_recall")
 SHARE = ("passed", "estimate", "interval_low", "interval_high", "successes", "trials")
 NAMES = {
@@ -266,14 +267,29 @@ def _share_of(check: dict[str, Any] | None) -> dict[str, Any] | None:
     return check and {k: v for k, v in check.items() if k in SHARE}
 
 
+def _growth(name: str, before: dict[str, Any] | None, own: dict[str, Any], rows: float) -> Any:
+    """Power of the rows that the cost per row grew with, for so many times the rows."""
+    if before is None or not before[name] or not own[name]:
+        return None
+    return float(np.log(own[name] / before[name]) / np.log(rows) - 1)
+
+
+def grown(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stations of the last size, with the growth since the size before."""
+    *earlier, own = results
+    before = {s["station"]: s for s in earlier[-1]["stations"]} if earlier else {}
+    more = own["rows"] / earlier[-1]["rows"] if earlier else 0.0
+    return [
+        station | {GROWTH: _growth("seconds", before.get(station["station"]), station, more)}
+        for station in own["stations"]
+    ]
+
+
 def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a size, with the growth of the cost per row since the size before."""
+    """A row a size, with the growth since the size before."""
     rows: list[dict[str, Any]] = []
     for before, own in zip([None, *results], results, strict=False):
-        growth = None
-        if before is not None:
-            ratio = own["without_training"] / before["without_training"]
-            growth = np.log(ratio) / np.log(own["rows"] / before["rows"]) - 1
+        more = own["rows"] / before["rows"] if before else 0.0
         products = own["compression_products"]
         recall = own["planted_recall"]
         audited = own["audited"]["query_recall"] or {}
@@ -291,7 +307,7 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "audited recall": _share(
                     *(audited.get(k, 0) for k in ("estimate", "interval_low", "interval_high"))
                 ),
-                "cost per row ~ N^": None if growth is None else float(growth),
+                GROWTH: _growth("without_training", before, own, more),
             }
         )
     return rows
@@ -326,6 +342,7 @@ def main() -> None:
         results = []
         for rows in options.rows or [300_000]:
             results.append(measure(options, rows, folder))
+            results[-1]["stations"] = grown(results)
             table(f"{rows:,} x {options.dim}", results[-1]["stations"])
             table("Whole pipeline", summary(results))
             facts = {"machine": cores(), "dim": options.dim, "hidden": options.hidden}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,20 @@ if TYPE_CHECKING:
     from snip_assets.engine.plan import Plan
 
 _DATA, _MACHINE = "Data", "Machine"
+_GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("plan", rich_help_panel="The whole graph")(with_settings(plan))
+
+
+def _gib(text: str) -> float:
+    found = re.fullmatch(r"([\d.]+)\s*(?:([MGT])i?B?)?", str(text).strip(), re.IGNORECASE)
+    try:
+        return float(found[1]) * _GIB[(found[2] or "G").upper()] if found else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}; give GiB, as 32 or 32GB.") from error
 
 
 def plan(
@@ -34,11 +44,20 @@ def plan(
         int, typer.Option(help="0: of a million rows each.", rich_help_panel=_DATA)
     ] = 0,
     memory: Annotated[
-        float, typer.Option(help="GiB; 0: memory_gb.", rich_help_panel=_MACHINE)
+        float,
+        typer.Option(
+            parser=_gib,
+            metavar="<GiB>",
+            help="Also as 32GB; 0: memory_gb.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = 0.0,
     cores: Annotated[int, typer.Option(help="0: those here.", rich_help_panel=_MACHINE)] = 0,
     disk_gb_per_s: Annotated[
-        float, typer.Option(help="0: as measured here.", rich_help_panel=_MACHINE)
+        float,
+        typer.Option(
+            "--disk-gb-per-s", "--disk", help="0: as measured here.", rich_help_panel=_MACHINE
+        ),
     ] = 0.0,
     gpu_tflops: Annotated[
         float,
@@ -61,6 +80,11 @@ def plan(
         rows, raw_dim, itemsize, shards = engine.headers(features)
     if rows <= 0:
         raise typer.BadParameter("give a folder of features, or --rows.")
+    if features is None and settings.dim >= raw_dim:
+        raise typer.BadParameter(
+            f"--dim {settings.dim} is the length of compressed features, and raw ones have "
+            f"{raw_dim}; give that of raw ones as --raw-dim."
+        )
     measured = rates.measure(out, raw_dim, choices.settled(rows, settings))
     planned = engine.predict(
         rows,

@@ -180,7 +180,7 @@ def _problems(plan: Plan, case: Case) -> list[str]:
     heaviest = max(plan.stations, key=lambda s: s.memory_gib)
     if plan.peak_gib > plan.memory_gb:
         found.append(
-            f"{heaviest.name} needs {plan.peak_gib:.1f} GiB, not {plan.memory_gb:.0f}: plan with "
+            f"{heaviest.name} needs {plan.peak_gib:.1f} GiB, not {plan.memory_gb:.3g}: plan with "
             "more memory, or de-duplicate fewer rows at once."
         )
     if heaviest.name == "duplicate_groups" and plan.peak_gib > plan.memory_gb:
