@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,22 @@ def measure(folder: Path, dim: int, settings: Settings) -> Rates:
     )
 
 
-def _timed(work: Callable[[int], Any], times: int, workers: int) -> float:
-    """Seconds that a call takes on one core while all cores work, after a first call."""
-    work(0)
-    started = time.perf_counter()
-    for _ in threads.ordered_map(work, range(times * workers), workers):
-        pass
-    return (time.perf_counter() - started) / times
+def _timed(works: Sequence[Callable[[int], Any]], times: int, workers: int) -> list[float]:
+    """Seconds that a call of each takes on one core while all cores work, after a first call.
+
+    The least of some rounds, in turns: a machine that hesitates once, or a thread that waits for
+    its first memory, decides nothing.
+    """
+    taken = np.full((ROUNDS, len(works)), np.inf)
+    for work in works:
+        work(0)
+    for number in range(ROUNDS):
+        for own, work in enumerate(works):
+            started = time.perf_counter()
+            for _ in threads.ordered_map(work, range(times * workers), workers):
+                pass
+            taken[number, own] = (time.perf_counter() - started) / times
+    return taken.min(0).tolist()
 
 
 def product_rate(workers: int) -> float:
@@ -149,14 +158,14 @@ def product_rate(workers: int) -> float:
         for _ in range(8):
             torch.mm(a, b)
 
-    return workers * 8 * 2 * a.shape[0] * b.numel() / _timed(work, 12, workers)
+    return workers * 8 * 2 * a.shape[0] * b.numel() / _timed([work], 3, workers)[0]
 
 
 def _compressing(dim: int, settings: Settings, random: np.random.Generator, workers: int) -> float:
     sizes = (dim, *[settings.hidden] * settings.depth, settings.dim)
     net = SnipNet(sizes).eval()
     block = random.standard_normal((BLOCK_ROWS, dim), np.float32).astype(np.float16)
-    seconds = _timed(lambda _: compress(net, block, settings), 3, workers)
+    (seconds,) = _timed([lambda _: compress(net, block, settings)], 3, workers)
     return 2 * BLOCK_ROWS * net_size(dim, settings) / seconds
 
 
@@ -198,9 +207,7 @@ def _of_files(
     def verify(_: int) -> None:
         distances(Features([path], np.array([0, rows])), left, right)
 
-    # The first pairs of a thread wait for its memory, which later ones use again.
-    verifying = min(_timed(verify, 8, workers) for _ in range(ROUNDS))
-    return write, read, hashed, len(left) / verifying
+    return write, read, hashed, len(left) / _timed([verify], 8, workers)[0]
 
 
 def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> tuple[float, float]:
@@ -212,10 +219,8 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
     for lists in (FEW, MANY):
         encoder = Encoder(_untrained(x, lists, settings, random), axes, 0.05, settings.max_probes)
         works.append(lambda _, encoder=encoder: encoder.block(x))
-    # Their difference is wanted, so the least of some: a machine that hesitates once decides it.
-    rounds = [[_timed(work, 3, workers) / BLOCK for work in works] for _ in range(ROUNDS)]
-    few, many = np.min(rounds, axis=0).tolist()
-    return few, many
+    few, many = _timed(works, 3, workers)
+    return few / BLOCK, many / BLOCK
 
 
 def _untrained(
@@ -243,7 +248,7 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
     # OpenMP waits by spinning, which is slow beside other work.
     with threadpool_limits(1):
         graph.add(centroids)
-    return BLOCK / _timed(lambda _: graph.search(x, PROBES + MORE), 1, workers)
+    return BLOCK / _timed([lambda _: graph.search(x, PROBES + MORE)], 1, workers)[0]
 
 
 def _interpreted() -> float:
@@ -276,4 +281,4 @@ def _joining(workers: int, device: torch.device = CPU) -> float:
             else:
                 list(scanned_on(device, listed, short, bound, stop, operands))
 
-    return times * queries * rows / _timed(work, 8, workers)
+    return times * queries * rows / _timed([work], 2, workers)[0]
