@@ -14,7 +14,6 @@ import faiss
 import numpy as np
 import torch
 import xxhash
-from threadpoolctl import threadpool_limits
 
 from . import copies, threads
 from .assign import BLOCK, MORE
@@ -246,7 +245,7 @@ def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
     graph = faiss.IndexHNSWFlat(dim, 32)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = 80, 64
     # OpenMP waits by spinning, which is slow beside other work.
-    with threadpool_limits(1):
+    with threads.one_thread():
         graph.add(centroids)
     return BLOCK / _timed([lambda _: graph.search(x, PROBES + MORE)], 1, workers)[0]
 
