@@ -24,11 +24,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _gib(text: str) -> float:
-    found = re.fullmatch(r"([\d.]+)\s*(?:([MGT])i?B?)?", str(text).strip(), re.IGNORECASE)
-    try:
-        return float(found[1]) * _GIB[(found[2] or "G").upper()] if found else float(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}; give GiB, as 32 or 32GB.") from error
+    found = re.fullmatch(r"(\d+\.?\d*)\s*(?:([MGT])i?B?)?", str(text).strip(), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"{text!r}; give GiB, as 32 or 32GB.")
+    return float(found[1]) * _GIB[(found[2] or "G").upper()]
 
 
 def plan(
@@ -80,11 +79,6 @@ def plan(
         rows, raw_dim, itemsize, shards = engine.headers(features)
     if rows <= 0:
         raise typer.BadParameter("give a folder of features, or --rows.")
-    if features is None and settings.dim >= raw_dim:
-        raise typer.BadParameter(
-            f"--dim {settings.dim} is the length of compressed features, and raw ones have "
-            f"{raw_dim}; give that of raw ones as --raw-dim."
-        )
     measured = rates.measure(out, raw_dim, choices.settled(rows, settings))
     planned = engine.predict(
         rows,
@@ -101,13 +95,14 @@ def plan(
     if json:
         terminal.as_json({**planned.to_json(), "rates": measured.__dict__})
     else:
-        _print(planned)
+        _print(planned, settings.dim)
 
 
-def _print(planned: Plan) -> None:
+def _print(planned: Plan, short_dim: int) -> None:
     from snip_assets.report import terminal
 
-    title = f"{planned.rows:,} rows x {planned.dim} on {planned.cores} cores"
+    title = f"{planned.rows:,} rows x {planned.dim}, compressed to {short_dim}, "
+    title += f"on {planned.cores} cores"
     if planned.gpu_tflops:
         title += f" and a GPU of {planned.gpu_tflops:g} TFLOP/s"
     columns = ["station", "minutes", "memory, GiB", "disk read, GB", "written, GB"]

@@ -1,4 +1,4 @@
-"""`snip plan`: sizes as people write them, and what it refuses."""
+"""`snip plan`: sizes as people write them, and what is none."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def test_a_machine_as_it_is_told(tmp_path: Path, text: str, gib: float) -> None:
     assert (found["memory_gb"], found["cores"], found["disk_gb_per_s"]) == (gib, 16, 2)
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
-    for wrong, cure in ((("--memory", "much"), "32GB"), (("--dim", "96"), "--raw-dim")):
-        code, output = _plan(tmp_path, *wrong)
-        assert code == 2
-        assert cure in output
+def test_what_is_no_size_is_refused(tmp_path: Path) -> None:
+    code, output = _plan(tmp_path, "--memory", "much")
+    assert code == 2
+    assert "32GB" in output

@@ -14,7 +14,7 @@ def _set(_: int = 0) -> tuple[int, ...]:
 
 
 def test_maps_that_overlap_give_back_what_there_was() -> None:
-    torch.set_num_threads(3)
+    # That of torch is among them, and is given back at the end.
     with threadpool_limits(3):
         before = _set()
         first, second = ordered_map(_set, range(9), 2), ordered_map(_set, range(9), 2)
