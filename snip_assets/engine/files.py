@@ -23,18 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from . import flushing
+from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
 from .resident import watch
 
 BLOCK = 1 << 22
 CODE_VERSION = "2"
-CheckLevel = Literal["size", "full"]
+CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.
 _FULL_TEXT = ("No space left on device", "File too large", "quota exceeded")
-# Outputs whose checksums held in this process, with the state of their files then.
-_held: dict[Path, tuple[str, list[tuple[int, int]]]] = {}
 
 
 @contextmanager
@@ -255,16 +253,18 @@ def _members(output: Path) -> list[Path]:
 
 def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
     """Write the manifest of a finished output (a file or a folder)."""
+    members = _members(output)
+    state = comparisons.state(members)
     files = {
         str(member.relative_to(output.parent)): {
             "bytes": member.stat().st_size,
             "xxh3": checksum(member),
         }
-        for member in _members(output)
+        for member in members
     }
     manifest = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
     write_json(manifest_path(output), asdict(manifest))
-    _held[output] = manifest.version, _state(output, manifest)
+    comparisons.remember(output, manifest.version, state)
     return manifest
 
 
@@ -326,36 +326,49 @@ def current(output: Path, inputs: Mapping[str, str]) -> Manifest | None:
 
 
 def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list[str]:
-    """What is wrong with the files of an output, a line each; empty when they are whole."""
+    """What is wrong with the files of an output, a line each; empty when they are whole.
+
+    Parameters
+    ----------
+    level
+        "size" looks at sizes, "full" reads every byte, "recent" those that were not compared
+        before (`comparisons`).
+    """
+    members = [output.parent / name for name in manifest.files]
     found = []
-    for name, entry in manifest.files.items():
-        member = output.parent / name
+    for member, entry in zip(members, manifest.files.values(), strict=True):
         if not member.is_file():
             found.append(f"{member}: missing")
         elif member.stat().st_size != entry["bytes"]:
             found.append(f"{member}: {member.stat().st_size} bytes, not {entry['bytes']}")
-        elif level == "full" and checksum(member) != entry["xxh3"]:
+    if found or level == "size":
+        return found
+    state = comparisons.state(members)
+    if level == "recent" and comparisons.held(output, manifest.version, state, elsewhere=True):
+        return []
+    for member, entry in zip(members, manifest.files.values(), strict=True):
+        if checksum(member) != entry["xxh3"]:
             found.append(f"{member}: checksum differs")
+    if not found:
+        comparisons.remember(output, manifest.version, state)
     return found
 
 
-def _state(output: Path, manifest: Manifest) -> list[tuple[int, int]]:
-    """Sizes and times of the files of an output."""
-    found = [(output.parent / name).stat() for name in manifest.files]
-    return [(status.st_size, status.st_mtime_ns) for status in found]
-
-
-def _holds(output: Path, manifest: Manifest) -> bool:
-    """Whether this process has checked these very files before."""
+def _held(output: Path, manifest: Manifest) -> bool:
+    """Whether this process has compared these very files before."""
     with suppress(OSError):
-        return _held.get(output) == (manifest.version, _state(output, manifest))
+        state = comparisons.state(output.parent / name for name in manifest.files)
+        return comparisons.held(output, manifest.version, state, elsewhere=False)
     return False
 
 
 def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     """The manifest of an output that must be there and whole.
 
-    Level "full" reads every byte, once in a process.
+    Parameters
+    ----------
+    level
+        As in `damage`; "full" reads every byte once in a process.
 
     Raises
     ------
@@ -365,13 +378,11 @@ def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     manifest = read_manifest(output)
     if manifest is None:
         raise StaleOutputError(f"{output}: not made yet (or unfinished); materialise {what} first.")
-    if level == "full" and _holds(output, manifest):
+    if level == "full" and _held(output, manifest):
         return manifest
     if found := damage(output, manifest, level):
         raise StaleOutputError(
             f"{what} is damaged: {'; '.join(found)}. Delete {manifest_path(output)} and "
             f"materialise {what} again."
         )
-    if level == "full":
-        _held[output] = manifest.version, _state(output, manifest)
     return manifest

@@ -100,6 +100,11 @@ class Layout:
         return self.root / "dedup_report"
 
     @property
+    def compared(self) -> Path:
+        """Notes of what held against its checksums, see `comparisons`; may be removed."""
+        return self.root / ".compared"
+
+    @property
     def dagster_home(self) -> Path:
         """Default DAGSTER_HOME."""
         return self.root / ".dagster"

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from . import choices, copies, remote_files, shards, threads
+from . import choices, comparisons, copies, remote_files, shards, threads
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -32,7 +33,7 @@ MODEL_SETTINGS = ("model", *TRAINING, "train_rows", "pca_below", "max_distance",
 INDEX_SETTINGS = ("codec", "lists", "max_probes", "target_recall", "max_distance", "seed")
 PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
 TIERS = ("raw", "snip", "codes")
-CHECKS = ("size", "full")
+CHECKS: tuple[CheckLevel, ...] = get_args(CheckLevel)
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Run:
         self.layout = Layout(Path(self.layout.root))
         folder = Path(self.settings.cache) if self.settings.cache else self.layout.cache
         remote_files.use(remote_files.Cache(folder, int(self.settings.cache_gb * 1e9)))
+        comparisons.note_in(self.layout.root, self.layout.compared)
         if self.settings.tier not in TIERS:
             raise BadInputError(
                 f"tier {self.settings.tier!r} is unknown; one of {', '.join(TIERS)}."
@@ -79,7 +81,7 @@ class Run:
     @property
     def check(self) -> CheckLevel:
         """How thoroughly outputs are checked before use."""
-        return "full" if self.settings.check == "full" else "size"
+        return next(level for level in CHECKS if level == self.settings.check)
 
     def version(self, output: Path, station: str) -> str:
         """Version of an upstream output that must be there, and whole."""

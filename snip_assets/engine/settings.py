@@ -58,9 +58,9 @@ class Settings:
         Where copies of remote features lie (empty: in the output folder), and how many GB they
         may take before those not used for longest are removed.
     check
-        How outputs are checked before a later station reads them: `full` compares checksums
-        (each file once in a process; about a second for 10 GB that is in memory), `size` looks
-        at sizes only, for data that takes long to read.
+        How outputs are checked before a later station reads them: `recent` compares checksums,
+        but for files that held within the last week and have not changed since; `full` compares
+        each file once in every process; `size` looks at sizes only.
     seed
         Of everything random.
     """
@@ -90,5 +90,5 @@ class Settings:
     memory_gb: float = 4.0
     cache: str = ""
     cache_gb: float = 50.0
-    check: str = "full"
+    check: str = "recent"
     seed: int = 0

@@ -127,7 +127,7 @@ def _digests(out: Path) -> dict[str, str]:
     """Every output but what holds seconds and settings: manifests and the report."""
     files = [p for p in sorted(out.rglob("*")) if p.is_file()]
     names = {p: str(p.relative_to(out)) for p in files}
-    left_out = (".dagster", "dedup_report", "train.json")
+    left_out = (".dagster", ".compared", "dedup_report", "train.json")
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path, name in names.items()

@@ -12,6 +12,7 @@ from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
+    CheckLevel,
     Manifest,
     current,
     damage,
@@ -195,8 +196,9 @@ def _former(run: Run, seen: dict[str, Any]) -> Former | None:
         before: dict[str, str] = manifest.facts.get(name, {})
         return all(seen[name].get(key) == version for key, version in before.items())
 
-    # In full, whatever the setting: a run that was killed may have left newer files.
-    if not holds("pair_versions") or damage(folder, manifest, "full"):
+    # By checksum, whatever the setting: a run that was killed may have left newer files.
+    level: CheckLevel = "full" if run.check == "full" else "recent"
+    if not holds("pair_versions") or damage(folder, manifest, level):
         return None
     same_copies = manifest.facts.get("copies_by_hash") == seen["copies_by_hash"]
     files = {run.layout.duplicate_pairs(key) for key in manifest.facts.get("pair_versions", {})}

@@ -1,0 +1,98 @@
+"""A checksum that held is believed for a week, unless something happened to the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import comparisons, files
+from snip_assets.engine.errors import StaleOutputError
+
+Another = Callable[[], list[Path]]
+
+
+@pytest.fixture
+def another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Another:
+    """Call it, and what follows happens in another process; the files that it reads are listed."""
+    monkeypatch.setattr(comparisons, "_notes", {})
+    comparisons.note_in(tmp_path, tmp_path / ".compared")
+    checksum = files.checksum
+    read: list[Path] = []
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return checksum(path)
+
+    def process() -> list[Path]:
+        monkeypatch.setattr(comparisons, "_here", {})
+        read.clear()
+        return read
+
+    monkeypatch.setattr(files, "checksum", counted)
+    return process
+
+
+@pytest.fixture
+def output(tmp_path: Path, another: Another) -> Path:
+    """A folder of two files, sealed."""
+    another()
+    folder = tmp_path / "index_shards" / "0001"
+    (folder / "b").mkdir(parents=True)
+    np.save(folder / "b" / "codes.npy", np.arange(1000))
+    np.save(folder / "b-rows.npy", np.arange(10))
+    files.seal(folder, {})
+    return folder
+
+
+def test_what_was_compared_is_not_read_again(output: Path, another: Another) -> None:
+    read = another()
+    for level in ("size", "recent"):
+        files.require(output, "a", level)
+    assert read == []
+    files.require(output, "a", "full")
+    assert len(read) == 2
+    files.require(output, "a", "full")
+    assert len(read) == 2, "once in a process"
+
+
+def test_after_a_week_it_is_read_once(output: Path, another: Another, tmp_path: Path) -> None:
+    note = tmp_path / ".compared" / "index_shards" / "0001.json"
+    for age, reads in ((comparisons.LASTS, 2), (-60, 2), (comparisons.LASTS - 60, 0)):
+        found = json.loads(note.read_text())
+        note.write_text(json.dumps(found | {"at": found["at"] - age}))
+        read = another()
+        files.require(output, "a", "recent")
+        assert len(read) == reads
+    read = another()
+    note.write_text(note.read_text()[:50])
+    files.require(output, "a", "recent")
+    assert len(read) == 2, "a damaged note is none"
+
+
+@pytest.mark.parametrize("way", ["in place", "replaced", "another's note"])
+def test_changed_bytes_are_told_though_size_and_time_are_the_same(
+    output: Path, another: Another, way: str
+) -> None:
+    path = output / "b" / "codes.npy"
+    status = path.stat()
+    changed = path.read_bytes()[:-1] + b"\7"
+    another()
+    if way == "replaced":
+        path.unlink()
+    if way == "another's note":
+        # The whole folder is a copy, of which one file went wrong.
+        shutil.copytree(output, output.parent / "copy")
+        shutil.rmtree(output)
+        (output.parent / "copy").rename(output)
+    path.write_bytes(changed)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StaleOutputError, match=r"codes\.npy: checksum differs"):
+        files.require(output, "a", "recent")
+    with pytest.raises(StaleOutputError, match=r"codes\.npy: checksum differs"):
+        files.require(output, "a", "recent")
