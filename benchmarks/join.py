@@ -99,7 +99,9 @@ def calibrated(
     names, place = np.unique(ends, return_inverse=True)
     later, earlier = place[: len(part)], place[len(part) :]
     true = np.ones(len(part), bool)
-    known = calibrate.KnownPairs(x[names].astype(np.float32), later, earlier, true)
+    known = calibrate.KnownPairs(
+        x[names].astype(np.float32), later, earlier, true, np.ones(len(true))
+    )
     fresh = np.ones(len(some), bool)
     given = calibration.Sample(None, sample, fresh, len(x))
     return calibrate.calibrate(trained, given, Settings(), known)

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import RESULTS, _cell, cores, table, write
 
-from snip_assets.engine import plan, rates
+from snip_assets.engine import choices, plan, rates
 from snip_assets.engine.settings import Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -60,6 +60,7 @@ def planned(measured: rates.Rates, dim: int) -> list[dict[str, Any]]:
                     "outputs GB": found.disk_gb,
                     "index GB": next(s.write_gb for s in found.stations if s.name == "snip_index"),
                     "lists": found.lists,
+                    "codec": found.codec,
                     "fits": "no" if found.peak_gib > memory else "yes",
                 }
             )
@@ -130,6 +131,9 @@ def measured_tables() -> None:
                 markdown(size["stations"]),
             ]
         fill("incremental", "\n\n".join(parts))
+    if late := result("arrival"):
+        shape = f"{late['shards']} shards, {late['rows']:,} x {late['dim']}."
+        fill("arrival", f"{machine(late)} {shape}\n\n{markdown(late['stations'])}")
     if spread := result("fanout"):
         shape = f"{spread['rows']:,} x {spread['dim']} in {spread['shards']} shards."
         text = f"{machine(spread)} {shape}\n\n{markdown(spread['stations'])}"
@@ -141,7 +145,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--folder", type=Path, default=Path("out"), help="On the disk to measure.")
     options = parser.parse_args()
-    measured = rates.measure(options.folder, options.dim, Settings())
+    settings = choices.settled(SIZES[0], Settings())
+    measured = rates.measure(options.folder, options.dim, settings)
     rows = planned(measured, options.dim)
     table("Plans (training of the net included)", rows)
     write("plan", {"machine": cores(), "rates": asdict(measured), "plans": rows})

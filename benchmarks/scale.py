@@ -259,11 +259,12 @@ def measure(options: argparse.Namespace, rows: int, folder: Path) -> dict[str, A
         "peak_anon_gib": max(s["RssAnon"] for s in samples),
         "peak_resident_gib": max(s["VmHWM"] for s in samples),
         "planted_recall": near,
-        "audited": {name: _share_of(left["checks"].get(name)) for name in AUDITS},
+        "audited": {name: share_of(left["checks"].get(name)) for name in AUDITS},
     }
 
 
-def _share_of(check: dict[str, Any] | None) -> dict[str, Any] | None:
+def share_of(check: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an asset check says of a share, without its plots."""
     return check and {k: v for k, v in check.items() if k in SHARE}
 
 

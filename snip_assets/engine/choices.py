@@ -15,8 +15,9 @@ from .trained import ROWS_PER_LIST, choose_lists
 AUTO = "auto"
 # Rows whose pairs are held in memory at once, for each GiB that may be planned with.
 JOIN_ROWS_PER_GB = 4_000_000
-# Lists longer than this have many false candidates with 8 bytes a row: from 400 million rows on.
-LONG_LIST = 50_000
+# Lists longer than this have many false candidates with 8 bytes a row, each a page to read once the
+# SNIP features do not fit in memory: from 25 million rows on.
+LONG_LIST = 12_500
 FEWEST_INDEX_ROWS = 65_536
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000

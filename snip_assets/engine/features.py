@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 
@@ -136,35 +136,34 @@ def take_rows(features: Features, rows: np.ndarray, workers: int = 0) -> np.ndar
 def search_blocks(
     features: Features,
     ordinals: Iterable[int],
-    work: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    work: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
     title: str,
     workers: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What queries find in the rows of some shards, 4,096 rows at a time.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What queries find in the rows of some shards, 4,096 rows at a time, in order.
 
     Parameters
     ----------
     work
-        Gets a copy of a block; returns row ids of queries, and positions in the block.
+        Gets a copy of a block; returns row ids of queries, positions in the block, and how far
+        apart both are.
 
-    Returns
-    -------
-    query, row : int64[m]
-        Row ids, no row with itself.
+    Yields
+    ------
+    query, row, apart
+        Row ids (int64), no row with itself; what `work` says of them.
     """
 
-    def one(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def one(place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ordinal, start = place
-        query, row = work(features.shard(ordinal).block(start, start + BLOCK))
+        query, row, apart = work(features.shard(ordinal).block(start, start + BLOCK))
         row = row.astype(np.int64) + start + features.offsets[ordinal]
-        return query[query != row], row[query != row]
+        others = query != row
+        return query[others], row[others], apart[others]
 
     sizes = np.diff(features.offsets)
     places = [(o, s) for o in ordinals for s in range(0, int(sizes[o]), BLOCK)]
-    queries, rows = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     with task(title, len(places), "blocks") as progress:
-        for query, row in ordered_map(one, places, workers):
-            queries.append(query)
-            rows.append(row)
+        for found in ordered_map(one, places, workers):
+            yield found
             progress.advance()
-    return np.concatenate(queries).astype(np.int64), np.concatenate(rows)

@@ -7,6 +7,9 @@ hundred queries that is several times faster than the product of all queries wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 from . import half_rows
@@ -14,7 +17,7 @@ from .axes import Axes, leading_axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import Features, as_float32, search_blocks, take_rows
-from .join import in_steps, scanned_by
+from .join import UNIT, in_steps, scanned_by
 from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
@@ -67,9 +70,119 @@ def near_rows(
     query, row : int64[m]
         Row ids, the query itself left out.
     """
-    none = np.empty(0, np.int64)
+    found = [*_found(features, queries, limit, ordinals, title, workers, unit)]
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    query, row, _ = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return query, row
+
+
+@dataclass
+class NearSample:
+    """Some of the pairs that `near_rows` finds, and how many each stands for.
+
+    Attributes
+    ----------
+    query, row
+        int64[m], row ids, ascending.
+    weight
+        float64[m].
+    """
+
+    query: np.ndarray
+    row: np.ndarray
+    weight: np.ndarray
+
+
+def near_sample(
+    features: Features,
+    queries: np.ndarray,
+    limit: float,
+    ordinals: list[int],
+    title: str,
+    workers: int = 0,
+    *,
+    most: int,
+) -> NearSample:
+    """The nearest pairs of all that are near, and a random sample of the others.
+
+    The nearest count for themselves, each of the sample for as many as it was drawn from. What is
+    drawn depends on the row ids alone. Memory: 24 bytes for 8 times `most` pairs.
+
+    Parameters
+    ----------
+    features, queries, limit, ordinals, title
+        As in `near_rows`, of rows of unit length.
+    most
+        Nearest pairs, and pairs of the sample, at the most.
+    """
+    count, nearest, drawn = 0, _Least(most), _Least(most)
+    for query, row, apart in _found(features, queries, limit, ordinals, title, workers, False):
+        count += len(query)
+        nearest.add(apart.astype(np.uint64), query, row)
+        drawn.add(_mixed(query, row), query, row)
+    near, some = nearest.pairs(), drawn.pairs()
+    ends = np.unique(np.concatenate([near, some], axis=1), axis=1)
+    query, row = ends
+    first = np.zeros(len(query), bool)
+    first[np.searchsorted(_as_one(ends), np.sort(_as_one(near)))] = True
+    others = int((~first).sum())
+    weight = np.where(first, 1.0, (count - int(first.sum())) / max(others, 1))
+    return NearSample(query, row, weight)
+
+
+def _as_one(ends: np.ndarray) -> np.ndarray:
+    """Pairs as single values that sort as they do."""
+    return np.ascontiguousarray(ends.T.astype(">i8")).view("S16")[:, 0]
+
+
+def _mixed(query: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """uint64: a hash of both (the finaliser of splitmix64, Steele et al. 2014)."""
+    x = query.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + row.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+class _Least:
+    """The pairs with the least keys of all that are added; equal keys go by the row ids."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._size = most, 0
+        self._parts: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, key: np.ndarray, query: np.ndarray, row: np.ndarray) -> None:
+        """Add some."""
+        self._parts.append((key, query, row))
+        self._size += len(key)
+        if self._size > 4 * self.most:
+            self._cut()
+
+    def _cut(self) -> None:
+        key, query, row = (np.concatenate(p) for p in zip(*self._parts, strict=True))
+        order = np.lexsort((row, query, key))[: self.most]
+        self._parts, self._size = [(key[order], query[order], row[order])], len(order)
+
+    def pairs(self) -> np.ndarray:
+        """int64[2, m]: queries and rows."""
+        if not self._parts:
+            return np.empty((2, 0), np.int64)
+        self._cut()
+        return np.stack(self._parts[0][1:])
+
+
+def _found(
+    features: Features,
+    queries: np.ndarray,
+    limit: float,
+    ordinals: list[int],
+    title: str,
+    workers: int,
+    unit: bool,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Query, row and squared distance in squared steps, block by block."""
     if not len(queries):
-        return none, none
+        return
     rows = take_rows(features, queries, workers)
     dim = rows.shape[1]
     some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
@@ -85,9 +198,10 @@ def near_rows(
     bound = -short.half - np.float32(0.5 * axes.steps(apart**2))
     asked = as_queries(short, bound)
     error, most = in_steps(np.zeros(len(queries)), limit + _rounding(limit, dim))
+    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)
 
-    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = [(none, none)]
+    def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = [none]
         size = max(1, PART // block.shape[1])
         for start in range(0, len(block), size):
             part = block[start : start + size]
@@ -97,11 +211,12 @@ def near_rows(
             for hits in scanned_by(
                 panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
             ):
-                found.append((queries[hits.query], hits.row.astype(np.int64) + start))
-        query, row = zip(*found, strict=True)
-        return np.concatenate(query), np.concatenate(row)
+                place = hits.row.astype(np.int64) + start
+                found.append((queries[hits.query], place, np.rint(hits.excess * UNIT)))
+        query, row, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return query, row, steps
 
-    return search_blocks(features, ordinals, work, title, workers)
+    yield from search_blocks(features, ordinals, work, title, workers)
 
 
 def _rounding(limit: float, dim: int) -> float:

@@ -18,7 +18,7 @@ class Settings:
         Share of the pairs within `max_distance` that calibration must reach.
     codec
         What the index stores of a row: PQ4, PQ8, PQ16, PQ32, SQ8, SQfp16; `auto` is PQ8, and PQ16
-        where lists are long, from 400 million rows on.
+        where lists are long, from 25 million rows on.
     lists
         Inverted lists; 0 chooses from the number of rows.
     max_probes
@@ -67,7 +67,7 @@ class Settings:
 
     max_distance: float = 0.1
     target_recall: float = 0.995
-    codec: str = "PQ8"
+    codec: str = "auto"
     lists: int = 0
     max_probes: int = 8
     max_partners: int = 1000

@@ -39,6 +39,13 @@ PAIRED = 1.2
 BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1e-8
 # A candidate handled beside its distances, on one of all cores.
 CANDIDATE = 3e-6
+# Beyond so many rows, lists are finer than what the data clusters in, and most rows of one are near
+# each other: false candidates grow as this power of the rows. With codes of 16 bytes or more, one
+# in so many is left. Both as measured at 99 million rows of `benchmarks/synthetic.py`; other data
+# will differ.
+DENSE_ROWS, DENSER, FINER = 1e7, 0.95, 50.0
+# Times what it takes to read a file in one go, where pages of it are read one by one.
+SCATTERED = 4.0
 # A row merged into the index; a segment opened, written and sealed.
 ROW_MERGED, SEGMENT = 5e-8, 0.2
 # A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
@@ -60,14 +67,16 @@ class Assumed:
         Lists that a row probes.
     imbalance
         Longer work through lists of unequal length, 1 when all are equal.
-    candidates, pairs
+    pairs
         A row.
+    false_candidates
+        A row, with 8 bytes of code, up to `DENSE_ROWS` rows.
     """
 
     probes: float = 1.5
     imbalance: float = 1.75
-    candidates: float = 2.0
     pairs: float = 0.5
+    false_candidates: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -157,9 +166,16 @@ class Case:
         return max(0.0, size - 0.5 * self.memory)
 
     def random(self, reads: float, row: float, size: float) -> float:
-        """Bytes that reads of single rows, a page at the least, bring from the disk."""
+        """Bytes that could be read in one go, while single rows come, a page at the least."""
         missing = self.uncached(size) / max(size, 1.0)
-        return missing * reads * max(row, PAGE)
+        return SCATTERED * missing * reads * max(row, PAGE)
+
+    @property
+    def candidates(self) -> float:
+        """True and false ones, a row."""
+        grown = max(1.0, self.rows / DENSE_ROWS) ** DENSER
+        finer = FINER if self.code >= 16 else 1.0
+        return self.assumed.pairs + self.assumed.false_candidates * grown / finer
 
 
 def flops(
@@ -284,7 +300,7 @@ def _join(case: Case) -> Cost:
     snip, entry = 2.0 * case.settings.dim * rows, float(case.code + case.row_bytes)
     length = rows / case.lists * assumed.imbalance
     compared = rows * assumed.probes * length / 2
-    candidates, pairs = assumed.candidates * rows, assumed.pairs * rows
+    candidates, pairs = case.candidates * rows, assumed.pairs * rows
     on_gpu = case.gpu_join > 0 and choices.join_device(case.settings, case.cores) != "cpu"
     work = candidates * CANDIDATE * case.pace + 1.5 * pairs / rates.verify
     work += 0.0 if on_gpu else compared / rates.join
@@ -295,9 +311,11 @@ def _join(case: Case) -> Cost:
     memory += 2.0 * case.settings.dim * min(held, asked)
     memory += 3 * case.cores * length * (4 * 32 + 4 * case.settings.dim + entry)
     read = case.uncached(entry * rows) * (groups + 1) / 2
-    # The queries, in passes; and the earlier row of a candidate where it is not one of them.
+    # The queries, in passes; and the earlier row of a candidate where it is not one of them, for
+    # each group of shards once at the most.
     read += case.uncached(snip) + groups * (ceil(asked / held) - 1) * case.uncached(own)
-    read += case.random(candidates * (1 - 1 / groups), 2.0 * case.settings.dim, snip)
+    earlier = min(candidates * (1 - 1 / groups), (groups - 1) * rows / 2)
+    read += case.random(earlier, 2.0 * case.settings.dim, snip)
     if case.settings.tier == "raw":
         read += case.random(2 * 1.5 * pairs, case.dim * case.itemsize, case.raw)
     return Cost(work, 0.0, memory, read, 14.0 * pairs, compared / case.gpu_join if on_gpu else 0.0)

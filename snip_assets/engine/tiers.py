@@ -53,7 +53,9 @@ def accuracy(
         limit = NEAR * settings.max_distance
         later, earlier, _ = exact_pairs(_unit(x), queries, limit, settings.workers)
         right = np.isin(later.astype(np.int64) * len(x) + earlier, true)
-        near = _Near(_apart(x, later, earlier), right, len(true), copies, settings.max_distance)
+        weight = np.ones(len(later))
+        apart = _apart(x, later, earlier)
+        near = _Near(apart, right, weight, len(true), copies, settings.max_distance)
         found[name] = near.decided(name, errors[later], errors[earlier])
     return found
 
@@ -62,7 +64,8 @@ def known_accuracy(known: KnownPairs, decoded: np.ndarray, errors: np.ndarray) -
     """The same from what is near some rows among all: a sample has few of the false pairs."""
     later, earlier, found = known.later, known.earlier, {}
     for name, x in (("snip", known.snip), ("codes", decoded)):
-        near = _Near(_apart(x, later, earlier), known.true, int(known.true.sum()))
+        true = float(known.weight[known.true].sum())
+        near = _Near(_apart(x, later, earlier), known.true, known.weight, true)
         found[name] = near.decided(name, errors[later], errors[earlier])
     return found
 
@@ -83,14 +86,15 @@ def _f1(precision: Any, recall: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Near:
-    """Near pairs: their squared distance, and which are right, of how many in all.
+    """Near pairs: their squared distance, which are right, how many each stands for; right in all.
 
     `max_distance` is the threshold where there are none.
     """
 
     distance: np.ndarray
     right: np.ndarray
-    true: int
+    weight: np.ndarray
+    true: float
     copies: float = 0.0
     max_distance: float = 0.0
 
@@ -114,11 +118,12 @@ class _Near:
         if not len(distance):
             return {"max_distance": self.max_distance, "precision": 1.0, "recall": 0.0, "curve": []}
         order = np.argsort(distance, kind="stable")
-        hits = np.cumsum(self.right[order])
-        precision = hits / np.arange(1, len(order) + 1)
+        weight = self.weight[order]
+        hits, counts = np.cumsum(weight * self.right[order]), np.cumsum(weight)
+        precision = hits / counts
         recall = hits / max(self.true, 1)
         best = int(np.argmax(_f1(precision, recall)))
-        counted = (hits + self.copies) / (np.arange(1, len(order) + 1) + self.copies)
+        counted = (hits + self.copies) / (counts + self.copies)
         least = 1 - EXCUSED * (1 - wanted)
         precise = np.flatnonzero((counted >= wanted) & (precision >= least))
         if len(precise) and recall[precise[-1]] >= recall[best] / 2:

@@ -82,7 +82,8 @@ def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     some = x[:40]
     sample = calibration.Sample(some, some, np.ones(40, bool), len(x))
     alone, _ = calibrate.calibrate(trained, sample, Settings())
-    known = calibrate.KnownPairs(x, later, earlier, np.ones(len(later), bool))
+    every = np.ones(len(later))
+    known = calibrate.KnownPairs(x, later, earlier, every > 0, every)
     found, _ = calibrate.calibrate(trained, sample, Settings(), known)
     assert alone.planted and not found.planted
     assert found.pairs >= len(later)

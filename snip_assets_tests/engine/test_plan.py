@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,16 @@ from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 RATES = Rates(2, 4e10, 3e10, 5e5, 4e8, 2e8, 2e5, 3e4, 4e8, 3e5, 2e9, 1e9)
 
 
-def predict(rows: int, memory_gb: float = 32, cores: int = 2, disk: float = 2) -> plan.Plan:
-    return plan.predict(
-        rows, 768, RATES, cores=cores, memory_gb=memory_gb, disk_gb_per_s=disk, shards=64
-    )
+def predict(
+    rows: int,
+    memory_gb: float = 32,
+    cores: int = 2,
+    disk: float = 2,
+    settings: Settings | None = None,
+) -> plan.Plan:
+    settings = settings or Settings(codec="PQ16")
+    machine: dict[str, Any] = {"cores": cores, "memory_gb": memory_gb, "disk_gb_per_s": disk}
+    return plan.predict(rows, 768, RATES, settings, shards=64, **machine)
 
 
 # From where on calibration searches true pairs in all rows, which is less than in a large sample.
@@ -121,16 +128,18 @@ def test_shards_joined_together(sizes: list[int], most: int) -> None:
 
 
 def test_codes_are_finer_where_lists_are_long() -> None:
-    auto = Settings(codec="auto")
-    assert choices.codec(10_000_000, auto) == "PQ8"
-    assert choices.codec(2_169_580_984, auto) == "PQ16"
-    assert choices.codec(1_000_000, Settings(codec="auto", lists=10)) == "PQ16"
-    assert choices.codec(2_169_580_984, Settings()) == "PQ8"
-    assert any("--codec auto" in problem for problem in predict(2_169_580_984).problems)
+    assert choices.codec(10_000_000, Settings()) == "PQ8"
+    assert choices.codec(100_000_000, Settings()) == "PQ16"
+    assert choices.codec(1_000_000, Settings(lists=10)) == "PQ16"
+    given = Settings(codec="PQ8")
+    assert choices.codec(100_000_000, given) == "PQ8"
+    coarse, finer = (predict(100_000_000, settings=some) for some in (given, Settings()))
+    assert any("--codec auto" in problem for problem in coarse.problems)
+    assert coarse.seconds > finer.seconds and coarse.disk_gb < finer.disk_gb
 
 
 def test_rates_of_this_machine_and_how_a_plan_held(tmp_path: Path) -> None:
-    measured = rates.measure(tmp_path / "not" / "yet", 64, Settings(workers=1))
+    measured = rates.measure(tmp_path / "not" / "yet", 64, Settings(workers=1, codec="PQ8"))
     there = torch.cuda.is_available()
     assert all((v > 0) == (there or "gpu" not in name) for name, v in vars(measured).items())
     assert list(tmp_path.iterdir()) == []

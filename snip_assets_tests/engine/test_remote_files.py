@@ -134,7 +134,9 @@ def _pipeline(out: Path, source: Source, settings: Settings) -> dict[str, str]:
         station = getattr(stations, name)
         station(run) if name in WHOLE else station(run, run.registry.keys)
     left_out = (".manifest.json", "model.json", "shards.json")
-    found = [p for p in sorted(out.rglob("*")) if p.is_file() and not {"cache", ".compared"} & {*p.parts}]
+    found = [
+        p for p in sorted(out.rglob("*")) if p.is_file() and not {"cache", ".compared"} & {*p.parts}
+    ]
     return {
         str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in found
