@@ -57,9 +57,19 @@ def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:
     ready = [s.ordinal for s in run.hashed()]
     limit = NEAR * settings.max_distance
     title = "search for known pairs"
-    near = near_sample(snip, queries, limit, ready, title, settings.workers, most=MOST_CHECKED)
-    distinct = run.hashes(near.query) != run.hashes(near.row)
-    query, row, weight = near.query[distinct], near.row[distinct], near.weight[distinct]
+    near = near_sample(
+        snip,
+        queries,
+        limit,
+        ready,
+        title,
+        settings.workers,
+        most=MOST_CHECKED,
+        counts=lambda one, other: run.hashes(one) != run.hashes(other),
+    )
+    query, row, weight = near.query, near.row, near.weight
+    if not len(query):
+        return None
     true = distances(shards.raw_features(registry), query, row) <= settings.max_distance
     if not true.any():
         return None

@@ -7,7 +7,7 @@ hundred queries that is several times faster than the product of all queries wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,11 +103,12 @@ def near_sample(
     workers: int = 0,
     *,
     most: int,
+    counts: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> NearSample:
     """The nearest pairs of all that are near, and a random sample of the others.
 
     The nearest count for themselves, each of the sample for as many as it was drawn from. What is
-    drawn depends on the row ids alone. Memory: 24 bytes for 8 times `most` pairs.
+    drawn depends on the row ids alone. Memory: 24 bytes for 9 times `most` pairs.
 
     Parameters
     ----------
@@ -115,9 +116,14 @@ def near_sample(
         As in `near_rows`, of rows of unit length.
     most
         Nearest pairs, and pairs of the sample, at the most.
+    counts
+        Which of some pairs (queries, rows) are wanted: bool[n].
     """
     count, nearest, drawn = 0, _Least(most), _Least(most)
-    for query, row, apart in _found(features, queries, limit, ordinals, title, workers, False):
+    found = _found(features, queries, limit, ordinals, title, workers, False)
+    for query, row, apart in _together(found, most):
+        some = counts(query, row)
+        query, row, apart = query[some], row[some], apart[some]
         count += len(query)
         nearest.add(apart.astype(np.uint64), query, row)
         drawn.add(_mixed(query, row), query, row)
@@ -129,6 +135,22 @@ def near_sample(
     others = int((~first).sum())
     weight = np.where(first, 1.0, (count - int(first.sum())) / max(others, 1))
     return NearSample(query, row, weight)
+
+
+def _together(
+    parts: Iterator[tuple[np.ndarray, ...]], size: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The same, as longer arrays."""
+    waiting: list[tuple[np.ndarray, ...]] = []
+    held = 0
+    for part in parts:
+        waiting.append(part)
+        held += len(part[0])
+        if held >= size:
+            yield tuple(np.concatenate(own) for own in zip(*waiting, strict=True))
+            waiting, held = [], 0
+    if waiting:
+        yield tuple(np.concatenate(own) for own in zip(*waiting, strict=True))
 
 
 def _as_one(ends: np.ndarray) -> np.ndarray:

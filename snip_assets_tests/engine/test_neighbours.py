@@ -52,11 +52,19 @@ def test_a_sample_has_the_nearest_and_stands_for_all(tmp_path: Path) -> None:
         np.save(tmp_path / f"{number}.npy", x[low:high])
     features = Features([tmp_path / f"{n}.npy" for n in range(2)], cuts)
     queries, limit, most = np.arange(0, 6000, 5), 0.3, 4000
+
+    def counts(query: np.ndarray, row: np.ndarray) -> np.ndarray:
+        return ((x[query] - x[row]).astype(np.float64) ** 2).sum(1) > 0.1
+
+    # Exact copies, say: the nearest of all, and not wanted.
     every = np.stack(near_rows(features, queries, limit, [0, 1], "search"))
+    every = every[:, counts(*every)]
     assert every.shape[1] > 5 * most
 
     def sample(ordinals: list[int], workers: int, most: int) -> np.ndarray:
-        found = near_sample(features, queries, limit, ordinals, "s", workers, most=most)
+        found = near_sample(
+            features, queries, limit, ordinals, "s", workers, most=most, counts=counts
+        )
         return np.stack([found.query, found.row, found.weight])
 
     found = sample([0, 1], 1, most)
