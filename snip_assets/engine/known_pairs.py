@@ -21,7 +21,7 @@ QUERIES = 4096
 # In the unit of `max_distance`; pairs lie nearer than that in the SNIP features.
 NEAR = 3.0
 # Nearest pairs, among which the true ones are, and others beside them. What is near grows with the
-# rows: at 99 million, 42 true pairs of some 900 are in a random sample of a quarter of a million.
+# rows: at 99 million, a random sample of twice as many held 42 of the 861 true pairs found so.
 MOST_CHECKED = 1 << 17
 
 
@@ -65,7 +65,7 @@ def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:
         title,
         settings.workers,
         most=MOST_CHECKED,
-        counts=lambda one, other: run.hashes(one) != run.hashes(other),
+        wanted=lambda one, other: run.hashes(one) != run.hashes(other),
     )
     query, row, weight = near.query, near.row, near.weight
     if not len(query):

@@ -17,7 +17,7 @@ from .axes import Axes, leading_axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import Features, as_float32, search_blocks, take_rows
-from .join import UNIT, in_steps, scanned_by
+from .join import in_steps, scanned_by
 from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes: one for so many numbers, and at the most.
@@ -103,7 +103,7 @@ def near_sample(
     workers: int = 0,
     *,
     most: int,
-    counts: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    wanted: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> NearSample:
     """The nearest pairs of all that are near, and a random sample of the others.
 
@@ -116,25 +116,23 @@ def near_sample(
         As in `near_rows`, of rows of unit length.
     most
         Nearest pairs, and pairs of the sample, at the most.
-    counts
-        Which of some pairs (queries, rows) are wanted: bool[n].
+    wanted
+        Which of some pairs (queries, rows) count: bool[n].
     """
     count, nearest, drawn = 0, _Least(most), _Least(most)
     found = _found(features, queries, limit, ordinals, title, workers, False)
     for query, row, apart in _together(found, most):
-        some = counts(query, row)
+        some = wanted(query, row)
         query, row, apart = query[some], row[some], apart[some]
         count += len(query)
-        nearest.add(apart.astype(np.uint64), query, row)
+        nearest.add(apart, query, row)
         drawn.add(_mixed(query, row), query, row)
     near, some = nearest.pairs(), drawn.pairs()
-    ends = np.unique(np.concatenate([near, some], axis=1), axis=1)
-    query, row = ends
-    first = np.zeros(len(query), bool)
-    first[np.searchsorted(_as_one(ends), np.sort(_as_one(near)))] = True
-    others = int((~first).sum())
-    weight = np.where(first, 1.0, (count - int(first.sum())) / max(others, 1))
-    return NearSample(query, row, weight)
+    both = np.concatenate([near, some], axis=1)
+    ends, place = np.unique(both, axis=1, return_index=True)
+    others = place >= near.shape[1]
+    share = (count - near.shape[1]) / max(int(others.sum()), 1)
+    return NearSample(ends[0], ends[1], np.where(others, share, 1.0))
 
 
 def _together(
@@ -151,11 +149,6 @@ def _together(
             waiting, held = [], 0
     if waiting:
         yield tuple(np.concatenate(own) for own in zip(*waiting, strict=True))
-
-
-def _as_one(ends: np.ndarray) -> np.ndarray:
-    """Pairs as single values that sort as they do."""
-    return np.ascontiguousarray(ends.T.astype(">i8")).view("S16")[:, 0]
 
 
 def _mixed(query: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -202,7 +195,7 @@ def _found(
     workers: int,
     unit: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Query, row and squared distance in squared steps, block by block."""
+    """Query, row and squared distance, block by block."""
     if not len(queries):
         return
     rows = take_rows(features, queries, workers)
@@ -220,7 +213,7 @@ def _found(
     bound = -short.half - np.float32(0.5 * axes.steps(apart**2))
     asked = as_queries(short, bound)
     error, most = in_steps(np.zeros(len(queries)), limit + _rounding(limit, dim))
-    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64)
+    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = [none]
@@ -234,9 +227,9 @@ def _found(
                 panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
             ):
                 place = hits.row.astype(np.int64) + start
-                found.append((queries[hits.query], place, np.rint(hits.excess * UNIT)))
-        query, row, steps = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return query, row, steps
+                found.append((queries[hits.query], place, hits.excess))
+        query, row, far = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return query, row, far
 
     yield from search_blocks(features, ordinals, work, title, workers)
 

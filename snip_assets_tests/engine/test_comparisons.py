@@ -75,7 +75,7 @@ def test_after_a_week_it_is_read_once(output: Path, another: Another, tmp_path: 
     assert len(read) == 2, "a damaged note is none"
 
 
-@pytest.mark.parametrize("way", ["in place", "replaced", "another's note"])
+@pytest.mark.parametrize("way", ["in place", "replaced", "copied"])
 def test_changed_bytes_are_told_though_size_and_time_are_the_same(
     output: Path, another: Another, way: str
 ) -> None:
@@ -85,7 +85,7 @@ def test_changed_bytes_are_told_though_size_and_time_are_the_same(
     another()
     if way == "replaced":
         path.unlink()
-    if way == "another's note":
+    if way == "copied":
         # The whole folder is a copy, of which one file went wrong.
         shutil.copytree(output, output.parent / "copy")
         shutil.rmtree(output)

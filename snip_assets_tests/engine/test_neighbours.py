@@ -53,17 +53,17 @@ def test_a_sample_has_the_nearest_and_stands_for_all(tmp_path: Path) -> None:
     features = Features([tmp_path / f"{n}.npy" for n in range(2)], cuts)
     queries, limit, most = np.arange(0, 6000, 5), 0.3, 4000
 
-    def counts(query: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def wanted(query: np.ndarray, row: np.ndarray) -> np.ndarray:
         return ((x[query] - x[row]).astype(np.float64) ** 2).sum(1) > 0.1
 
     # Exact copies, say: the nearest of all, and not wanted.
     every = np.stack(near_rows(features, queries, limit, [0, 1], "search"))
-    every = every[:, counts(*every)]
+    every = every[:, wanted(*every)]
     assert every.shape[1] > 5 * most
 
     def sample(ordinals: list[int], workers: int, most: int) -> np.ndarray:
         found = near_sample(
-            features, queries, limit, ordinals, "s", workers, most=most, counts=counts
+            features, queries, limit, ordinals, "s", workers, most=most, wanted=wanted
         )
         return np.stack([found.query, found.row, found.weight])
 
