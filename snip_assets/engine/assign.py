@@ -12,29 +12,18 @@ import faiss
 import numpy as np
 from numba import njit
 
-from .kernels import LANES, above, lowest_bit, squared_distance
+from .kernels import LANES, QUERIES, above, lane_maxima, lowest_bit, squared_distance
 from .vectors import WIDTH
-from .whole_rows import STEPS, column_panels, products, whole_rows
+from .whole_rows import STEPS, column_panels, whole_rows, write_products
 
 FLAT_LISTS = 16_384
 MORE = 4
 BLOCK = 2048
-# Rows whose scores stay in the cache.
-PART = 128
+# Scores that stay in the cache: half a megabyte.
+SCORES = 1 << 17
 LOWEST = np.float32(-3e38)
 # Above the rounding of squared distances up to 4 in float32, summed in `WIDTH` lanes.
 DOUBT = 1e-5
-
-
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _tops(score, i, tops):
-    """The largest score of a row in each of the lanes."""
-    for lane in range(LANES):
-        tops[lane] = score[i, lane]
-    for base in range(LANES, score.shape[1], LANES):
-        for lane in range(LANES):
-            s = score[i, base + lane]
-            tops[lane] = s if s > tops[lane] else tops[lane]
 
 
 @njit(nogil=True, cache=True)
@@ -42,7 +31,7 @@ def _floor(score, i, count, tops, value):
     """A number that at least `count` scores of a row exceed, not far below the last of them."""
     if count > LANES:
         return LOWEST
-    _tops(score, i, tops)
+    lane_maxima(score, i * score.shape[1], score.shape[1], tops)
     value[:] = LOWEST
     for lane in range(LANES):
         s = tops[lane]
@@ -85,6 +74,16 @@ def _best(score, count, best):
                 value[p] = s
                 best[i, p] = j
                 floor = value[count - 1]
+
+
+@njit(nogil=True, cache=True)
+def _shortlists(panels, whole, scale, bias, part, lists):
+    """Lists of the largest scores of each row, computed for so many rows at a time."""
+    score = np.empty((part, len(scale)), np.float32)
+    for start in range(0, lists.shape[0], part):
+        stop = min(start + part, lists.shape[0])
+        write_products(panels, whole[start : start + part], scale, bias, score)
+        _best(score[: stop - start], lists.shape[1], lists[start:stop])
 
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
@@ -216,15 +215,20 @@ def _decided(x, i, centroids, near, radius, lists):
 
 
 @njit(nogil=True, cache=True)
-def _probed(score, x, centroids, reach, radius, lists, probes):
+def _probed(panels, whole, scale, bias, part, x, centroids, reach, radius, lists, probes):
     """The lists that each row probes, home first, and how many they are."""
+    columns = len(scale)
     tops, distance = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
-    words, bases = np.empty((2, score.shape[1] // LANES + 1), np.uint32)
-    found, apart = np.empty(score.shape[1], np.int32), np.empty(score.shape[1], np.float32)
+    words, bases = np.empty((2, columns // LANES + 1), np.uint32)
+    found, apart = np.empty(columns, np.int32), np.empty(columns, np.float32)
+    score = np.empty((part, columns), np.float32)
     for i in range(x.shape[0]):
-        _tops(score, i, tops)
+        own = i % part
+        if own == 0:
+            write_products(panels, whole[i : i + part], scale, bias, score)
+        lane_maxima(score, own * columns, columns, tops)
         floor = np.float32(tops.max() - reach)
-        near = found[: _shortlist(score, i, floor, words, bases, found)]
+        near = found[: _shortlist(score, own, floor, words, bases, found)]
         probes[i] = _clear(x, i, centroids, near, radius, apart, lists[i], distance)
         if probes[i] == 0:
             probes[i] = _decided(x, i, centroids, near, radius, lists[i])
@@ -279,16 +283,18 @@ class Assigner:
             lists = self._graph.search(x, shortlist)[1].astype(np.int32)
         else:
             lists = np.empty((len(x), shortlist), np.int32)
-            for start in range(0, len(x), PART):
-                part = slice(start, start + PART)
-                _best(self._scores(x[part]), shortlist, lists[part])
+            _shortlists(*self._scored(x), lists)
         distance = np.empty(lists.shape, np.float64)
         _exact(x, self.centroids, lists, distance)
         return lists[:, :count], distance[:, :count]
 
-    def _scores(self, x: np.ndarray) -> np.ndarray:
-        """Products with the centroids less half of their squared norms, rounded: float32."""
-        return products(self._panels, whole_rows(x), self._scale, self._bias)[: len(x)]
+    def _scored(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+        """What scores come from: products with the centroids less half of their squared norms.
+
+        And the rows whose scores are held at once.
+        """
+        part = max(1, SCORES // (len(self._scale) * QUERIES)) * QUERIES
+        return self._panels, whole_rows(x), self._scale, self._bias, part
 
     def probed(
         self, x: np.ndarray, count: int, radius: float
@@ -315,10 +321,7 @@ class Assigner:
         # of a distance up to 2, to either list.
         reach = np.float32(radius * self._widest + 4 * x.shape[1] ** 0.5 / STEPS)
         found, probes = np.empty((len(x), count), np.int32), np.empty(len(x), np.int64)
-        for start in range(0, len(x), PART):
-            part = slice(start, start + PART)
-            score = self._scores(x[part])
-            _probed(score, x[part], self.centroids, reach, radius, found[part], probes[part])
+        _probed(*self._scored(x), x, self.centroids, reach, radius, found, probes)
         row, rank = np.nonzero(np.arange(count) < probes[:, None])
         return found[:, 0], row, found[row, rank]
 

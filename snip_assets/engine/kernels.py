@@ -284,6 +284,40 @@ def nearest_word(
 
 
 @intrinsic
+def lane_maxima(typing_context: Any, values: Any, start: Any, count: Any, largest: Any) -> Any:
+    """The largest of every `LANES`-th number, from each of the first `LANES` on.
+
+    Parameters
+    ----------
+    values
+        float32, C order, no NaN; `count` of them from a flat position on, a multiple of `LANES`.
+    largest
+        float32[LANES]; receives them.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, out = arrays(context, builder, signature, arguments, 0, 3)
+
+        def vectors(base: Any, first: Any) -> list[Any]:
+            lanes = [builder.add(first, constant(WIDTH * part)) for part in range(PARTS)]
+            return [load(builder, builder.gep(base, [lane]), FLOATS) for lane in lanes]
+
+        begin, end = arguments[1], builder.add(arguments[1], arguments[2])
+        tops = [cgutils.alloca_once_value(builder, v) for v in vectors(array.data, begin)]
+        with cgutils.for_range_slice(builder, begin, end, constant(LANES)) as (at, _):
+            for value, top in zip(vectors(array.data, at), tops, strict=True):
+                so_far = builder.load(top)
+                larger = builder.fcmp_ordered(">", value, so_far)
+                builder.store(builder.select(larger, value, so_far), top)
+        for part, top in enumerate(tops):
+            there = builder.gep(out.data, [constant(WIDTH * part)])
+            builder.store(builder.load(top), builder.bitcast(there, FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64, types.int64, largest), generate
+
+
+@intrinsic
 def above(typing_context: Any, values: Any, start: Any, floor: Any) -> Any:
     """Which of the `LANES` float32 from a flat position on are > floor, as the bits of a uint32."""
 

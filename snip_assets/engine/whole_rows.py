@@ -135,7 +135,8 @@ def room(rows: int, dim: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _products(panels, rows, scale, bias, out):
+def write_products(panels, rows, scale, bias, out):
+    """What `products` returns, into the first rows of an array."""
     for panel in range(panels.shape[0]):
         for first in range(0, rows.shape[0], QUERIES):
             scaled_products(panels, panel, rows, first, scale, bias, out)
@@ -156,7 +157,7 @@ def products(
         float32[p * LANES], of each column.
     """
     out = np.empty((len(rows), len(scale)), np.float32)
-    _products(panels, rows, scale, bias, out)
+    write_products(panels, rows, scale, bias, out)
     return out
 
 
