@@ -8,22 +8,14 @@ list b is probed when this *margin* is at most a radius that calibration reads f
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 from numba import njit
 
-from .kernels import LANES, QUERIES, above, lane_maxima, lowest_bit, squared_distance
+from .kernels import LANES, above, lane_maxima, lowest_bit, squared_distance
+from .list_scores import DOUBT, LOWEST, Scorer, write_scores
 from .vectors import WIDTH
-from .whole_rows import STEPS, column_panels, whole_rows, write_products
 
-FLAT_LISTS = 16_384
-MORE = 4
 BLOCK = 2048
-# Scores that stay in the cache: half a megabyte.
-SCORES = 1 << 17
-LOWEST = np.float32(-3e38)
-# Above the rounding of squared distances up to 4 in float32, summed in `WIDTH` lanes.
-DOUBT = 1e-5
 
 
 @njit(nogil=True, cache=True)
@@ -46,44 +38,28 @@ def _floor(score, i, count, tops, value):
 
 
 @njit(nogil=True, cache=True)
-def _best(score, count, best):
-    """Positions of the `count` largest values of each row, largest first, the first of equals.
+def _last_of_best(score, i, tops, value):
+    """The least of the largest scores of a row, as many as there is room for in `value`.
 
     Columns are filled up with `LOWEST` to a multiple of `LANES`.
     """
-    rows, columns = score.shape
-    value, tops = np.empty(count, np.float32), np.empty(LANES, np.float32)
-    for i in range(rows):
-        floor = _floor(score, i, count, tops, value)
-        for p in range(count):
-            value[p] = floor
-            best[i, p] = 0
-        for base in range(0, columns, LANES):
-            mask = above(score, i * columns + base, floor)
-            while mask != 0:
-                j = base + lowest_bit(mask)
-                mask &= mask - np.uint32(1)
-                s = score[i, j]
-                if s <= floor:
-                    continue
-                p = count - 1
-                while p > 0 and value[p - 1] < s:
-                    value[p] = value[p - 1]
-                    best[i, p] = best[i, p - 1]
-                    p -= 1
-                value[p] = s
-                best[i, p] = j
-                floor = value[count - 1]
-
-
-@njit(nogil=True, cache=True)
-def _shortlists(panels, whole, scale, bias, part, lists):
-    """Lists of the largest scores of each row, computed for so many rows at a time."""
-    score = np.empty((part, len(scale)), np.float32)
-    for start in range(0, lists.shape[0], part):
-        stop = min(start + part, lists.shape[0])
-        write_products(panels, whole[start : start + part], scale, bias, score)
-        _best(score[: stop - start], lists.shape[1], lists[start:stop])
+    columns, count = score.shape[1], len(value)
+    floor = _floor(score, i, count, tops, value)
+    value[:] = floor
+    for base in range(0, columns, LANES):
+        mask = above(score, i * columns + base, floor)
+        while mask != 0:
+            s = score[i, base + lowest_bit(mask)]
+            mask &= mask - np.uint32(1)
+            if s <= floor:
+                continue
+            p = count - 1
+            while p > 0 and value[p - 1] < s:
+                value[p] = value[p - 1]
+                p -= 1
+            value[p] = s
+            floor = value[count - 1]
+    return floor
 
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
@@ -94,24 +70,6 @@ def _exact_apart(a, i, b, j):
         difference = a[i, d] - b[j, d]
         total += difference * difference
     return total
-
-
-@njit(nogil=True, cache=True)
-def _exact(x, centroids, lists, distance):
-    """Squared distances; sorts each row by (distance, list)."""
-    for i in range(x.shape[0]):
-        for p in range(lists.shape[1]):
-            distance[i, p] = _exact_apart(x, i, centroids, lists[i, p])
-        for p in range(1, lists.shape[1]):
-            value, number = distance[i, p], lists[i, p]
-            q = p
-            while q > 0 and (
-                distance[i, q - 1] > value
-                or (distance[i, q - 1] == value and lists[i, q - 1] > number)
-            ):
-                distance[i, q], lists[i, q] = distance[i, q - 1], lists[i, q - 1]
-                q -= 1
-            distance[i, q], lists[i, q] = value, number
 
 
 @njit(nogil=True, cache=True)
@@ -215,8 +173,49 @@ def _decided(x, i, centroids, near, radius, lists):
 
 
 @njit(nogil=True, cache=True)
-def _probed(panels, whole, scale, bias, part, x, centroids, reach, radius, lists, probes):
+def _tighter(score, i, error, reach, norm, x, row, centroids, near):
+    """Leave out what is too far by its score: the best one's distance is computed; how many stay.
+
+    Scores are off by up to an error either way; a distance is not.
+    """
+    best = near[0]
+    for k in range(1, near.shape[0]):
+        if score[i, near[k]] > score[i, best]:
+            best = near[k]
+    apart = _apart(x, row, centroids, best) + DOUBT
+    floor, count = np.float32(0.5 * (norm - apart) - reach - error), 0
+    for k in range(near.shape[0]):
+        if score[i, near[k]] >= floor:
+            near[count] = near[k]
+            count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _nearest(rows, x, centroids, lists, distance):
+    """The nearest lists of each row, nearest first, by exact distances."""
+    panels, whole, scale, bias, _, error, part = rows
+    columns = len(scale)
+    tops, value = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
+    words, bases = np.empty((2, columns // LANES + 1), np.uint32)
+    found, apart = np.empty(columns, np.int32), np.empty(columns)
+    score = np.empty((part, columns), np.float32)
+    for i in range(x.shape[0]):
+        own = i % part
+        if own == 0:
+            write_scores(panels, whole[i : i + part], scale, bias, score)
+        last = _last_of_best(score, own, tops, value)
+        floor = np.float32(last - np.float32(2.0) * error[i])
+        near = found[: _shortlist(score, own, floor, words, bases, found)]
+        for k in range(near.shape[0]):
+            apart[k] = _exact_apart(x, i, centroids, near[k])
+        _nearest_of(near, apart, lists[i], distance[i])
+
+
+@njit(nogil=True, cache=True)
+def _probed(rows, x, centroids, reach, radius, lists, probes):
     """The lists that each row probes, home first, and how many they are."""
+    panels, whole, scale, bias, norm, error, part = rows
     columns = len(scale)
     tops, distance = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
     words, bases = np.empty((2, columns // LANES + 1), np.uint32)
@@ -225,20 +224,21 @@ def _probed(panels, whole, scale, bias, part, x, centroids, reach, radius, lists
     for i in range(x.shape[0]):
         own = i % part
         if own == 0:
-            write_products(panels, whole[i : i + part], scale, bias, score)
+            write_scores(panels, whole[i : i + part], scale, bias, score)
         lane_maxima(score, own * columns, columns, tops)
-        floor = np.float32(tops.max() - reach)
+        floor = np.float32(tops.max() - reach - np.float32(2.0) * error[i])
         near = found[: _shortlist(score, own, floor, words, bases, found)]
-        probes[i] = _clear(x, i, centroids, near, radius, apart, lists[i], distance)
+        count = _tighter(score, own, error[i], reach, norm[i], x, i, centroids, near)
+        probes[i] = _clear(x, i, centroids, near[:count], radius, apart, lists[i], distance)
         if probes[i] == 0:
-            probes[i] = _decided(x, i, centroids, near, radius, lists[i])
+            probes[i] = _decided(x, i, centroids, near[:count], radius, lists[i])
 
 
 class Assigner:
     """Nearest centroids of rows.
 
-    Up to 16,384 lists by a blocked matrix product, above by HNSW (Malkov and Yashunin 2018)
-    over the centroids.
+    By a blocked matrix product in small whole numbers, which leaves the lists that may be meant;
+    between these exact distances decide. So the result is the same on every processor.
 
     Parameters
     ----------
@@ -248,21 +248,7 @@ class Assigner:
 
     def __init__(self, centroids: np.ndarray) -> None:
         self.centroids = np.ascontiguousarray(centroids, np.float32)
-        self._graph: faiss.IndexHNSWFlat | None = None
-        if len(centroids) > FLAT_LISTS:
-            self._graph = faiss.IndexHNSWFlat(centroids.shape[1], 32)
-            self._graph.hnsw.efConstruction = 80
-            self._graph.hnsw.efSearch = 64
-            self._graph.add(self.centroids)
-            return
-        whole = whole_rows(self.centroids)[: len(centroids)]
-        self._panels = column_panels(whole)
-        self._scale = np.full(self._panels.shape[0] * LANES, STEPS**-2, np.float32)
-        self._bias = np.full(len(self._scale), LOWEST)
-        norms = (whole.astype(np.int64) ** 2).sum(1)
-        self._bias[: len(centroids)] = -0.5 * STEPS**-2 * norms
-        spread = self.centroids - self.centroids.mean(0)
-        self._widest = 2 * float(np.linalg.norm(spread, axis=1).max())
+        self._scorer = Scorer(self.centroids)
 
     def nearest(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest lists of each row, nearest first, and squared distances to them.
@@ -278,23 +264,9 @@ class Assigner:
         distances : float64[n, count]
         """
         count = min(count, len(self.centroids))
-        shortlist = min(count + MORE, len(self.centroids))
-        if self._graph is not None:
-            lists = self._graph.search(x, shortlist)[1].astype(np.int32)
-        else:
-            lists = np.empty((len(x), shortlist), np.int32)
-            _shortlists(*self._scored(x), lists)
-        distance = np.empty(lists.shape, np.float64)
-        _exact(x, self.centroids, lists, distance)
-        return lists[:, :count], distance[:, :count]
-
-    def _scored(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-        """What scores come from: products with the centroids less half of their squared norms.
-
-        And the rows whose scores are held at once.
-        """
-        part = max(1, SCORES // (len(self._scale) * QUERIES)) * QUERIES
-        return self._panels, whole_rows(x), self._scale, self._bias, part
+        lists, distance = np.empty((len(x), count), np.int32), np.empty((len(x), count))
+        _nearest(self._scorer(x), x, self.centroids, lists, distance)
+        return lists, distance
 
     def probed(
         self, x: np.ndarray, count: int, radius: float
@@ -313,15 +285,10 @@ class Assigner:
             A probe each: position in `x`, ascending, and the list, home first.
         """
         count = min(count, len(self.centroids))
-        if self._graph is not None:
-            found, distance = self.nearest(x, count)
-            row, rank = np.nonzero(self.margins(found, distance) <= radius)
-            return found[:, 0], row, found[row, rank]
-        # What lies within the margin is no more than so much less alike, with what rounding adds:
-        # of a distance up to 2, to either list.
-        reach = np.float32(radius * self._widest + 4 * x.shape[1] ** 0.5 / STEPS)
+        # What lies within the margin is no more than so much less alike.
+        reach = np.float32(radius * self._scorer.widest + DOUBT)
         found, probes = np.empty((len(x), count), np.int32), np.empty(len(x), np.int64)
-        _probed(*self._scored(x), x, self.centroids, reach, radius, found, probes)
+        _probed(self._scorer(x), x, self.centroids, reach, radius, found, probes)
         row, rank = np.nonzero(np.arange(count) < probes[:, None])
         return found[:, 0], row, found[row, rank]
 

@@ -29,6 +29,7 @@ from .vectors import (
     arrays,
     constant,
     load,
+    plus_byte_products,
     plus_products,
     splat,
     total,
@@ -48,33 +49,32 @@ _ZEROS = ir.Constant(INTS, [0] * WIDTH)
 
 
 def _products(
-    builder: Any, pairs: Any, panel: Any, queries: list[Any], parts: range
+    builder: Any, groups: Any, panel: Any, queries: list[Any], parts: range, plus: Any, kind: Any
 ) -> list[list[Any]]:
-    """Sums of products of each query and some parts of the panel's rows."""
+    """Sums of products of each query and some parts of the panel's rows, 32 bits at a time."""
     sums = [[cgutils.alloca_once_value(builder, _ZEROS) for _ in parts] for _ in queries]
-    with cgutils.for_range(builder, pairs) as loop:
-        line = builder.gep(panel, [builder.mul(loop.index, constant(2 * LANES))])
-        places = [builder.gep(line, [constant(2 * WIDTH * part)]) for part in parts]
-        rows = [load(builder, place, SHORTS) for place in places]
+    with cgutils.for_range(builder, groups) as loop:
+        line = builder.gep(panel, [builder.mul(loop.index, constant(LANES))])
+        places = [builder.gep(line, [constant(WIDTH * part)]) for part in parts]
+        rows = [builder.bitcast(load(builder, place, INTS), kind) for place in places]
         for query, own in zip(queries, sums, strict=True):
-            place = builder.gep(query, [builder.mul(loop.index, constant(2))])
-            both = builder.load(builder.bitcast(place, I32.as_pointer()), align=2)
-            value = builder.bitcast(splat(builder, both), SHORTS)
+            some = builder.load(builder.gep(query, [loop.index]), align=2)
+            value = builder.bitcast(splat(builder, some), kind)
             for row, so_far in zip(rows, own, strict=True):
-                builder.store(plus_products(builder, builder.load(so_far), value, row), so_far)
+                builder.store(plus(builder, builder.load(so_far), value, row), so_far)
     return sums
 
 
 def _panel_sums(
-    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any]
+    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any], *dot: Any
 ) -> list[list[Any]]:
     """Sums of products of each query at `places` of a block with a panel, for each of its parts."""
-    width = builder.extract_value(block.shape, 1)
-    own = [builder.gep(block.data, [builder.mul(place, width)]) for place in places]
-    rows = builder.gep(panels.data, [builder.mul(panel, builder.mul(width, constant(LANES)))])
-    pairs = builder.lshr(width, constant(1))
-    groups = [range(PARTS)] if WIDE else [range(part, part + 1) for part in range(PARTS)]
-    halves = [_products(builder, pairs, rows, own, parts) for parts in groups]
+    groups = builder.extract_value(panels.shape, 1)
+    words, asked = (builder.bitcast(array.data, I32.as_pointer()) for array in (panels, block))
+    own = [builder.gep(asked, [builder.mul(place, groups)]) for place in places]
+    rows = builder.gep(words, [builder.mul(panel, builder.mul(groups, constant(LANES)))])
+    some = [range(PARTS)] if WIDE else [range(part, part + 1) for part in range(PARTS)]
+    halves = [_products(builder, groups, rows, own, parts, *dot) for parts in some]
     return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
 
 
@@ -148,6 +148,31 @@ def squared_distance(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> 
     return types.float32(x, types.int64, rows, types.int64), generate
 
 
+def _scaled(*dot: Any) -> Any:
+    """What makes the code of scaled products: a sum of products, and vectors of its numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows, block, scales, biases, target = arrays(
+            context, builder, signature, arguments, 0, 2, 4, 5, 6
+        )
+        places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
+        sums = _panel_sums(builder, rows, arguments[1], block, places, *dot)
+        wide = builder.extract_value(target.shape, 1)
+        column = builder.mul(arguments[1], constant(LANES))
+        for part in range(PARTS):
+            lane = builder.add(column, constant(WIDTH * part))
+            factor = load(builder, builder.gep(scales.data, [lane]), FLOATS)
+            more = load(builder, builder.gep(biases.data, [lane]), FLOATS)
+            for place, parts in zip(places, sums, strict=True):
+                value = builder.fmul(builder.sitofp(builder.load(parts[part]), FLOATS), factor)
+                line = builder.gep(target.data, [builder.mul(place, wide)])
+                there = builder.bitcast(builder.gep(line, [lane]), FLOATS.as_pointer())
+                builder.store(builder.fadd(value, more), there, align=4)
+        return context.get_dummy_value()
+
+    return generate
+
+
 @intrinsic
 def scaled_products(
     typing_context: Any,
@@ -173,28 +198,24 @@ def scaled_products(
     out
         float32[q, p * LANES], C order; receives scale * product + bias.
     """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, block, scales, biases, target = arrays(
-            context, builder, signature, arguments, 0, 2, 4, 5, 6
-        )
-        places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
-        sums = _panel_sums(builder, rows, arguments[1], block, places)
-        wide = builder.extract_value(target.shape, 1)
-        column = builder.mul(arguments[1], constant(LANES))
-        for part in range(PARTS):
-            lane = builder.add(column, constant(WIDTH * part))
-            factor = load(builder, builder.gep(scales.data, [lane]), FLOATS)
-            more = load(builder, builder.gep(biases.data, [lane]), FLOATS)
-            for place, parts in zip(places, sums, strict=True):
-                value = builder.fmul(builder.sitofp(builder.load(parts[part]), FLOATS), factor)
-                line = builder.gep(target.data, [builder.mul(place, wide)])
-                there = builder.bitcast(builder.gep(line, [lane]), FLOATS.as_pointer())
-                builder.store(builder.fadd(value, more), there, align=4)
-        return context.get_dummy_value()
-
     arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
-    return types.void(*arguments), generate
+    return types.void(*arguments), _scaled(plus_products, SHORTS)
+
+
+@intrinsic
+def scaled_byte_products(
+    typing_context: Any,
+    panels: Any,
+    panel: Any,
+    queries: Any,
+    first: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+) -> Any:
+    """The same of int8[p, width / 4, LANES, 4] and uint8[q, width]; needs VNNI."""
+    arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
+    return types.void(*arguments), _scaled(plus_byte_products, INTS)
 
 
 WORDS = 256

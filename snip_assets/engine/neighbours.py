@@ -20,8 +20,9 @@ from .features import Features, as_float32, search_blocks, take_rows
 from .join import in_steps, scanned_by
 from .whole_rows import STEPS, Decoded, whole_rows
 
-# Leading axes: one for so many numbers, and at the most.
-NUMBERS_PER_AXIS, MOST_AXES = 4, 32
+# Leading axes, a share of all numbers and at the most: within a small distance, and within a larger
+# one, where few axes tell little.
+AXES, FAR_AXES = (1 / 4, 32), (3 / 8, 48)
 # Queries that these are found from.
 FOR_AXES = 4096
 # What rounding of the axes themselves may add to a distance.
@@ -30,9 +31,10 @@ ROUNDING = 1.01
 PART = 1 << 18
 
 
-def axes_of(dim: int) -> int:
+def axes_of(dim: int, axes: tuple[float, int] = AXES) -> int:
     """How many leading axes are looked at of so many numbers."""
-    return max(1, min(MOST_AXES, dim // NUMBERS_PER_AXIS))
+    share, most = axes
+    return max(1, min(most, int(dim * share)))
 
 
 def near_rows(
@@ -70,7 +72,7 @@ def near_rows(
     query, row : int64[m]
         Row ids, the query itself left out.
     """
-    found = [*_found(features, queries, limit, ordinals, title, workers, unit)]
+    found = [*_found(features, queries, limit, ordinals, title, workers, AXES, unit)]
     if not found:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     query, row, _ = (np.concatenate(parts) for parts in zip(*found, strict=True))
@@ -120,7 +122,7 @@ def near_sample(
         Which of some pairs (queries, rows) count: bool[n].
     """
     count, nearest, drawn = 0, _Least(most), _Least(most)
-    found = _found(features, queries, limit, ordinals, title, workers, False)
+    found = _found(features, queries, limit, ordinals, title, workers, FAR_AXES, False)
     for query, row, apart in _together(found, most):
         some = wanted(query, row)
         query, row, apart = query[some], row[some], apart[some]
@@ -193,6 +195,7 @@ def _found(
     ordinals: list[int],
     title: str,
     workers: int,
+    axes: tuple[float, int],
     unit: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Query, row and squared distance, block by block."""
@@ -202,15 +205,15 @@ def _found(
     dim = rows.shape[1]
     some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
     mean = some.mean(0, keepdims=True)
-    leading = leading_axes(some - mean, axes_of(dim))
-    axes = Axes(leading, scale_of(some - mean, leading))
-    origin = axes.project(mean)[0]
+    leading = leading_axes(some - mean, axes_of(dim, axes))
+    onto = Axes(leading, scale_of(some - mean, leading))
+    origin = onto.project(mean)[0]
     whole = _whole(rows, unit)
     del rows
-    short = axes.coordinates(axes.project_whole(whole, len(queries)), origin)
+    short = onto.coordinates(onto.project_whole(whole, len(queries)), origin)
     # Whole coordinates are off by half a step, of either row.
-    apart = ROUNDING * limit**0.5 + axes.width**0.5 / axes.scale
-    bound = -short.half - np.float32(0.5 * axes.steps(apart**2))
+    apart = ROUNDING * limit**0.5 + onto.width**0.5 / onto.scale
+    bound = -short.half - np.float32(0.5 * onto.steps(apart**2))
     asked = as_queries(short, bound)
     error, most = in_steps(np.zeros(len(queries)), limit + _rounding(limit, dim))
     none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
@@ -221,7 +224,7 @@ def _found(
         for start in range(0, len(block), size):
             part = block[start : start + size]
             own = _whole(part, unit)
-            listed = axes.coordinates(axes.project_whole(own, len(part)), origin)
+            listed = onto.coordinates(onto.project_whole(own, len(part)), origin)
             stop = np.full(len(queries), len(part))
             for hits in scanned_by(
                 panels(listed), asked, stop, (whole, Decoded.all(own), error, most)

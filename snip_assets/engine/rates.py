@@ -16,7 +16,7 @@ import torch
 import xxhash
 
 from . import copies, threads
-from .assign import BLOCK, MORE
+from .assign import BLOCK
 from .axes import Axes
 from .byte_kernels import TOP, Short, panels
 from .byte_kernels import queries as as_queries
@@ -33,9 +33,7 @@ from .whole_rows import Decoded
 
 WIDTH = 32
 ROW = 1536
-PROBES = 8
 FEW, MANY = 256, 2048
-GRAPH_LISTS = 1024
 DISK_BYTES = 1 << 26
 ROUNDS = 4
 
@@ -61,8 +59,6 @@ class Rates:
         Distances to centroids a second, of `dim` numbers.
     encode
         Rows encoded a second, their assignment apart.
-    graph
-        Rows assigned a second by HNSW over 1,024 centroids.
     join
         Pairs a second compared on 32 leading axes.
     verify
@@ -81,7 +77,6 @@ class Rates:
     hash_bytes: float
     assign: float
     encode: float
-    graph: float
     join: float
     verify: float
     read: float
@@ -121,7 +116,6 @@ def measure(folder: Path, dim: int, settings: Settings) -> Rates:
         hash_bytes=hashed / workers,
         assign=1 / per_list,
         encode=1 / max(few - FEW * per_list, few / 10),
-        graph=_graph(settings.dim, random, workers),
         join=_joining(workers),
         verify=verified,
         read=read,
@@ -237,17 +231,6 @@ def _untrained(
     index.is_trained = True
     index.referenced_objects = [quantizer]
     return TrainedIndex.of(index)
-
-
-def _graph(dim: int, random: np.random.Generator, workers: int) -> float:
-    centroids = random.standard_normal((GRAPH_LISTS, dim), np.float32)
-    x = random.standard_normal((BLOCK, dim), np.float32)
-    graph = faiss.IndexHNSWFlat(dim, 32)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = 80, 64
-    # OpenMP waits by spinning, which is slow beside other work.
-    with threads.one_thread():
-        graph.add(centroids)
-    return BLOCK / _timed([lambda _: graph.search(x, PROBES + MORE)], 1, workers)[0]
 
 
 def _interpreted() -> float:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from . import choices, known_pairs, neighbours
-from .assign import FLAT_LISTS
 from .calibration import QUERIES, budget
-from .rates import GRAPH_LISTS, WIDTH, Rates, net_size
+from .rates import WIDTH, Rates, net_size
 from .settings import Settings
 from .trained import ITERATIONS, ROWS_PER_LIST
 
@@ -189,13 +188,12 @@ def flops(
     # Pairs of a sample that is not the whole are searched in the SNIP features of all rows.
     raw = dim if sampled >= rows else 0
     exact = 2.0 * queries * sampled * (raw + 2 * settings.dim)
-    axes = neighbours.axes_of(settings.dim)
+    axes = neighbours.axes_of(settings.dim, neighbours.FAR_AXES)
     known = 2.0 * known_pairs.QUERIES * axes * rows if sampled < rows else 0.0
-    assigned = 2.0 * rows * lists * settings.dim if lists <= FLAT_LISTS else 0.0
     return {
         "snip_features": 2.0 * rows * net_size(dim, settings),
         "trained_index": centroids + exact + known,
-        "index_shards": assigned,
+        "index_shards": 2.0 * rows * lists * settings.dim,
     }
 
 
@@ -263,7 +261,8 @@ def _trained_index(case: Case) -> Cost:
     read, raw = PAGE * float(sample), case.dim
     if sampled < rows:
         # These are comparisons of the join's kernel, not bare products.
-        pairs, axes = float(known_pairs.QUERIES) * rows, neighbours.axes_of(dim)
+        pairs = float(known_pairs.QUERIES) * rows
+        axes = neighbours.axes_of(dim, neighbours.FAR_AXES)
         work += pairs * (axes / WIDTH / rates.join - 2 * axes / rates.product)
         work += ROW_SEARCHED * case.pace * rows
         read, raw = read + case.uncached(2.0 * dim * rows), 0
@@ -274,13 +273,10 @@ def _trained_index(case: Case) -> Cost:
 def _index(case: Case) -> dict[str, Cost]:
     rows, rates, settings, lists = case.rows, case.rates, case.settings, case.lists
     shard = case.code + 12 + 4 * case.assumed.probes
-    assigned = lists / rates.assign
-    if lists > FLAT_LISTS:
-        assigned = (lists.bit_length() / GRAPH_LISTS.bit_length()) / rates.graph
     tables = 8.0 * (lists + 1)
     return {
         "index_shards": Cost(
-            work=rows * (1 / rates.encode + assigned),
+            work=rows * (1 / rates.encode + lists / rates.assign),
             alone=case.sealed,
             memory=rows / case.shards * 80.0 + 2 * lists * 4.0 * settings.dim,
             read=case.uncached(2.0 * settings.dim * rows),

@@ -27,7 +27,7 @@ FEW_ROWS = 262_144
 
 
 def choose_lists(rows: int) -> int:
-    """Number of inverted lists for a data set: 0.4 times the square root of its rows.
+    """Number of inverted lists for a data set: 0.6 times the square root of its rows.
 
     Assignment costs `lists` distances of 128 numbers a row, the join about `rows / lists` of a
     few dozen; the sum is least near this number, and centroids stay a small share of the index.
@@ -35,7 +35,7 @@ def choose_lists(rows: int) -> int:
     there and make the codes finer.
     """
     few = min(1024, rows // 32) if rows <= FEW_ROWS else 0
-    return max(4, min(max(few, round(0.4 * rows**0.5)), rows // 32, 65_536))
+    return max(4, min(max(few, round(0.6 * rows**0.5)), rows // 32, 65_536))
 
 
 def assign_all(assigner: Assigner, x: np.ndarray, count: int, workers: int) -> np.ndarray:

@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from snip_assets.engine.assign import LOWEST, Assigner, _best
+from snip_assets.engine.assign import Assigner, _last_of_best
 from snip_assets.engine.kernels import LANES
+from snip_assets.engine.list_scores import LOWEST
 from snip_assets.engine.trained import TrainedIndex
 
 
@@ -16,16 +17,14 @@ from snip_assets.engine.trained import TrainedIndex
     steps=st.integers(1, 300),
     seed=st.integers(0, 9),
 )
-def test_the_largest_scores_the_first_of_equals(
-    columns: int, count: int, steps: int, seed: int
-) -> None:
+def test_the_least_of_the_largest_scores(columns: int, count: int, steps: int, seed: int) -> None:
     count = min(count, columns)
     score = np.random.default_rng(seed).integers(-steps, steps, (7, columns)).astype(np.float32)
-    best = np.empty((7, count), np.int32)
     full = np.full((7, -(-columns // LANES) * LANES), LOWEST)
     full[:, :columns] = score
-    _best(full, count, best)
-    np.testing.assert_array_equal(best, np.argsort(-score, axis=1, kind="stable")[:, :count])
+    room = np.empty(LANES, np.float32), np.empty(count, np.float32)
+    found = [_last_of_best(full, i, *room) for i in range(7)]
+    np.testing.assert_array_equal(found, np.sort(score, axis=1)[:, -count])
 
 
 @settings(deadline=None, max_examples=20)

@@ -20,7 +20,7 @@ from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
-RATES = Rates(2, 4e10, 3e10, 5e5, 4e8, 2e8, 2e5, 3e4, 4e8, 3e5, 2e9, 1e9)
+RATES = Rates(2, 4e10, 3e10, 5e5, 4e8, 2e8, 2e5, 4e8, 3e5, 2e9, 1e9)
 
 
 def predict(
