@@ -45,7 +45,9 @@ def child(place: Path, out: Path, limit: int) -> None:
             for step in instance.get_run_step_stats(record.dagster_run.run_id):
                 if (step.start_time or 0) >= started:
                     spans.setdefault(step.step_key, [step.start_time, step.end_time])
-    forecast.keep(dataset.layout, dataset.settings, outcome.seconds)
+    # As `snip dedup` does it.
+    if len(outcome.new) == limit:
+        forecast.keep(dataset.layout, dataset.settings, outcome.seconds)
     left = {"seconds": outcome.seconds, "wall": wall, "spans": spans, "checks": outcome.checks}
     (out / f"times-{limit}.json").write_text(json.dumps(left, default=str))
 

@@ -17,7 +17,7 @@ AUTO = "auto"
 JOIN_ROWS_PER_GB = 4_000_000
 # Lists longer than this have many false candidates with 8 bytes a row, each a page to read once the
 # SNIP features do not fit in memory: from 25 million rows on.
-LONG_LIST = 12_500
+LONG_LIST = 8_333
 FEWEST_INDEX_ROWS = 65_536
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000

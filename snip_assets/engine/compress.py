@@ -23,6 +23,7 @@ from .whole_linear import STEPS, WholeLinear
 BLOCK_ROWS = 4096
 # So that the rows of a part (1.5 MB at 768 numbers) and their hidden numbers stay near the core.
 PART_ROWS = 512
+Whole = dict[nn.Module, WholeLinear]
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -63,7 +64,7 @@ def compress(net: SnipNet, block: np.ndarray, settings: Settings) -> np.ndarray:
     """
     _check_dim(net, block.shape[1], "these rows")
     device = device_of(settings)
-    net, whole = net.to(device), _whole_layer(net, device)
+    net, whole = net.to(device), _whole_layers(net, device)
     # `_block` works on its rows in place.
     blocks = [np.array(block[s : s + BLOCK_ROWS]) for s in range(0, len(block), BLOCK_ROWS)]
     out = [_block(net, whole, part, device, "", n * BLOCK_ROWS) for n, part in enumerate(blocks)]
@@ -101,7 +102,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
         raise BadInputError(f"{source}: shape {rows.shape}; expected rows x dimension.")
     _check_dim(net, rows.shape[1], str(source))
     device = device_of(settings)
-    net, whole = net.to(device), _whole_layer(net, device)
+    net, whole = net.to(device), _whole_layers(net, device)
 
     def one(start: int) -> np.ndarray:
         return _block(
@@ -125,10 +126,10 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
     }
 
 
-def _whole_layer(net: SnipNet, device: torch.device) -> WholeLinear | None:
-    """The first layer, most of the work, in whole numbers where that is faster."""
+def _whole_layers(net: SnipNet, device: torch.device) -> Whole:
+    """The layers in whole numbers where that is faster; else none."""
     fits = device.type == "cpu" and FASTER
-    return WholeLinear(net.linears[0]) if fits else None
+    return {layer: WholeLinear(layer) for layer in net.linears} if fits else {}
 
 
 def _check_dim(net: SnipNet, dim: int, name: str) -> None:
@@ -142,7 +143,7 @@ def _check_dim(net: SnipNet, dim: int, name: str) -> None:
 @torch.inference_mode()
 def _block(
     net: SnipNet,
-    whole: WholeLinear | None,
+    whole: Whole,
     block: np.ndarray,
     device: torch.device,
     name: str,
@@ -152,12 +153,13 @@ def _block(
     out = np.empty((len(block), net.sizes[-1]), np.float16)
     for start in range(0, len(block), size):
         part, layers, where = block[start : start + size], list(net.layers), (name, first + start)
-        if whole is None:
-            hidden = _unit(part, device, where)
+        if whole:
+            first_layer = whole[layers.pop(0)]
+            hidden = torch.from_numpy(_first_layer(first_layer, part, where))
         else:
-            hidden, layers = torch.from_numpy(_first_layer(whole, part, where)), layers[1:]
+            hidden = _unit(part, device, where)
         for layer in layers:
-            hidden = _apply(layer, hidden)
+            hidden = _apply(layer, hidden, whole)
         short = nn.functional.normalize(hidden, dim=1)
         out[start : start + size] = short.half().cpu().numpy()
     return out
@@ -191,8 +193,10 @@ def _check_lengths(lengths: np.ndarray, where: tuple[str, int]) -> None:
         )
 
 
-def _apply(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def _apply(layer: nn.Module, hidden: torch.Tensor, whole: Whole) -> torch.Tensor:
     """One layer; an activation overwrites its input, which is always a product of our own."""
+    if layer in whole:
+        return torch.from_numpy(whole[layer](hidden.numpy()))
     if isinstance(layer, nn.GELU):
         return torch.ops.aten.gelu_(hidden)
     return hidden.relu_() if isinstance(layer, nn.ReLU) else layer(hidden)

@@ -33,7 +33,10 @@ from .whole_rows import Decoded
 
 WIDTH = 32
 ROW = 1536
-FEW, MANY = 256, 2048
+FEW, MANY = 512, 4096
+# Of a margin to another list, and of centroids less their mean: about as in ten million generated
+# rows.
+RADIUS, LENGTH = 0.03, 0.6
 DISK_BYTES = 1 << 26
 ROUNDS = 4
 
@@ -210,7 +213,7 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
     axes = Axes(np.eye(settings.dim, WIDTH, dtype=np.float32), TOP)
     works = []
     for lists in (FEW, MANY):
-        encoder = Encoder(_untrained(x, lists, settings, random), axes, 0.05, settings.max_probes)
+        encoder = Encoder(_untrained(x, lists, settings, random), axes, RADIUS, settings.max_probes)
         works.append(lambda _, encoder=encoder: encoder.block(x))
     few, many = _timed(works, 3, workers)
     return few / BLOCK, many / BLOCK
@@ -221,7 +224,8 @@ def _untrained(
 ) -> TrainedIndex:
     """An index with any centroids and words."""
     quantizer = faiss.IndexFlatL2(settings.dim)
-    quantizer.add(x[np.arange(lists) % len(x)] + np.float32(1e-3))
+    centroids = random.standard_normal((lists, settings.dim), np.float32)
+    quantizer.add(LENGTH * centroids / np.linalg.norm(centroids, axis=1, keepdims=True))
     index: Any = empty_index(settings.codec, quantizer, lists)
     if settings.codec.startswith("PQ"):
         book = random.standard_normal(index.pq.ksub * settings.dim).astype(np.float32)

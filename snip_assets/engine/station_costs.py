@@ -75,7 +75,7 @@ class Assumed:
     probes: float = 1.5
     imbalance: float = 1.75
     pairs: float = 0.5
-    false_candidates: float = 1.5
+    false_candidates: float = 0.75
 
 
 @dataclass(frozen=True)
