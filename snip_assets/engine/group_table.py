@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +137,21 @@ def write_table(folder: Path) -> dict[str, int]:
         pq.ParquetWriter(
             temporary, SCHEMA, compression="zstd", use_dictionary=FEW, column_encoding=PACKED
         ) as writer,
+        ThreadPoolExecutor(1, "write") as pool,
     ):
         groups = _groups(open_npy(folder / "labels.npy"), Path(spill))
+        writing: Future[None] | None = None
         # The next ones are looked up while some are written.
         for table in threads.ordered_map(lambda some: _table(folder, known, *some), groups, 2):
-            writer.write_table(table)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.write_table, table)
             facts["groups"] += len(table)
             facts["grouped_rows"] += pc.sum(table["size"]).as_py()
             facts["largest_group"] = max(facts["largest_group"], pc.max(table["size"]).as_py())
             facts["chained_groups"] += pc.sum(pc.greater(table["kept"], 1)).as_py()
+        if writing is not None:
+            writing.result()
     return facts
 
 
@@ -179,9 +186,10 @@ def _groups(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.nd
         later = np.flatnonzero(block != np.arange(start, start + len(block), dtype=block.dtype))
         sorter.append(block[later], later + start)
     for group_, row in _whole(sorter.blocks()):
-        starts = np.flatnonzero(np.append(True, group_[1:] != group_[:-1]))
-        for first in range(0, len(starts), BATCH_GROUPS):
-            cut = np.append(starts, len(row))[first : first + BATCH_GROUPS + 1]
+        # Where groups begin, and the end.
+        cuts = np.flatnonzero(np.concatenate([[True], group_[1:] != group_[:-1], [True]]))
+        for first in range(0, len(cuts) - 1, BATCH_GROUPS):
+            cut = cuts[first : first + BATCH_GROUPS + 1]
             roots, begins = group_[cut[:-1]], cut - cut[0]
             # The root of a group is its first row, and has no label but itself.
             yield begins + np.arange(len(cut)), np.insert(row[cut[0] : cut[-1]], begins[:-1], roots)

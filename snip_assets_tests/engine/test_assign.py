@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from snip_assets.engine.assign import Assigner, _last_of_best
 from snip_assets.engine.kernels import LANES
-from snip_assets.engine.list_scores import LOWEST
+from snip_assets.engine.list_scores import LOWEST, Scorer, write_scores
 from snip_assets.engine.trained import TrainedIndex
 
 
@@ -27,6 +27,32 @@ def test_the_least_of_the_largest_scores(columns: int, count: int, steps: int, s
     np.testing.assert_array_equal(found, np.sort(score, axis=1)[:, -count])
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    lists=st.integers(1, 200),
+    dim=st.integers(1, 130),
+    spread=st.sampled_from([1e-4, 0.05, 1.0]),
+    seed=st.integers(0, 9),
+)
+@example(lists=2, dim=1024, spread=1.0, seed=0).via("the largest sums there can be")
+def test_a_score_is_no_further_off_than_its_error(
+    lists: int, dim: int, spread: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((50, dim)) + 0.5
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x[::10] = np.eye(dim)[0]
+    centroids = x[random.integers(0, 50, lists)] + spread * random.standard_normal((lists, dim))
+    centroids = centroids.astype(np.float32) / max(1, np.abs(centroids).max())
+    rows = Scorer(centroids)(x.astype(np.float32))
+    score = np.empty((len(rows.whole), len(rows.scale)), np.float32)
+    write_scores(rows.panels, rows.whole, rows.scale, rows.bias, score)
+    around = centroids.astype(np.float64) - centroids.mean(0)
+    exact = (x - centroids.mean(0)) @ around.T - 0.5 * (around**2).sum(1)
+    assert (np.abs(score[:50, :lists] - exact) <= rows.error[:, None]).all()
+    assert (score[:50, lists:] < -1e37).all()
+
+
 @settings(deadline=None, max_examples=20)
 @given(lists=st.integers(1, 200), dim=st.integers(2, 130), seed=st.integers(0, 9))
 def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
@@ -37,6 +63,18 @@ def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
     found = Assigner(centroids).nearest(x.astype(np.float32), min(5, lists))
     distance = np.sort(((x[:, None] - centroids.astype(np.float32)) ** 2).sum(2), axis=1)
     np.testing.assert_allclose(found[1], distance[:, :5], atol=1e-6)
+
+
+def test_the_nearest_of_many_lists() -> None:
+    random = np.random.default_rng(0)
+    x, centroids = (random.standard_normal((n, 24)).astype(np.float32) for n in (10, 70_000))
+    x, centroids = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, centroids))
+    centroids[60_000:60_010] = x
+    distance = ((x.astype(np.float64)[:, None] - centroids) ** 2).sum(2)
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :40]
+    assigner = Assigner(centroids)
+    np.testing.assert_array_equal(assigner.nearest(x, 40)[0], nearest)
+    np.testing.assert_array_equal(assigner.probed(x, 5, 0.02)[0], nearest[:, 0])
 
 
 @settings(deadline=None, max_examples=30)
