@@ -42,14 +42,14 @@ CANDIDATE = 3e-6
 # each other: false candidates are taken to grow as this power of the rows, which leads from what is
 # assumed there to what was measured at 99 million rows of `benchmarks/synthetic.py`. With codes of
 # 16 bytes or more, one in so many was left. Other data will differ.
-DENSE_ROWS, DENSER, FINER = 1e7, 0.95, 50.0
+DENSE_ROWS, DENSER, FINER = 1e7, 0.95, 100.0
 # Times what it takes to read a file in one go, where pages of it are read one by one.
 SCATTERED = 4.0
 # A row merged into the index; a segment opened, written and sealed.
 ROW_MERGED, SEGMENT = 5e-8, 0.2
 # A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
 # and curves of the calibration, whatever the size.
-ROW_SEARCHED, CALIBRATED = 2.2e-6, 4.0
+ROW_SEARCHED, CALIBRATED = 1.4e-6, 4.0
 # A number of a raw row read, normalised and rounded for an exact search, on one of all cores.
 NUMBER_PREPARED = 2.5e-9
 # Work of a training step against its products: softmax, its gradient, optimiser, validation.
@@ -182,9 +182,8 @@ def flops(
 ) -> dict[str, float]:
     """Operations of the matrix products of the stations, the join apart."""
     settings = settings or Settings()
-    sample = min(train_rows, lists * ROWS_PER_LIST)
     queries, sampled = min(QUERIES, rows), budget(rows, dim)
-    centroids = 2.0 * settings.dim * lists * (ITERATIONS * sample + train_rows + sampled)
+    centroids = 2.0 * settings.dim * lists * _assigned(lists, train_rows, sampled)
     # Pairs of a sample that is not the whole are searched in the SNIP features of all rows.
     raw = dim if sampled >= rows else 0
     exact = 2.0 * queries * sampled * (raw + 2 * settings.dim)
@@ -195,6 +194,11 @@ def flops(
         "trained_index": centroids + exact + known,
         "index_shards": 2.0 * rows * lists * settings.dim,
     }
+
+
+def _assigned(lists: int, train_rows: int, sampled: int) -> float:
+    """Rows that are assigned to lists to train these, the codec and the calibration."""
+    return float(ITERATIONS * min(train_rows, lists * ROWS_PER_LIST) + train_rows + sampled)
 
 
 def costs(case: Case) -> dict[str, Cost]:
@@ -257,7 +261,9 @@ def _trained_index(case: Case) -> Cost:
     rows, rates, dim = case.rows, case.rates, case.settings.dim
     sample, sampled = choices.index_rows(rows, case.lists), budget(rows, case.dim)
     work = flops(rows, case.dim, case.lists, sample, case.settings)["trained_index"]
-    work = work / rates.product + sampled * (1 / rates.encode + case.lists / rates.assign)
+    assigned = case.lists * _assigned(case.lists, sample, sampled)
+    work = (work - 2.0 * dim * assigned) / rates.product
+    work += assigned / rates.assign + sampled / rates.encode
     read, raw = PAGE * float(sample), case.dim
     if sampled < rows:
         # These are comparisons of the join's kernel, not bare products.
