@@ -12,8 +12,9 @@ import numpy as np
 from numba import njit
 
 from .kernels import LANES, above, lane_maxima, lowest_bit, squared_distance
-from .list_scores import DOUBT, LOWEST, Scorer, write_scores
+from .list_scores import DOUBT, LOWEST, Scorer
 from .vectors import WIDTH
+from .whole_rows import write_products
 
 BLOCK = 2048
 
@@ -203,7 +204,7 @@ def _nearest(rows, x, centroids, lists, distance):
     for i in range(x.shape[0]):
         own = i % part
         if own == 0:
-            write_scores(panels, whole[i : i + part], scale, bias, score)
+            write_products(panels, whole[i : i + part], scale, bias, score)
         last = _last_of_best(score, own, tops, value)
         floor = np.float32(last - np.float32(2.0) * error[i])
         near = found[: _shortlist(score, own, floor, words, bases, found)]
@@ -224,7 +225,7 @@ def _probed(rows, x, centroids, reach, radius, lists, probes):
     for i in range(x.shape[0]):
         own = i % part
         if own == 0:
-            write_scores(panels, whole[i : i + part], scale, bias, score)
+            write_products(panels, whole[i : i + part], scale, bias, score)
         lane_maxima(score, own * columns, columns, tops)
         floor = np.float32(tops.max() - reach - np.float32(2.0) * error[i])
         near = found[: _shortlist(score, own, floor, words, bases, found)]

@@ -148,8 +148,32 @@ def squared_distance(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> 
     return types.float32(x, types.int64, rows, types.int64), generate
 
 
-def _scaled(*dot: Any) -> Any:
-    """What makes the code of scaled products: a sum of products, and vectors of its numbers."""
+@intrinsic
+def scaled_products(
+    typing_context: Any,
+    panels: Any,
+    panel: Any,
+    queries: Any,
+    first: Any,
+    scale: Any,
+    bias: Any,
+    out: Any,
+) -> Any:
+    """Products of a block of queries with a panel of rows, scaled, with a bias, in float32.
+
+    Parameters
+    ----------
+    panels
+        int16[p, width / 2, LANES, 2], rows, two numbers of each after the other; `panel` is the one
+        to use. With VNNI also int8[p, width / 4, LANES, 4].
+    queries
+        int16[q, width], or uint8, C order; `QUERIES` of them from `first` on.
+    scale, bias
+        float32[p * LANES], of each row.
+    out
+        float32[q, p * LANES], C order; receives scale * product + bias.
+    """
+    dot = (plus_byte_products, INTS) if panels.dtype == types.int8 else (plus_products, SHORTS)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows, block, scales, biases, target = arrays(
@@ -170,52 +194,8 @@ def _scaled(*dot: Any) -> Any:
                 builder.store(builder.fadd(value, more), there, align=4)
         return context.get_dummy_value()
 
-    return generate
-
-
-@intrinsic
-def scaled_products(
-    typing_context: Any,
-    panels: Any,
-    panel: Any,
-    queries: Any,
-    first: Any,
-    scale: Any,
-    bias: Any,
-    out: Any,
-) -> Any:
-    """Products of a block of queries with a panel of rows, scaled, with a bias, in float32.
-
-    Parameters
-    ----------
-    panels
-        int16[p, width / 2, LANES, 2], rows, two numbers of each after the other; `panel` is the one
-        to use.
-    queries
-        int16[q, width], C order; `QUERIES` of them from `first` on.
-    scale, bias
-        float32[p * LANES], of each row.
-    out
-        float32[q, p * LANES], C order; receives scale * product + bias.
-    """
     arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
-    return types.void(*arguments), _scaled(plus_products, SHORTS)
-
-
-@intrinsic
-def scaled_byte_products(
-    typing_context: Any,
-    panels: Any,
-    panel: Any,
-    queries: Any,
-    first: Any,
-    scale: Any,
-    bias: Any,
-    out: Any,
-) -> Any:
-    """The same of int8[p, width / 4, LANES, 4] and uint8[q, width]; needs VNNI."""
-    arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
-    return types.void(*arguments), _scaled(plus_byte_products, INTS)
+    return types.void(*arguments), generate
 
 
 WORDS = 256

@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 
 from .aligned import aligned
-from .kernels import LANES, QUERIES, scaled_byte_products
+from .kernels import LANES, QUERIES
 from .vectors import FEATURES
-from .whole_rows import FILL, column_panels, write_products
+from .whole_rows import FILL, column_panels
 
 BYTES = "avx512vnni" in FEATURES
 # Largest whole number, or largest length of a row: sums stay within 32 bits. And what makes a
@@ -30,16 +30,6 @@ LOWEST = np.float32(-3e38)
 DOUBT = 1e-5
 # Scores that stay in the cache: 128 KB.
 ROOM = 1 << 15
-
-
-@njit(nogil=True, cache=True)
-def _write_byte_products(panels, rows, scale, bias, out):
-    for panel in range(panels.shape[0]):
-        for first in range(0, rows.shape[0], QUERIES):
-            scaled_byte_products(panels, panel, rows, first, scale, bias, out)
-
-
-write_scores = _write_byte_products if BYTES else write_products
 
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
@@ -74,7 +64,7 @@ class Rows(NamedTuple):
     Attributes
     ----------
     panels, whole, scale, bias
-        See `whole_rows.products`.
+        See `kernels.scaled_products`.
     norm
         float32[n]: squared norm of each row less the middle.
     error
@@ -137,7 +127,7 @@ class Scorer:
 
 
 def _byte_panels(whole: np.ndarray) -> np.ndarray:
-    """Columns of 8 bits as `scaled_byte_products` reads them: int8[p, width / 4, LANES, 4]."""
+    """Columns of 8 bits as `scaled_products` reads them: int8[p, width / 4, LANES, 4]."""
     count, width = whole.shape
     wide = -(-count // LANES)
     padded = np.zeros((wide * LANES, width), np.int8)

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from snip_assets.engine.assign import Assigner, _last_of_best
 from snip_assets.engine.kernels import LANES
-from snip_assets.engine.list_scores import LOWEST, Scorer, write_scores
+from snip_assets.engine.list_scores import LOWEST, Scorer
 from snip_assets.engine.trained import TrainedIndex
+from snip_assets.engine.whole_rows import write_products
 
 
 @settings(deadline=None)
@@ -46,7 +47,7 @@ def test_a_score_is_no_further_off_than_its_error(
     centroids = centroids.astype(np.float32) / max(1, np.abs(centroids).max())
     rows = Scorer(centroids)(x.astype(np.float32))
     score = np.empty((len(rows.whole), len(rows.scale)), np.float32)
-    write_scores(rows.panels, rows.whole, rows.scale, rows.bias, score)
+    write_products(rows.panels, rows.whole, rows.scale, rows.bias, score)
     around = centroids.astype(np.float64) - centroids.mean(0)
     exact = (x - centroids.mean(0)) @ around.T - 0.5 * (around**2).sum(1)
     assert (np.abs(score[:50, :lists] - exact) <= rows.error[:, None]).all()
