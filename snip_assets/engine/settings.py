@@ -3,6 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+
+from .errors import BadInputError
+
+# Least and largest value of each number.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "max_distance": (1e-6, 4.0),
+    "target_recall": (0.01, 1.0),
+    "lists": (0, inf),
+    "max_probes": (1, inf),
+    "max_partners": (1, inf),
+    "dim": (1, inf),
+    "hidden": (1, inf),
+    "depth": (0, inf),
+    "temperature": (1e-6, inf),
+    "batch": (2, inf),
+    "steps": (0, inf),
+    "learning_rate": (1e-9, inf),
+    "patience": (1, inf),
+    "train_rows": (1, inf),
+    "pca_below": (0, inf),
+    "workers": (0, inf),
+    "memory_gb": (0.01, inf),
+    "cache_gb": (0.0, inf),
+    "seed": (0, inf),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,11 @@ class Settings:
         each file once in every process; `size` looks at sizes only.
     seed
         Of everything random.
+
+    Raises
+    ------
+    BadInputError
+        A number is out of its `BOUNDS`.
     """
 
     max_distance: float = 0.1
@@ -92,3 +123,10 @@ class Settings:
     cache_gb: float = 50.0
     check: str = "recent"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (least, largest) in BOUNDS.items():
+            value = getattr(self, name)
+            if not least <= value <= largest:
+                most = "" if largest == inf else f" and at most {largest:g}"
+                raise BadInputError(f"{name} {value}: it must be at least {least:g}{most}.")
