@@ -25,7 +25,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "train_rows": (1, inf),
     "pca_below": (0, inf),
     "workers": (0, inf),
-    "memory_gb": (0.01, inf),
+    "memory_gb": (1e-6, inf),
     "cache_gb": (0.0, inf),
     "seed": (0, inf),
 }
