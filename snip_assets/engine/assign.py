@@ -239,7 +239,7 @@ class Assigner:
     """Nearest centroids of rows.
 
     By a blocked matrix product in small whole numbers, which leaves the lists that may be meant;
-    between these exact distances decide. So the result is the same on every processor.
+    between these exact distances decide, whatever products the processor has.
 
     Parameters
     ----------

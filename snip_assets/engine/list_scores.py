@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .aligned import aligned
 from .kernels import LANES, QUERIES
 from .vectors import FEATURES
 from .whole_rows import FILL, column_panels
@@ -99,9 +98,9 @@ class Scorer:
     def __init__(self, centroids: np.ndarray) -> None:
         self._middle = centroids.mean(0)
         around = centroids - self._middle
-        whole = np.zeros((len(around), -(-around.shape[1] // FILL) * FILL), np.int16)
+        whole = np.empty(around.shape, np.int16)
         self._step, lost, length = _steps(around, 0, whole)
-        self._panels = _byte_panels(whole) if BYTES else column_panels(whole)
+        self._panels = column_panels(whole, np.int8 if BYTES else np.int16)
         self._lost, self._length = float(lost.max()), float((length + lost).max())
         self.widest = 2 * float(length.max())
         columns, self._count = self._panels.shape[0] * LANES, len(around)
@@ -124,12 +123,3 @@ class Scorer:
         part = max(1, ROOM // (columns * QUERIES)) * QUERIES
         scale = np.full(columns, unit, np.float32)
         return Rows(self._panels, whole, scale, bias, length**2, error + np.float32(rounding), part)
-
-
-def _byte_panels(whole: np.ndarray) -> np.ndarray:
-    """Columns of 8 bits as `scaled_products` reads them: int8[p, width / 4, LANES, 4]."""
-    count, width = whole.shape
-    wide = -(-count // LANES)
-    padded = np.zeros((wide * LANES, width), np.int8)
-    padded[:count] = whole
-    return aligned(padded.reshape(wide, LANES, width // 4, 4).transpose(0, 2, 1, 3))

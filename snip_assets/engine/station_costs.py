@@ -40,8 +40,8 @@ BYTE_KEPT, BYTE_LISTED = 1.2e-8, 1e-8
 CANDIDATE = 3e-6
 # Beyond so many rows, lists are finer than what the data clusters in, and most rows of one are near
 # each other: false candidates are taken to grow as this power of the rows, which leads from what is
-# assumed there to what was measured at 99 million rows of `benchmarks/synthetic.py`. With codes of
-# 16 bytes or more, one in so many was left. Other data will differ.
+# assumed there to what was counted at 99 million rows of `benchmarks/synthetic.py` with codes of 16
+# bytes, where one in so many is left. Other data will differ.
 DENSE_ROWS, DENSER, FINER = 1e7, 0.95, 100.0
 # Times what it takes to read a file in one go, where pages of it are read one by one.
 SCATTERED = 4.0

@@ -161,16 +161,19 @@ def products(
     return out
 
 
-def column_panels(columns: np.ndarray) -> np.ndarray:
+def column_panels(columns: np.ndarray, kind: np.typing.DTypeLike = np.int16) -> np.ndarray:
     """Whole columns as `products` reads them, filled up with zeros.
 
     Parameters
     ----------
     columns
-        [count, dim], whole numbers of 16 bits.
+        [count, dim], whole numbers that the type holds.
+    kind
+        int16 or, with VNNI, int8.
     """
     count, dim = columns.shape
-    wide, pairs = -(-count // LANES), -(-dim // FILL) * FILL // 2
-    padded = np.zeros((wide * LANES, 2 * pairs), np.int16)
+    together = 4 // np.dtype(kind).itemsize
+    wide, groups = -(-count // LANES), -(-dim // FILL) * FILL // together
+    padded = np.zeros((wide * LANES, together * groups), kind)
     padded[:count, :dim] = columns
-    return aligned(padded.reshape(wide, LANES, pairs, 2).transpose(0, 2, 1, 3))
+    return aligned(padded.reshape(wide, LANES, groups, together).transpose(0, 2, 1, 3))
