@@ -47,8 +47,8 @@ DENSE_ROWS, DENSER, FINER = 1e7, 0.95, 100.0
 SCATTERED = 4.0
 # A row merged into the index; a segment opened, written and sealed.
 ROW_MERGED, SEGMENT = 5e-8, 0.2
-# A row read, converted and projected for the search of known pairs, on one of all cores; quantiser
-# and curves of the calibration, whatever the size.
+# A row read, converted and projected for the search of known pairs, on one of all cores (read off
+# runs on Zen 4); quantiser and curves of the calibration, whatever the size.
 ROW_SEARCHED, CALIBRATED = 1.4e-6, 4.0
 # A number of a raw row read, normalised and rounded for an exact search, on one of all cores.
 NUMBER_PREPARED = 2.5e-9
