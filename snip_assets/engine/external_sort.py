@@ -10,16 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 BUFFER = 1 << 24
 LOW, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+BYTES = 8
 
 
 class Sorter:
     """Sort uint64 keys, each with an optional payload, in bounded memory.
 
     Records with equal keys come out in the order in which they went in. Memory: about
-    `buffer` x (16 bytes, with a payload 48), whatever the number of records.
+    `buffer` x (24 bytes, with a payload 48), whatever the number of records.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ class PairSorter:
 
 def _ordered(columns: list[np.ndarray]) -> tuple[np.ndarray, ...]:
     if len(columns) == 1:
-        return (np.sort(columns[0]),)
+        return (sorted_keys(columns[0]),)
     order = np.argsort(_narrow(columns[0]), kind="stable")
     return tuple(column[order] for column in columns)
 
@@ -160,3 +162,52 @@ def _narrow(keys: np.ndarray) -> np.ndarray:
     """Keys near each other as 16 bits, which are sorted by radix, ten times as fast."""
     low = keys.min() if len(keys) else np.uint64(0)
     return (keys - low).astype(np.uint16) if len(keys) and keys.max() - low < 1 << 16 else keys
+
+
+@njit(nogil=True, cache=True)
+def _counted(keys):
+    """How often each value of each byte occurs, and whether the lower halves are in order."""
+    counts, rising, last = np.zeros((BYTES, 256), np.int64), True, np.uint64(0)
+    for key in keys:
+        rising &= last <= key & LOW
+        last = key & LOW
+        for byte in range(BYTES):
+            counts[byte, (key >> np.uint64(8 * byte)) & np.uint64(255)] += 1
+    return counts, rising
+
+
+@njit(nogil=True, cache=True)
+def _dealt(keys, shift, count, out):
+    """Put keys in the order of a byte, those with the same value as they were."""
+    place = np.cumsum(count) - count
+    for key in keys:
+        value = (key >> shift) & np.uint64(255)
+        out[place[value]] = key
+        place[value] += 1
+
+
+def sorted_keys(keys: np.ndarray) -> np.ndarray:
+    """A sorted copy, by radix; three times as fast as `np.sort` of 64 bits on some processors.
+
+    Where the lower halves rise already, as those of pairs often do, half of the work is enough.
+
+    Parameters
+    ----------
+    keys
+        uint64[n]. Memory: as much again, twice.
+    """
+    counts, rising = _counted(keys)
+    room = [np.empty_like(keys), np.empty_like(keys)]
+    for byte in range(BYTES // 2 if rising else 0, BYTES):
+        if counts[byte].max(initial=0) < len(keys):
+            _dealt(keys, np.uint64(8 * byte), counts[byte], room[0])
+            keys, room = room[0], room[::-1]
+    return keys if keys is room[1] else keys.copy()
+
+
+def ascending(numbers: np.ndarray) -> np.ndarray:
+    """int64[n]: places of some whole numbers in ascending order; equal ones stay as they are."""
+    if len(numbers) and numbers.max() > LOW:
+        return np.argsort(numbers, kind="stable")
+    places = np.arange(len(numbers), dtype=np.uint64)
+    return (sorted_keys(numbers.astype(np.uint64) << SHIFT | places) & LOW).astype(np.int64)

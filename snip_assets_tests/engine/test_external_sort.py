@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snip_assets.engine.external_sort import Sorter
+from snip_assets.engine.external_sort import PairSorter, Sorter, ascending, sorted_keys
 
 
 @settings(max_examples=80, deadline=None)
@@ -27,3 +27,28 @@ def test_sorted_and_stable_for_any_buffer(tmp_path_factory, keys, buffer, piece)
     np.testing.assert_array_equal(np.concatenate([b[1] for b in blocks]), places[order])
     np.testing.assert_array_equal(np.concatenate([b[0] for b in blocks]), array[order])
     assert not list(folder.iterdir())
+
+
+NUMBERS = st.integers(0, 5) | st.integers(0, 2**32 - 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=60), st.booleans())
+def test_pairs_whose_seconds_rise_or_not(tmp_path_factory, pairs, rising):
+    pairs = sorted(pairs, key=lambda pair: pair[1]) if rising else pairs
+    first, second = np.array(pairs, np.uint64).reshape(-1, 2).T
+    keys = first << np.uint64(32) | second
+    before = keys.copy()
+    np.testing.assert_array_equal(sorted_keys(keys), np.sort(keys))
+    np.testing.assert_array_equal(keys, before)
+    assert not np.shares_memory(sorted_keys(keys), keys)
+    sorter = PairSorter(tmp_path_factory.mktemp("runs"), np.uint32)
+    sorter.append(first, second)
+    found = [pair for block in sorter.blocks() for pair in zip(*map(list, block), strict=True)]
+    assert found == sorted(pairs)
+
+
+@given(st.lists(NUMBERS | st.integers(0, 2**63 - 1), max_size=60))
+def test_places_in_ascending_order(numbers):
+    array = np.array(numbers, np.uint64)
+    np.testing.assert_array_equal(ascending(array), np.argsort(array, kind="stable"))
