@@ -23,7 +23,7 @@ from .verify import distances
 
 ENDS = ["row", "earlier_row"]
 # Rows whose partners in arriving shards are searched for; they are held in memory, twice at first.
-MOST_DRAWN = 1 << 16
+MOST_DRAWN = 1 << 15
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numba import njit
 
 from . import half_rows
 from .errors import BadInputError
+from .external_sort import sorted_keys
 from .files import NpyWriter, open_npy
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
@@ -175,18 +176,27 @@ def _between(hashes: np.ndarray, low: int, high: int) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
+def _mark(hashes, low, marks):
+    """Mark hashes by their lowest bits."""
+    for hash_ in hashes:
+        place = np.uint64(hash_) & low
+        marks[place >> np.uint64(3)] |= np.uint8(1 << (place & np.uint64(7)))
+
+
+@njit(nogil=True, cache=True)
 def _marked(hashes, low, marks):
-    """Which hashes are marked by their lowest bits."""
+    """Which hashes are marked."""
     out = np.empty(len(hashes), np.bool_)
     for i in range(len(hashes)):
-        out[i] = marks[hashes[i] & low]
+        place = np.uint64(hashes[i]) & low
+        out[i] = marks[place >> np.uint64(3)] >> np.uint8(place & np.uint64(7)) & 1
     return out
 
 
 class Among:
     """Which of many hashes are among a few.
 
-    Marks by the lowest bits leave few to look up one by one.
+    Marks by the lowest bits, of which one in 32 or fewer is set, leave few to look up one by one.
 
     Parameters
     ----------
@@ -196,9 +206,9 @@ class Among:
 
     def __init__(self, hashes: np.ndarray) -> None:
         self.hashes = hashes
-        self._low = np.uint64((1 << max(20, 4 + len(hashes).bit_length())) - 1)
-        self._marks = np.zeros(int(self._low) + 1, bool)
-        self._marks[hashes & self._low] = True
+        bits = max(20, 6 + len(hashes).bit_length())
+        self._low, self._marks = np.uint64((1 << bits) - 1), np.zeros(1 << bits - 3, np.uint8)
+        _mark(hashes, self._low, self._marks)
 
     def places(self, hashes: np.ndarray) -> np.ndarray:
         """int64: places in `hashes` of those that are among the few."""
@@ -220,13 +230,16 @@ def first_of(hash_files: list[Path], starts: np.ndarray, hashes: np.ndarray) -> 
     """
     wanted, back = np.unique(hashes, return_inverse=True)
     looked_for, found = Among(wanted), np.full(len(wanted), -1, np.int64)
-    for path, start in zip(hash_files, starts, strict=True):
+
+    def places(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Backwards, so that the first of a shard is what stays."""
         own = open_npy(path)
-        places = looked_for.places(own)
-        # Backwards, so that the first of a shard is what stays.
-        at = np.searchsorted(wanted, own[places[::-1]])
+        inside = looked_for.places(own)[::-1]
+        return inside, np.searchsorted(wanted, own[inside])
+
+    for start, (inside, at) in zip(starts, ordered_map(places, hash_files), strict=True):
         new = found[at] < 0
-        found[at[new]] = places[::-1][new] + int(start)
+        found[at[new]] = inside[new] + int(start)
     return found[back]
 
 
@@ -235,7 +248,7 @@ def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     Sorting numbers alone is several times faster than sorting places by them, and few repeat.
     """
-    ordered = np.sort(value)
+    ordered = sorted_keys(value)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     inside = Among(twice).places(value)
     order = inside[np.argsort(value[inside], kind="stable")]

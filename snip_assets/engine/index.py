@@ -73,13 +73,18 @@ def _taken(own, code, start, left_out, rows, codes, count):
 
 
 @njit(nogil=True, cache=True)
-def _tally(own, start, found):
-    """Count rows; how many are beyond the last."""
+def _tally(own, start, rows, once, again):
+    """Mark rows by bits, those that were marked before as well; how many are beyond the last."""
     beyond = 0
     for row in own:
         place = np.int64(row) + start
-        if 0 <= place < len(found):
-            found[place] = min(found[place] + 1, 255)
+        if 0 <= place < rows:
+            bit, known = np.uint8(1 << (place & 7)), once[place >> 3]
+            # A store at each row would take four times as long.
+            if known & bit:
+                again[place >> 3] |= bit
+            else:
+                once[place >> 3] = known | bit
         else:
             beyond += 1
     return beyond
@@ -215,22 +220,26 @@ class SnipIndex:
         return np.diff(np.sum(self._offsets, axis=0))
 
     def times(self, rows: int) -> np.ndarray:
-        """How often each of so many rows is in the index, up to 255 times: uint8[rows].
+        """How often each of so many rows is in the index: uint8[rows], 2 for twice or more.
 
         Raises
         ------
         BadInputError
             It holds other rows.
         """
-        found = np.zeros(rows, np.uint8)
+        # Bits lie in the cache where bytes do not; a list has rows from everywhere.
+        once, again = np.zeros((2, -(-rows // 8)), np.uint8)
         for part, own in zip(self.parts, self._rows, strict=True):
             for start in range(0, len(own), BLOCK_ROWS):
-                if _tally(own[start : start + BLOCK_ROWS], part.start, found):
+                if _tally(own[start : start + BLOCK_ROWS], part.start, rows, once, again):
                     raise BadInputError(
                         f"{part.folder}: holds rows beyond the {rows} of the data set; delete the "
                         "folder snip_index with its manifest and materialise it again."
                     )
                 trim()
+        found = np.unpackbits(once, count=rows, bitorder="little")
+        if again.any():
+            found += np.unpackbits(again, count=rows, bitorder="little")
         return found
 
     def read_list(

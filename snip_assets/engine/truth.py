@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import shards
+from . import shards, threads
 from .files import atomic_path, digest_of, read_manifest
 from .locks import lock
 from .neighbours import near_rows
@@ -145,9 +145,14 @@ def _searched(
     run: Run, ready: Sequence[Shard], todo: Sequence[Shard], share: float, seed: int, known: _Known
 ) -> _Known:
     end = todo[-1].stop
-    parts = [np.arange(s.start, min(s.stop, end)) for s in ready if s.start < end]
-    queries = np.concatenate([rows[drawn(rows, seed, share)] for rows in parts])
     settings, ordinals = run.settings, [s.ordinal for s in todo]
+
+    def some(shard: Shard) -> np.ndarray:
+        rows = np.arange(shard.start, min(shard.stop, end))
+        return rows[drawn(rows, seed, share)]
+
+    before = [s for s in ready if s.start < end]
+    queries = np.concatenate([*threads.ordered_map(some, before, settings.workers)])
     raw = shards.raw_features(run.registry)
     query, row = exact_neighbours(raw, queries, settings.max_distance, settings.workers, ordinals)
     later = row > query
