@@ -74,7 +74,7 @@ def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
 
 def deduped_metadata(
     shard: Shard,
-    groups: Path,
+    decided: Slices,
     out: Path,
     *,
     duplicate_count: bool = False,
@@ -89,8 +89,8 @@ def deduped_metadata(
     ----------
     shard
         Which one.
-    groups
-        Folder of `duplicate_groups`.
+    decided
+        The decision; one for all shards.
     out
         File to write.
     duplicate_count
@@ -104,7 +104,6 @@ def deduped_metadata(
     dict
         rows, kept, dropped, notes (what was missing, a line each).
     """
-    decided = Slices(groups)
     keep = decided.of(shard)
     extra: list[tuple[pa.Field, Column]] = []
     notes = []
@@ -126,7 +125,7 @@ def deduped_metadata(
     return {"rows": shard.rows, "kept": kept, "dropped": shard.rows - kept, "notes": notes}
 
 
-def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
+def drop_list(shard: Shard, decided: Slices, out: Path) -> dict[str, Any]:
     """Write the dropped rows of a shard: what explains each, by url, row id and distance.
 
     Columns: row, key, row_in_shard, url, kept_row, kept_url, distance, group, md5, kept_md5;
@@ -134,7 +133,7 @@ def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
 
     Parameters
     ----------
-    shard, groups, out
+    shard, decided, out
         As in `deduped_metadata`.
 
     Returns
@@ -142,7 +141,6 @@ def drop_list(shard: Shard, groups: Path, out: Path) -> dict[str, Any]:
     dict
         rows, dropped, notes.
     """
-    decided = Slices(groups)
     go, dropped = ~decided.of(shard), 0
     with (
         atomic_path(out) as temporary,
@@ -225,16 +223,16 @@ def _dropped(
 ) -> list[Any]:
     rows = inside + shard.start
     kept_row = decided.kept_row[rows]
-    kept = decided.representatives.take(kept_row)
+    kept_url, kept_md5 = decided.representatives.take(kept_row, "url", "md5")
     return [
         pa.array(rows.astype(np.uint64)),
         pa.array([shard.key] * len(rows), pa.string()),
         pa.array(inside.astype(np.int64)),
         url,
         pa.array(kept_row.astype(np.uint64)),
-        kept["url"],
+        kept_url,
         pa.array(decided.kept_distance[rows]),
         pa.array(decided.labels[rows].astype(np.uint64)),
         md5,
-        kept["md5"],
+        kept_md5,
     ]

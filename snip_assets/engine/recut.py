@@ -201,7 +201,7 @@ def _outputs(
         out, inputs = target.deduped_metadata(shard.key), {"source": source, "groups": digest}
         if (manifest := current(out, inputs)) is None:
             facts = publish.deduped_metadata(
-                shard, folder, out, duplicate_count=duplicate_count, keep_captions=captions
+                shard, decided, out, duplicate_count=duplicate_count, keep_captions=captions
             )
             manifest = seal(out, inputs, **facts)
         notes += manifest.facts["notes"]
@@ -209,7 +209,7 @@ def _outputs(
         source = repr(versions[shard.ordinal])
         out, inputs = target.drop_list(shard.key), {"source": source, "groups": digest}
         if (manifest := current(out, inputs)) is None:
-            manifest = seal(out, inputs, **publish.drop_list(shard, folder, out))
+            manifest = seal(out, inputs, **publish.drop_list(shard, decided, out))
         notes += manifest.facts["notes"]
     return list(dict.fromkeys(notes))
 

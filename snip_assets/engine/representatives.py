@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import pyarrow as pa
 
 from . import progress, threads
+from .external_sort import ascending
 from .files import NpyWriter, atomic_path, open_npy
 from .metadata import MD5_NAMES, URL_NAMES, Metadata
+from .texts import Texts
 
 BATCH_ROWS = 1 << 16
 READ_ROWS = 1 << 19
@@ -84,14 +85,13 @@ def _texts(
         return [pa.nulls(len(rows), pa.large_string()) for _ in _COLUMNS]
     if known is None:
         return metadata.columns(rows.astype(np.int64), *_COLUMNS.values())
-    held, old, places = known.of(rows)
+    held, places = known.of(rows)
     fresh = metadata.columns(rows[~held].astype(np.int64), *_COLUMNS.values())
-    if old is None:
-        return fresh
     wanted = np.empty(len(rows), np.int64)
-    wanted[held], wanted[~held] = places, len(old) + np.arange(len(rows) - len(places))
+    wanted[held] = np.arange(len(places))
+    wanted[~held] = len(places) + np.arange(len(rows) - len(places))
     return [
-        pa.concat_arrays([*old[name].chunks, text]).take(pa.array(wanted))
+        pa.concat_arrays([known.texts[name].take(places), text]).take(pa.array(wanted))
         for name, text in zip(_COLUMNS, fresh, strict=True)
     ]
 
@@ -117,16 +117,22 @@ def runs(kept_rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 class Representatives:
-    """Look up what is known of kept rows; memory-mapped."""
+    """Look up what is known of kept rows; memory-mapped.
+
+    Attributes
+    ----------
+    rows
+        [n] row ids, ascending.
+    texts
+        Of each row: url and md5, by place in `rows`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.rows = open_npy(folder / "representatives.npy")
-        self._file = pa.ipc.open_file(pa.memory_map(str(folder / "representatives.arrow")))
-        # Threads look up at the same time; a reader is for one.
-        self._reading = Lock()
+        self.texts = {name: Texts(folder / "representatives.arrow", name) for name in _COLUMNS}
 
-    def of(self, rows: np.ndarray) -> tuple[np.ndarray, pa.Table | None, np.ndarray]:
-        """What is known of some rows.
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are representatives, and where.
 
         Parameters
         ----------
@@ -136,39 +142,25 @@ class Representatives:
         Returns
         -------
         held : bool[n]
-            Which are representatives.
-        table
-            All representatives from the first to the last of those; None where there are none.
         places : int64[m]
-            Where they are in the table.
+            Of those that are.
         """
         places = np.searchsorted(self.rows, rows)
         held = places < len(self.rows)
         held[held] = self.rows[places[held]] == rows[held]
-        places = places[held]
-        if not len(places):
-            return held, None, places
-        first, last = int(places[0]) // BATCH_ROWS, int(places[-1]) // BATCH_ROWS
-        with self._reading:
-            batches = [self._file.get_batch(number) for number in range(first, last + 1)]
-        return held, pa.Table.from_batches(batches), places - first * BATCH_ROWS
+        return held, places[held]
 
-    def take(self, kept_rows: np.ndarray) -> pa.Table:
-        """Their dropped rows, url and md5, in the order asked for.
+    def take(self, kept_rows: np.ndarray, *names: str) -> list[pa.Array]:
+        """Their url or md5, in the order asked for.
 
         Parameters
         ----------
         kept_rows
             [n] row ids, each a representative.
+        names
+            Of the columns.
         """
-        wanted, back = np.unique(kept_rows, return_inverse=True)
-        places = np.searchsorted(self.rows, wanted)
-        batches = [SCHEMA.empty_table()]
-        cuts = np.searchsorted(places, np.arange(self._file.num_record_batches + 1) * BATCH_ROWS)
-        for number in np.flatnonzero(np.diff(cuts)):
-            inside = places[cuts[number] : cuts[number + 1]] - number * BATCH_ROWS
-            with self._reading:
-                whole = self._file.get_batch(int(number))
-            batch = whole.take(pa.array(inside))
-            batches.append(pa.Table.from_batches([batch]))
-        return pa.concat_tables(batches).combine_chunks().take(pa.array(back))
+        # In order, and of one type: several times as fast.
+        order = ascending(kept_rows)
+        places = np.searchsorted(self.rows, kept_rows[order].astype(self.rows.dtype))
+        return [self.texts[name].take(places, order) for name in names]

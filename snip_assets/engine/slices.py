@@ -111,22 +111,20 @@ class Slices:
             kept_row = self.kept_row[rows]
             for part in (kept_row, self.kept_distance[rows], self.labels[rows], rows - shard.start):
                 digest.update(part.data)
-            texts = self.representatives.take(kept_row)
-            for name in ("url", "md5"):
-                for part in _text_parts(texts[name]):
+            for text in self.representatives.take(kept_row, "url", "md5"):
+                for part in _text_parts(text):
                     digest.update(part)
         return digest.hexdigest()
 
 
-def _text_parts(column: pa.ChunkedArray) -> Iterator[Any]:
+def _text_parts(text: pa.Array) -> Iterator[Any]:
     """The bytes of a text column: which are null, lengths, letters."""
-    for text in column.chunks:
-        _, offsets, letters = text.buffers()
-        ends = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-        yield np.packbits(text.is_null().to_numpy(zero_copy_only=False)).data
-        yield np.diff(ends).data
-        if letters is not None:
-            yield memoryview(letters)[ends[0] : ends[-1]]
+    _, offsets, letters = text.buffers()
+    ends = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
+    yield np.packbits(text.is_null().to_numpy(zero_copy_only=False)).data
+    yield np.diff(ends).data
+    if letters is not None:
+        yield memoryview(letters)[ends[0] : ends[-1]]
 
 
 def _digest(*parts: Any) -> str:

@@ -16,7 +16,7 @@ from .base import Inputs, each, source_state
 
 def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the kept rows of metadata shards; only those whose decision changed."""
-    decided = run.layout.duplicate_groups
+    decided = Slices(run.layout.duplicate_groups)
     return each(
         run,
         keys,
@@ -29,7 +29,7 @@ def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
 def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Write the dropped rows of shards; only those whose decision changed."""
-    decided = run.layout.duplicate_groups
+    decided = Slices(run.layout.duplicate_groups)
     return each(
         run,
         keys,
