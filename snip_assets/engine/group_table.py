@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -155,26 +155,32 @@ def write_table(folder: Path) -> dict[str, int]:
     return facts
 
 
-def far_groups(
-    folder: Path, count: int = 20, columns: Sequence[str] = tuple(SCHEMA.names)
-) -> pa.Table:
-    """The groups whose members lie furthest apart: those that keep most rows, more than one.
+def top_groups(
+    folder: Path, most: Mapping[str, int], columns: Sequence[str] = tuple(SCHEMA.names)
+) -> dict[str, pa.Table]:
+    """The groups with the largest values of some columns; ties: lowest group first.
 
     Parameters
     ----------
     folder
         Folder of `duplicate_groups`.
-    count
-        How many to list at the most.
+    most
+        How many groups to list at the most, by column.
     columns
-        Of `groups.parquet`, with `group` and `kept`.
+        Of `groups.parquet`, with `group` and those of `most`.
     """
-    best = SCHEMA.empty_table().select(list(columns))
+    best = {by: SCHEMA.empty_table().select(list(columns)) for by in most}
     with pq.ParquetFile(folder / "groups.parquet") as file:
         for batch in file.iter_batches(BATCH_GROUPS, columns=list(columns)):
             table = pa.Table.from_batches([batch])
-            table = pa.concat_tables([best, table.filter(pc.greater(table["kept"], 1))])
-            best = table.sort_by([("kept", "descending"), ("group", "ascending")]).slice(0, count)
+            for by, count in most.items():
+                known = best[by]
+                # Groups come in ascending order: a later one must be larger.
+                full = len(known) >= count > 0
+                new = table.filter(pc.greater(table[by], known[by][-1])) if full else table
+                if len(new):
+                    order = [(by, "descending"), ("group", "ascending")]
+                    best[by] = pa.concat_tables([known, new]).sort_by(order).slice(0, count)
     return best
 
 
@@ -182,9 +188,7 @@ def _groups(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.nd
     """Some groups at a time: where each begins, and the end; rows by group, ascending."""
     sorter = PairSorter(spill, labels.dtype)
     for start in range(0, len(labels), BLOCK_ROWS):
-        block = np.asarray(labels[start : start + BLOCK_ROWS])
-        later = np.flatnonzero(block != np.arange(start, start + len(block), dtype=block.dtype))
-        sorter.append(block[later], later + start)
+        sorter.append(*_later(labels[start : start + BLOCK_ROWS], start))
     for group_, row in _whole(sorter.blocks()):
         # Where groups begin, and the end.
         cuts = np.flatnonzero(np.concatenate([[True], group_[1:] != group_[:-1], [True]]))
@@ -193,6 +197,16 @@ def _groups(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.nd
             roots, begins = group_[cut[:-1]], cut - cut[0]
             # The root of a group is its first row, and has no label but itself.
             yield begins + np.arange(len(cut)), np.insert(row[cut[0] : cut[-1]], begins[:-1], roots)
+
+
+@numba.njit(nogil=True, cache=True)
+def _later(labels, start):
+    """Group and row of all rows but the first of each group."""
+    found, count = np.empty((2, len(labels)), np.uint64), 0
+    for place in range(len(labels)):
+        found[0, count], found[1, count] = labels[place], start + place
+        count += labels[place] != start + place
+    return found[0, :count], found[1, :count]
 
 
 def _whole(
@@ -223,7 +237,8 @@ def _table(folder: Path, known: Representatives, begins: np.ndarray, rows: np.nd
     _describe(begins, rows, kept, far, most, stay, best, largest, members, ends)
     lists = pa.ListArray.from_arrays(pa.array(ends), pa.array(members[: ends[-1]]))
     size = np.diff(begins).astype(np.uint64)
-    columns = [rows[begins[:-1]], size, stay, best, known.take(best)["url"], lists, largest]
+    (urls,) = known.take(best, "url")
+    columns = [rows[begins[:-1]], size, stay, best, urls, lists, largest]
     return pa.table(columns, schema=SCHEMA)
 
 

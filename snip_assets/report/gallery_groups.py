@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from snip_assets.engine import shards
+from snip_assets.engine import shards, threads
 from snip_assets.engine.copies import Among
 from snip_assets.engine.files import open_npy
-from snip_assets.engine.group_table import far_groups
+from snip_assets.engine.group_table import top_groups
 from snip_assets.engine.run import Run
 from snip_assets.engine.verify import distances
 
@@ -55,32 +55,30 @@ class Group:
     spread: float
 
 
-def most_copied(run: Run, count: int = LARGEST) -> list[Group]:
-    """The largest groups; members evenly from the nearest to the farthest."""
-    table = _top(run.layout.duplicate_groups / "groups.parquet", "size", count)
-    return _groups(run, table, lambda number: np.linspace(0, number - 1, SHOWN).astype(int))
+def largest_and_doubtful(
+    run: Run, largest: int = LARGEST, doubtful: int = DOUBTFUL
+) -> tuple[list[Group], list[Group]]:
+    """The largest groups, and those whose members lie farthest from the representative.
 
-
-def doubtful(run: Run, count: int = DOUBTFUL) -> list[Group]:
-    """Groups whose members lie farthest from the representative; the farthest members."""
+    Of the largest, members evenly from the nearest to the farthest are shown; of the others the
+    farthest. Table and labels are gone over once for both.
+    """
     folder = run.layout.duplicate_groups
-    far = far_groups(folder, 4 * count, COLUMNS)
-    table = pa.concat_tables([far, _top(folder / "groups.parquet", "largest_distance", 4 * count)])
-    first = np.unique(table["group"].to_numpy(), return_index=True)[1]
-    found = _groups(run, table.take(np.sort(first)), lambda n: np.arange(max(0, n - SHOWN), n))
-    found.sort(key=lambda g: (-g.spread, g.group))
-    return [Group(**{**g.__dict__, "rank": i + 1}) for i, g in enumerate(found[:count])]
+    wanted = {"size": largest, "kept": 4 * doubtful, "largest_distance": 4 * doubtful}
+    top = top_groups(folder, wanted, COLUMNS)
+    chained = top["kept"].filter(pc.greater(top["kept"]["kept"], 1))
+    far = pa.concat_tables([chained, top["largest_distance"]])
+    far = far.take(np.sort(np.unique(far["group"].to_numpy(), return_index=True)[1]))
+    looked_at = _looked_at(run, [*top["size"].to_pylist(), *far.to_pylist()])
+    many, wide = looked_at[: len(top["size"])], looked_at[len(top["size"]) :]
+    copied = [group.shown(lambda n: np.linspace(0, n - 1, SHOWN).astype(int)) for group in many]
+    spread = [group.shown(lambda n: np.arange(max(0, n - SHOWN), n)) for group in wide]
+    spread.sort(key=lambda g: (-g.spread, g.group))
+    return _ranked(copied), _ranked(spread[:doubtful])
 
 
-def _top(path: Path, by: str, count: int) -> pa.Table:
-    """The groups with the largest value of a column; a batch of the file in memory at a time."""
-    order = [(by, "descending"), ("group", "ascending")]
-    with pq.ParquetFile(path) as file:
-        best = file.schema_arrow.empty_table().select(COLUMNS)
-        for batch in file.iter_batches(columns=COLUMNS):
-            table = pa.concat_tables([best, pa.Table.from_batches([batch])])
-            best = table.sort_by(order).slice(0, count)
-    return best
+def _ranked(groups: list[Group]) -> list[Group]:
+    return [replace(group, rank=rank) for rank, group in enumerate(groups, 1)]
 
 
 def members(labels: np.ndarray, groups: np.ndarray, most: int) -> dict[int, np.ndarray]:
@@ -100,41 +98,57 @@ def members(labels: np.ndarray, groups: np.ndarray, most: int) -> dict[int, np.n
     """
     wanted = Among(np.unique(groups).astype(np.uint64))
     found: dict[int, list[int]] = {int(group): [] for group in wanted.hashes}
-    for start in range(0, len(labels), BLOCK):
-        block = np.asarray(labels[start : start + BLOCK]).astype(np.uint64)
+
+    def of(start: int) -> tuple[np.ndarray, np.ndarray]:
+        block = labels[start : start + BLOCK]
         inside = wanted.places(block)
-        names = block[inside].astype(np.int64)
+        return block[inside], inside + start
+
+    for names, rows in threads.ordered_map(of, range(0, len(labels), BLOCK)):
         order = np.argsort(names, kind="stable")
-        cuts = np.flatnonzero(np.diff(names[order], prepend=-1))
-        for rows in np.split(inside[order], cuts[1:]) if len(cuts) else ():
-            place = found[int(block[rows[0]])]
-            place += (rows[: most - len(place)] + start).tolist()
+        cuts = np.flatnonzero(np.diff(names[order].astype(np.int64), prepend=-1))
+        for own in np.split(order, cuts[1:]) if len(cuts) else ():
+            place = found[int(names[own[0]])]
+            place += rows[own[: most - len(place)]].tolist()
     return {group: np.array(rows, np.int64) for group, rows in found.items()}
 
 
-def _groups(run: Run, table: pa.Table, choose: Any) -> list[Group]:
-    folder = run.layout.duplicate_groups
-    if not len(table):
-        return []
-    rows_of = members(
-        open_npy(folder / "labels.npy"), table["group"].to_numpy().astype(np.int64), LOOKED_AT
-    )
-    kept_row = open_npy(folder / "kept_row.npy")
-    raw = shards.raw_features(run.registry)
-    result = []
-    for rank, line in enumerate(table.to_pylist(), 1):
-        rows = rows_of[line["group"]]
-        rows = rows[rows != line["representative"]]
-        far = distances(raw, rows, np.full(len(rows), line["representative"], np.int64))
-        order = np.lexsort((rows, far))
+@dataclass(frozen=True)
+class _LookedAt:
+    """A line of the table of groups, its first other members, their distance, and who stays."""
+
+    line: dict[str, Any]
+    rows: np.ndarray
+    far: np.ndarray
+    kept: np.ndarray
+
+    def shown(self, choose: Callable[[int], np.ndarray]) -> Group:
+        """The group with the members that `choose` takes of so many, by distance."""
+        order = np.lexsort((self.rows, self.far))
         chosen = order if len(order) <= SHOWN else order[choose(len(order))]
-        shown = [
-            Member(int(rows[i]), float(far[i]), bool(int(kept_row[rows[i]]) == int(rows[i])))
-            for i in chosen
-        ]
-        values = {name: int(line[name]) for name in COLUMNS[:4]}
-        result.append(Group(rank, **values, members=shown, spread=float(far.max(initial=0))))
-    return result
+        some = [Member(int(self.rows[i]), float(self.far[i]), bool(self.kept[i])) for i in chosen]
+        values = {name: int(self.line[name]) for name in COLUMNS[:4]}
+        return Group(0, **values, members=some, spread=float(self.far.max(initial=0)))
+
+
+def _looked_at(run: Run, lines: list[dict[str, Any]]) -> list[_LookedAt]:
+    if not lines:
+        return []
+    folder = run.layout.duplicate_groups
+    groups = np.array([line["group"] for line in lines], np.int64)
+    rows_of = members(open_npy(folder / "labels.npy"), groups, LOOKED_AT)
+    own = [rows_of[line["group"]] for line in lines]
+    own = [rows[rows != line["representative"]] for rows, line in zip(own, lines, strict=True)]
+    ends = np.cumsum([len(rows) for rows in own])[:-1]
+    # Single rows, here and there on the disk: all asked for together.
+    rows = np.concatenate([np.empty(0, np.int64), *own])
+    centres = np.repeat(
+        np.array([line["representative"] for line in lines], np.int64), [len(r) for r in own]
+    )
+    far = distances(shards.raw_features(run.registry), rows, centres)
+    kept = open_npy(folder / "kept_row.npy")[rows] == rows
+    parts = zip(lines, own, np.split(far, ends), np.split(kept, ends), strict=True)
+    return [_LookedAt(*part) for part in parts]
 
 
 def rows_shown(groups: list[Group]) -> list[int]:

@@ -6,12 +6,14 @@ copied also as Parquet and CSV. The same outputs give the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 
+from snip_assets.engine import threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.files import (
     Manifest,
@@ -32,6 +34,8 @@ from .gallery_pairs import Pair
 from .summary import summary
 
 GROUPS_A_PAGE = 10
+# Parts of the report that are looked up at the same time.
+AT_ONCE = 2
 _NAMES = {"random": "random pairs", "inside": "just inside", "outside": "just outside"}
 
 
@@ -86,18 +90,28 @@ class _Site:
         root = gallery.root_of(run.registry)
         self.pictures = gallery.Pictures(root, run.layout.report, folder / "images")
         self.marks = labels.load(run.layout)
-        self.copied, self.doubtful = gallery_groups.most_copied(run), gallery_groups.doubtful(run)
-        self.pairs = {
-            "random": self._marked(gallery_pairs.random_pairs(run)),
-            "inside": self._marked(gallery_pairs.just_inside(run)),
-            "outside": self._marked(gallery_pairs.just_outside(run)),
-        }
+        self.curves, self.quality, (self.copied, self.doubtful), *found = self._found()
+        kinds = ("random", "inside", "outside")
+        self.pairs = {kind: self._marked(some) for kind, some in zip(kinds, found, strict=True)}
         self.cards = self._cards()
         pairs = read_manifest(run.layout.duplicate_groups)
         self.common = {
             "data_set": f"{root.name}, {run.registry.rows:,} rows",
             "version": pairs.version[:16] if pairs else "",
         }
+
+    def _found(self) -> list[Any]:
+        """What the pages show, but for the cards: one core each, most of it waits for the disk."""
+        parts: list[Callable[[Run], Any]] = [
+            lambda run: site_curves.curves_values(run, self.marks),
+            site_data.quality,
+            gallery_groups.largest_and_doubtful,
+            gallery_pairs.random_pairs,
+            gallery_pairs.just_inside,
+            gallery_pairs.just_outside,
+        ]
+        found = threads.ordered_map(lambda part: part(self.run), parts, AT_ONCE)
+        return list(track(found, "what the report shows", len(parts), "parts"))
 
     def _cards(self) -> dict[int, gallery.Card]:
         """Of all rows that a page shows: each file of metadata is read once for them."""
@@ -119,7 +133,7 @@ class _Site:
 
     def _summary(self) -> dict[str, Any]:
         values = summary(self.run.layout)
-        quality = site_data.quality(self.run)
+        quality = self.quality
         reviewed = labels.shares(self.marks)
         self._page(
             "index.html",
@@ -132,7 +146,7 @@ class _Site:
         return {"rows": values["rows"], "dropped": values["dropped"], "quality": intervals}
 
     def _curves(self) -> dict[str, Any]:
-        values = site_curves.curves_values(self.run, self.marks)
+        values = self.curves
         self._page("curves.html", "curves.html", "Curves", **values)
         return {"thresholds": [[c["max_distance"], c["dropped"]] for c in values["cuts"]]}
 

@@ -180,6 +180,7 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
     share = min(1.0, choices.THRESHOLD_PAIRS / max(1, pairs))
     hashed = len(run.hashed()) == len(run.registry.shards)
+    paired = min(run.registry.rows, 2 * choices.THRESHOLD_PAIRS)
     with tempfile.TemporaryDirectory(prefix=".tmp-") as spill:
         if share < 1:
             labels, sample = open_npy(folder / "labels.npy"), Path(spill) / "pairs.parquet"
@@ -192,7 +193,7 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
             rule=run.settings.keep,
             metadata=Metadata.of(run.registry),
             copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
-            workers=choices.groupings(run.registry.rows, run.settings),
+            workers=choices.groupings(paired, run.settings),
         )
     if share < 1:
         facts = {**require(folder, "duplicate_groups").facts, "pairs": pairs}

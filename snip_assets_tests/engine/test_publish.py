@@ -11,7 +11,7 @@ import pytest
 from snip_assets.engine import publish, shards
 from snip_assets.engine.changed import Former
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.group_table import duplicate_groups, far_groups, write_table
+from snip_assets.engine.group_table import duplicate_groups, top_groups, write_table
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.slices import Slices
@@ -86,8 +86,9 @@ def test_the_table_of_groups(run):
     assert facts["grouped_rows"] == sizes[sizes > 1].sum()
     assert facts["largest_group"] == sizes.max()
     assert facts["chained_groups"] == sum(g["kept"] > 1 for g in table) > 0
-    chained = far_groups(layout.duplicate_groups, 3).to_pylist()
-    assert chained[0]["kept"] == max(g["kept"] for g in table)
+    for by, top in top_groups(layout.duplicate_groups, {"kept": 3, "size": 40}).items():
+        order = sorted(table, key=lambda g, by=by: (-g[by], g["group"]))
+        assert top.to_pylist() == order[: len(top)] and len(top) == {"kept": 3, "size": 40}[by]
 
 
 def test_the_table_is_the_same_in_small_memory(run, monkeypatch, tmp_path):
@@ -122,14 +123,14 @@ def test_deduped_metadata_is_the_source_without_the_dropped_rows(run, tmp_path):
     keep = kept_row == np.arange(2000)
     for shard in registry.shards:
         out = layout.deduped_metadata(shard.key)
-        facts = publish.deduped_metadata(shard, layout.duplicate_groups, out)
+        facts = publish.deduped_metadata(shard, Slices(layout.duplicate_groups), out)
         source, copy = pq.ParquetFile(shard.metadata), pq.ParquetFile(out)
         mask = pa.array(keep[shard.start : shard.stop])
         assert copy.read().equals(source.read().filter(mask), check_metadata=True)
         assert facts["kept"] == copy.metadata.num_rows
         assert copy.metadata.metadata == source.metadata.metadata
         first = out.read_bytes()
-        publish.deduped_metadata(shard, layout.duplicate_groups, out)
+        publish.deduped_metadata(shard, Slices(layout.duplicate_groups), out)
         assert out.read_bytes() == first
 
 
@@ -141,7 +142,7 @@ def test_counts_and_captions_of_the_dropped_stay_on_the_survivor(run, tmp_path):
         out = tmp_path / f"{shard.key}.parquet"
         publish.deduped_metadata(
             shard,
-            layout.duplicate_groups,
+            Slices(layout.duplicate_groups),
             out,
             duplicate_count=True,
             keep_captions=Metadata.of(registry),
@@ -158,12 +159,13 @@ def test_drop_list_says_why_each_row_went(run):
     layout, registry, _, _ = run
     metadata = table_of(registry).to_pylist()
     folder = layout.duplicate_groups
+    decided = Slices(folder)
     kept_row, far, labels = (
         np.load(folder / f"{name}.npy") for name in ("kept_row", "kept_distance", "labels")
     )
     for shard in registry.shards:
         out = layout.drop_list(shard.key)
-        publish.drop_list(shard, folder, out)
+        publish.drop_list(shard, decided, out)
         expected = [
             {
                 "row": r,
@@ -182,7 +184,7 @@ def test_drop_list_says_why_each_row_went(run):
         ]
         assert pq.read_table(out).to_pylist() == expected
         first = out.read_bytes()
-        publish.drop_list(shard, folder, out)
+        publish.drop_list(shard, decided, out)
         assert out.read_bytes() == first
 
 
@@ -238,7 +240,7 @@ def test_the_form_of_the_file_stays(tmp_path, compression):
     options = {"row_group_size": 4, "compression": compression, "use_dictionary": ["TEXT"]}
     shard = reduced(tmp_path, table, version="1.0", **options)
     out = tmp_path / "out.parquet"
-    publish.deduped_metadata(shard, tmp_path / "groups", out)
+    publish.deduped_metadata(shard, Slices(tmp_path / "groups"), out)
     copy, source = pq.ParquetFile(out), pq.ParquetFile(shard.metadata)
     expected = table.take([0, 1, 3, 4, 6, 7, 8])
     assert copy.read().to_pylist() == expected.to_pylist()
@@ -249,20 +251,20 @@ def test_the_form_of_the_file_stays(tmp_path, compression):
     for number in range(copy.metadata.num_columns):
         ours, theirs = (f.metadata.row_group(0).column(number) for f in (copy, source))
         assert (ours.compression, ours.encodings) == (theirs.compression, theirs.encodings)
-    publish.drop_list(shard, tmp_path / "groups", tmp_path / "drop.parquet")
+    publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "drop.parquet")
     drops = pq.read_table(tmp_path / "drop.parquet").to_pylist()
     assert [(d["url"], d["kept_url"]) for d in drops] == [("u2", "u0"), ("u5", "u4")]
 
 
 def test_without_urls_and_captions_there_are_nulls_and_a_note(tmp_path):
     shard = reduced(tmp_path, pa.table({"width": range(7)}))
-    facts = publish.drop_list(shard, tmp_path / "groups", tmp_path / "drop.parquet")
+    facts = publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "drop.parquet")
     assert "no column url" in facts["notes"][0]
     drops = pq.read_table(tmp_path / "drop.parquet")
     assert drops["url"].null_count == drops["kept_url"].null_count == len(drops) == 2
     metadata = Metadata(["x"], [shard.metadata], np.array([0, 7]))
     facts = publish.deduped_metadata(
-        shard, tmp_path / "groups", tmp_path / "o.parquet", keep_captions=metadata
+        shard, Slices(tmp_path / "groups"), tmp_path / "o.parquet", keep_captions=metadata
     )
     assert "no column caption" in facts["notes"][0]
 
@@ -276,21 +278,21 @@ def test_no_duplicates_at_all(tmp_path):
     facts = duplicate_groups([pairs], 3, tmp_path / "groups", metadata=metadata)
     assert facts["groups"] == facts["dropped"] == 0
     assert publish.dup_bitmap(tmp_path / "groups", tmp_path / "bitmap")["dropped"] == 0
-    publish.drop_list(shard, tmp_path / "groups", tmp_path / "d.parquet")
+    publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "d.parquet")
     assert pq.read_table(tmp_path / "d.parquet").schema.equals(publish.DROP_LIST)
-    publish.deduped_metadata(shard, tmp_path / "groups", tmp_path / "m.parquet")
+    publish.deduped_metadata(shard, Slices(tmp_path / "groups"), tmp_path / "m.parquet")
     assert pq.read_table(tmp_path / "m.parquet").num_rows == 3
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
     shard = reduced(tmp_path, pa.table({"url": list("abcdefg"), "duplicate_count": range(7)}))
-    groups, out = tmp_path / "groups", tmp_path / "o.parquet"
+    decided, out = Slices(tmp_path / "groups"), tmp_path / "o.parquet"
     with pytest.raises(BadInputError, match="has a column duplicate_count already"):
-        publish.deduped_metadata(shard, groups, out, duplicate_count=True)
+        publish.deduped_metadata(shard, decided, out, duplicate_count=True)
     with pytest.raises(BadInputError, match="7 rows, expected 6"):
-        publish.deduped_metadata(replace(shard, rows=6), groups, out)
+        publish.deduped_metadata(replace(shard, rows=6), decided, out)
     with pytest.raises(BadInputError, match="decides about 7 rows"):
-        publish.drop_list(replace(shard, start=3), groups, out)
+        publish.drop_list(replace(shard, start=3), decided, out)
     assert not out.exists()
 
 
@@ -300,7 +302,7 @@ def test_img2dataset_reads_what_we_write(run, tmp_path):
     kept = 0
     for shard in registry.shards:
         out = folder / f"metadata_{shard.key}.parquet"
-        kept += publish.deduped_metadata(shard, layout.duplicate_groups, out)["kept"]
+        kept += publish.deduped_metadata(shard, Slices(layout.duplicate_groups), out)["kept"]
     reader = pytest.importorskip("img2dataset.reader")
     (tmp_path / "parts").mkdir()
     read = reader.Reader(
@@ -321,7 +323,7 @@ def test_the_contract_of_img2dataset_holds(run, tmp_path):
     layout, registry, _, _ = run
     shard = registry.shards[1]
     out = tmp_path / "deduped_metadata" / f"metadata_{shard.key}.parquet"
-    publish.deduped_metadata(shard, layout.duplicate_groups, out)
+    publish.deduped_metadata(shard, Slices(layout.duplicate_groups), out)
     assert [p.name for p in out.parent.glob("*.parquet")] == [out.name]
     with open(out, "rb") as handle:
         table = pq.read_table(handle, columns=["url", "caption"])

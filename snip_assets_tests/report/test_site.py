@@ -156,14 +156,14 @@ def _distance(finished: Finished, a: int, b: int) -> float:
 def test_groups_are_the_largest_and_the_widest(finished: Finished) -> None:
     labels = open_npy(finished.layout.duplicate_groups / "labels.npy")
     sizes = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
-    groups = gallery_groups.most_copied(finished.run, 20)
+    groups, doubtful = gallery_groups.largest_and_doubtful(finished.run, 20)
     assert [g.size for g in groups] == sizes[:20].tolist()
-    for group in (*groups, *gallery_groups.doubtful(finished.run)):
+    for group in (*groups, *doubtful):
         for member in group.members:
             assert labels[member.row] == labels[group.representative] == group.group
             found = _distance(finished, member.row, group.representative)
             assert abs(found - member.distance) < 1e-5
-    spreads = [g.spread for g in gallery_groups.doubtful(finished.run)]
+    spreads = [g.spread for g in doubtful]
     assert spreads == sorted(spreads, reverse=True)
 
 
