@@ -97,7 +97,7 @@ def query_recall(run: Run, sample: int, seed: int) -> Interval:
     The result is noted, for `last_recall`.
     """
     ready = with_pairs(run)
-    some = _random(ready, choices.searched_rows(_rows(ready), sample), seed)
+    some = random_shards(ready, choices.searched_rows(_rows(ready), sample), seed)
     found = _recall(run, ready, some, min(1.0, sample / max(1, _rows(some))), seed)
     noted = _noted(run, sample, seed)
     # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
@@ -153,8 +153,11 @@ def _recall(
     return wilson(len(_found(run, ready, true)), len(true))
 
 
-def _random(ready: Sequence[Shard], rows: int, seed: int) -> list[Shard]:
-    """Random shards of at least so many rows, by ordinal; mostly the same when others arrive."""
+def random_shards(ready: Sequence[Shard], rows: int, seed: int) -> list[Shard]:
+    """Random shards of at least so many rows, by ordinal; mostly the same when others arrive.
+
+    All of them where they have fewer.
+    """
     some: list[Shard] = []
     for shard in sorted(ready, key=lambda s: digest_of(["audited", seed, s.key])):
         if _rows(some) >= rows:

@@ -95,6 +95,11 @@ class Layout:
         return self.root / "audit" / "query_recall.json"
 
     @property
+    def shown_rows(self) -> Path:
+        """Texts of the rows that the last report showed; may be removed."""
+        return self.root / "audit" / "shown_rows.parquet"
+
+    @property
     def report(self) -> Path:
         """Folder of the static report."""
         return self.root / "dedup_report"

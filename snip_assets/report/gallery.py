@@ -12,20 +12,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 import xxhash
 
-from snip_assets.engine.metadata import CAPTION_NAMES, URL_NAMES, Metadata
 from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.shards import Registry
+
+from .shown_rows import look_up
 
 LONGEST_TEXT = 300
 LONGEST_DATA = 1 << 16
 LARGEST_COPY = 1 << 18
 MOST_COPIED_BYTES = 1 << 26
-WIDTH_NAMES, HEIGHT_NAMES = ("original_width", "width"), ("original_height", "height")
 _WEB = re.compile(r"https?://[^\s\x00-\x20/?#][^\x00-\x1f\x7f]{0,4000}", re.IGNORECASE)
 _ENCODED = str.maketrans({c: f"%{ord(c):02X}" for c in ' "<>\\`'})
 _DATA = re.compile(r"data:image/(png|jpeg|gif|webp|avif);base64,[A-Za-z0-9+/=]+", re.IGNORECASE)
@@ -158,30 +159,30 @@ class Cards:
         The data set.
     pictures
         Where pictures come from.
+    kept
+        File of what was looked up the last time, see `shown_rows`.
     """
 
-    def __init__(self, registry: Registry, pictures: Pictures) -> None:
-        self.registry, self.pictures = registry, pictures
-        self.metadata = Metadata.of(registry)
+    def __init__(self, registry: Registry, pictures: Pictures, kept: Path) -> None:
+        self.registry, self.pictures, self.kept = registry, pictures, kept
 
     def of(self, rows: Sequence[int] | np.ndarray) -> dict[int, Card]:
         """Cards by row id. Memory: the cards, and these columns of one row group a thread."""
         wanted = np.unique(np.asarray(rows, np.int64))
-        names = (URL_NAMES, CAPTION_NAMES, WIDTH_NAMES, HEIGHT_NAMES)
-        columns = [values.to_pylist() for values in self.metadata.columns(wanted, *names)]
-        ordinals = np.searchsorted(self.registry.offsets, wanted, "right") - 1
-        cards = {}
-        for place, row in enumerate(wanted.tolist()):
-            url, caption, width, height = (column[place] for column in columns)
-            shard = self.registry.shards[ordinals[place]]
-            cards[row] = Card(
-                row=row,
-                shard=shard.key,
-                row_in_shard=row - shard.start,
-                url=shorten(url),
-                link=web(url),
-                source=self.pictures.source(url),
-                caption=shorten(caption),
-                size=f"{shorten(width)} × {shorten(height)}" if width and height else "",
-            )
-        return cards
+        found = look_up(self.registry, wanted, self.kept).to_pylist()
+        return {
+            row: self._card(row, line) for row, line in zip(wanted.tolist(), found, strict=True)
+        }
+
+    def _card(self, row: int, line: dict[str, Any]) -> Card:
+        url, width, height = (line[name] for name in ("url", "width", "height"))
+        return Card(
+            row=row,
+            shard=line["shard"],
+            row_in_shard=line["row_in_shard"],
+            url=shorten(url),
+            link=web(url),
+            source=self.pictures.source(url),
+            caption=shorten(line["caption"]),
+            size=f"{shorten(width)} × {shorten(height)}" if width and height else "",
+        )

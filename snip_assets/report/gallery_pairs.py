@@ -8,16 +8,18 @@ from typing import Literal
 import numpy as np
 
 from snip_assets.engine import audit, shards
-from snip_assets.engine.files import read_manifest
+from snip_assets.engine.pair_files import Pairs as Block
 from snip_assets.engine.pair_files import stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.sample import splitmix64
-from snip_assets.engine.shards import Features, Shard
+from snip_assets.engine.shards import Features
 from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
 
+from .site_data import pair_files
+
 RANDOM_PAIRS, BORDERLINE = 60, 30
-# Rows that near misses are looked for, and rows that they are looked for in, at the most.
+# Rows that near misses are looked for, and rows that they are looked for in, about.
 QUERIES, MOST_SEARCHED = 1_600, 250_000
 # How far from the threshold a borderline pair may lie, as a share of it: first the nearest.
 REACHES = (0.1, 0.25, 0.5)
@@ -35,36 +37,49 @@ class Pair:
     mark: str = ""
 
 
-def random_pairs(run: Run, count: int = RANDOM_PAIRS) -> list[Pair]:
-    """A random sample of the pairs, in random order, so that any first part is one too."""
-    rows, earlier = audit.sample_pairs(run, count, run.settings.seed)
+class _Drawn:
+    """The pairs with the lowest tickets of all that are added: a random sample of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self._ticket = count, np.empty(0, np.uint64)
+        rows = np.empty(0, np.int64)
+        self.pairs = Block(rows, rows, np.empty(0, np.float32))
+
+    def add(self, ticket: np.ndarray, pairs: Block) -> None:
+        """Add some."""
+        full = len(self._ticket) >= self.count > 0
+        low = np.flatnonzero(ticket < self._ticket[-1]) if full else slice(None)
+        ticket = np.append(self._ticket, ticket[low])
+        first = np.argsort(ticket, kind="stable")[: self.count]
+        self._ticket = ticket[first]
+        both = zip(self.pairs, pairs, strict=True)
+        self.pairs = Block(*(np.append(own, new[low])[first] for own, new in both))
+
+
+def random_and_inside(
+    run: Run, random: int = RANDOM_PAIRS, inside: int = BORDERLINE
+) -> tuple[list[Pair], list[Pair]]:
+    """A random sample of all pairs, and one of those at the threshold or little less.
+
+    The former is in random order, so that any first part of it is one too; the latter by distance,
+    the farthest first. What was drawn stays, so do marks on it: of n pairs that come to N others,
+    a share of n / (n + N) takes the place of another. All pairs are gone over once.
+    """
+    most, seed = run.settings.max_distance, run.settings.seed
+    every, near = _Drawn(random), {reach: _Drawn(inside) for reach in REACHES}
+    for block in stream(pair_files(run), run.registry.rows, "pairs to show"):
+        ticket = _ticket(block.row, block.earlier_row, seed)
+        every.add(ticket, block)
+        for reach, drawn in near.items():
+            some = np.flatnonzero(block.distance >= most * (1 - reach))
+            drawn.add(ticket[some], Block(*(a[some] for a in block)))
+    rows, earlier, _ = every.pairs
     far = distances(shards.raw_features(run.registry), rows, earlier)
-    order = np.argsort(_ticket(rows, earlier), kind="stable")
-    return [_pair(rows[i], earlier[i], far[i], "random") for i in order]
-
-
-def just_inside(run: Run, count: int = BORDERLINE) -> list[Pair]:
-    """Random pairs whose distance is the threshold or little less, the farthest first."""
-    files = [
-        path
-        for key in run.registry.keys
-        if read_manifest(path := run.layout.duplicate_pairs(key)) is not None
-    ]
-    most = run.settings.max_distance
-    for reach in REACHES:
-        rows, earlier = np.empty((2, 0), np.int64)
-        far = np.empty(0, np.float32)
-        for block in stream(files, run.registry.rows, "borderline pairs"):
-            near = np.flatnonzero(block.distance >= most * (1 - reach))
-            rows = np.append(rows, block.row[near])
-            earlier = np.append(earlier, block.earlier_row[near])
-            far = np.append(far, block.distance[near])
-            first = np.argsort(_ticket(rows, earlier), kind="stable")[:count]
-            rows, earlier, far = rows[first], earlier[first], far[first]
-        if len(rows) >= count:
-            break
+    shown = [_pair(*one, "random") for one in zip(rows, earlier, far, strict=True)]
+    enough = (d.pairs for d in near.values() if len(d.pairs.row) >= inside)
+    rows, earlier, far = next(enough, near[REACHES[-1]].pairs)
     order = np.lexsort((rows, -far))
-    return [_pair(rows[i], earlier[i], far[i], "inside") for i in order]
+    return shown, [_pair(rows[i], earlier[i], far[i], "inside") for i in order]
 
 
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
@@ -73,7 +88,8 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     Looks in all shards, or in random ones of a quarter of a million rows.
     """
     raw, ids = _some_features(run)
-    most, generator = run.settings.max_distance, np.random.default_rng(run.settings.seed)
+    most, seed = run.settings.max_distance, run.settings.seed
+    generator = np.random.default_rng(seed)
     queries = np.sort(generator.choice(len(raw), min(QUERIES, len(raw)), replace=False))
     limit = most * (1 + REACHES[-1])
     query, row = exact_neighbours(raw, queries, limit, run.settings.workers)
@@ -84,7 +100,7 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
         miss = np.flatnonzero((far > np.float32(most)) & (far <= most * (1 + reach)))
         if len(miss) >= count:
             break
-    chosen = miss[np.argsort(_ticket(later[miss], earlier[miss]), kind="stable")[:count]]
+    chosen = miss[np.argsort(_ticket(later[miss], earlier[miss], seed), kind="stable")[:count]]
     chosen = chosen[np.lexsort((later[chosen], far[chosen]))]
     return [_pair(later[i], earlier[i], far[i], "outside") for i in chosen]
 
@@ -101,24 +117,16 @@ class _Ids:
 
 
 def _some_features(run: Run) -> tuple[Features, _Ids]:
-    generator = np.random.default_rng(run.settings.seed)
-    chosen: list[Shard] = []
-    rows = 0
-    for ordinal in generator.permutation(len(run.registry.shards)):
-        shard = run.registry.shards[ordinal]
-        if chosen and rows + shard.rows > MOST_SEARCHED:
-            break
-        chosen.append(shard)
-        rows += shard.rows
-    chosen.sort(key=lambda shard: shard.ordinal)
+    chosen = audit.random_shards(run.registry.shards, MOST_SEARCHED, run.settings.seed)
     offsets = np.cumsum([0, *(s.rows for s in chosen)], dtype=np.int64)
     starts = np.array([s.start for s in chosen], np.int64)
     return Features([s.features for s in chosen], offsets), _Ids(offsets, starts)
 
 
-def _ticket(rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-    """A random number for each pair that depends on nothing else."""
-    return splitmix64(rows.astype(np.uint64) ^ splitmix64(earlier.astype(np.uint64)))
+def _ticket(rows: np.ndarray, earlier: np.ndarray, seed: int) -> np.ndarray:
+    """uint64[n]: a random number for each pair that depends on nothing else."""
+    mixed = splitmix64(earlier.astype(np.uint64) ^ splitmix64(np.array([seed], np.uint64)))
+    return splitmix64(rows.astype(np.uint64) ^ mixed)
 
 
 def _pair(row: int, earlier: int, distance: float, kind: Kind) -> Pair:

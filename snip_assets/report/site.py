@@ -90,9 +90,10 @@ class _Site:
         root = gallery.root_of(run.registry)
         self.pictures = gallery.Pictures(root, run.layout.report, folder / "images")
         self.marks = labels.load(run.layout)
-        self.curves, self.quality, (self.copied, self.doubtful), *found = self._found()
-        kinds = ("random", "inside", "outside")
-        self.pairs = {kind: self._marked(some) for kind, some in zip(kinds, found, strict=True)}
+        self.curves, self.quality, groups, pairs, outside = self._found()
+        self.copied, self.doubtful = groups
+        shown = {"random": pairs[0], "inside": pairs[1], "outside": outside}
+        self.pairs = {kind: self._marked(some) for kind, some in shown.items()}
         self.cards = self._cards()
         pairs = read_manifest(run.layout.duplicate_groups)
         self.common = {
@@ -106,8 +107,7 @@ class _Site:
             lambda run: site_curves.curves_values(run, self.marks),
             site_data.quality,
             gallery_groups.largest_and_doubtful,
-            gallery_pairs.random_pairs,
-            gallery_pairs.just_inside,
+            gallery_pairs.random_and_inside,
             gallery_pairs.just_outside,
         ]
         found = threads.ordered_map(lambda part: part(self.run), parts, AT_ONCE)
@@ -117,7 +117,8 @@ class _Site:
         """Of all rows that a page shows: each file of metadata is read once for them."""
         rows = gallery_groups.rows_shown(self.copied + self.doubtful)
         rows += [r for some in self.pairs.values() for p in some for r in (p.row, p.earlier_row)]
-        return gallery.Cards(self.run.registry, self.pictures).of(rows)
+        kept = self.run.layout.shown_rows
+        return gallery.Cards(self.run.registry, self.pictures, kept).of(rows)
 
     def write(self) -> dict[str, Any]:
         """All pages; facts for the manifest."""

@@ -34,7 +34,7 @@ def _csv(tmp_path: Path, text: str) -> Path:
 def test_marks_add_up_and_the_last_one_counts(
     layout: Layout, finished: Finished, tmp_path: Path
 ) -> None:
-    pairs = gallery_pairs.random_pairs(finished.run, 4)
+    pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
     lines = [f"{p.row},{p.earlier_row},9,random,right" for p in pairs]
     taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
     assert taken == {"read": 4, "new": 4, "changed": 0, "total": 4}

@@ -176,13 +176,35 @@ def test_members_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_borderline_pairs_lie_on_their_side(finished: Finished) -> None:
     run, most = finished.run, finished.run.settings.max_distance
-    for pair in gallery_pairs.just_inside(run):
+    _, inside = gallery_pairs.random_and_inside(run)
+    assert inside
+    for pair in inside:
         assert 0.5 * most <= _distance(finished, pair.row, pair.earlier_row) <= most + 1e-6
     misses = gallery_pairs.just_outside(run)
     assert misses
     for pair in misses:
         assert most - 1e-6 < _distance(finished, pair.row, pair.earlier_row) <= 1.5 * most + 1e-6
         assert pair.earlier_row < pair.row
+
+
+def test_pairs_that_were_shown_stay_when_others_arrive(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, files = finished.run, site_data.pair_files(finished.run)
+
+    def drawn(files: list[Path], count: int) -> list[tuple[int, int]]:
+        monkeypatch.setattr(gallery_pairs, "pair_files", lambda run: files)
+        pairs, _ = gallery_pairs.random_and_inside(run, count)
+        return [(p.row, p.earlier_row) for p in pairs]
+
+    before, after = drawn(files[:2], 40), drawn(files, 40)
+    arrived = set(pq.read_table(files[2])["row"].to_pylist())
+    old = [pair for pair in after if pair[0] not in arrived]
+    assert 0 < len(old) < 40 and before[: len(old)] == old
+    # Any first part is a sample too.
+    assert drawn(files, 7) == after[:7]
+    whole = sum(pq.read_metadata(path).num_rows for path in files)
+    assert len(set(drawn(files, whole + 1))) == whole
 
 
 def test_near_misses_of_some_shards_keep_their_row_ids(
