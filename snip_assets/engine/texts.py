@@ -51,8 +51,8 @@ class Texts:
 
     Attributes
     ----------
-    batch_rows
-        Rows of a record batch.
+    rows, batch_rows
+        Rows of the file, and of a record batch.
     """
 
     def __init__(self, path: Path, column: str) -> None:
@@ -63,7 +63,7 @@ class Texts:
         batches = [
             file.get_batch(number).column(column) for number in range(file.num_record_batches)
         ]
-        self.batch_rows = max(1, len(batches[0])) if batches else 1
+        self.rows, self.batch_rows = sum(map(len, batches)), len(batches[0]) if batches else 1
         self._any = any(batch.null_count < len(batch) for batch in batches)
         # Where the parts of each batch lie: bits for texts that are there, ends, letters.
         self._valid, self._ends, self._letters = (
@@ -86,7 +86,14 @@ class Texts:
             int64[n], rows of the file; ascending ones are read in half the time.
         to
             int64[n], which text of the array each becomes; default: in the order asked for.
+
+        Raises
+        ------
+        IndexError
+            There is no such row.
         """
+        if len(places) and not 0 <= places.min() <= places.max() < self.rows:
+            raise IndexError(f"{self.rows} texts, asked for {places.min()} to {places.max()}")
         if not self._any:
             return pa.nulls(len(places), pa.large_string())
         to = np.arange(len(places)) if to is None else to

@@ -48,6 +48,7 @@ def test_pairs_whose_seconds_rise_or_not(tmp_path_factory, pairs, rising):
     assert found == sorted(pairs)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS | st.integers(0, 2**63 - 1), max_size=60))
 def test_places_in_ascending_order(numbers):
     array = np.array(numbers, np.uint64)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.texts import Texts
@@ -21,6 +21,7 @@ def written(path: Path, texts: list[str | None], batch_rows: int) -> None:
         file.write_table(table, max_chunksize=batch_rows)
 
 
+@settings(deadline=None)
 @given(st.data(), SOME, st.integers(1, 11))
 def test_texts_are_those_that_arrow_reads(
     tmp_path_factory: pytest.TempPathFactory,
@@ -49,3 +50,6 @@ def test_texts_of_many_lengths_keep_their_letters(tmp_path: Path) -> None:
     found = Texts(tmp_path / "texts.arrow", "text").take(places)
     assert found.to_pylist() == [texts[place] for place in places]
     assert found.null_count == sum(text is None for text in texts)
+    for wrong in (-1, 2_000):
+        with pytest.raises(IndexError, match=f"2000 texts, asked for {wrong}"):
+            Texts(tmp_path / "texts.arrow", "text").take(np.array([wrong]))
