@@ -31,9 +31,12 @@ TRAINING = "snip_model"
 def child(place: Path, out: Path, limit: int) -> None:
     """Run the graph over so many shards; leave the times behind."""
     from snip_assets import graph, home
+    from snip_assets.cli import no_garbage
     from snip_assets.engine import forecast
     from snip_assets.resources import DataSet
 
+    # As `snip dedup` does it.
+    no_garbage()
     source = shards.Source(place / "img_emb", place / "metadata")
     dataset = DataSet.of(source, out, Settings())
     started = time.time()
@@ -45,7 +48,6 @@ def child(place: Path, out: Path, limit: int) -> None:
             for step in instance.get_run_step_stats(record.dagster_run.run_id):
                 if (step.start_time or 0) >= started:
                     spans.setdefault(step.step_key, [step.start_time, step.end_time])
-    # As `snip dedup` does it.
     if len(outcome.new) == limit:
         forecast.keep(dataset.layout, dataset.settings, outcome.seconds)
     left = {"seconds": outcome.seconds, "wall": wall, "spans": spans, "checks": outcome.checks}

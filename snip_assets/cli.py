@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import pkgutil
@@ -75,9 +77,16 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(commands.__path__)):
     importlib.import_module(f"{commands.__name__}.{_module}").register(app)
 
 
+def no_garbage() -> None:
+    """Do not look for garbage among what is imported, or at the end: that alone takes a second."""
+    gc.freeze()
+    atexit.register(gc.freeze)
+
+
 def main() -> None:
     """Run a command; an error that the user can mend is one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*is currently in (beta|preview).*")
+    no_garbage()
     try:
         app()
     except SnipError as error:

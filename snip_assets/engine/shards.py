@@ -197,8 +197,14 @@ def parquet_rows(path: Path) -> int:
     return parquet_file(path).metadata.num_rows
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
     """Open a parquet file.
+
+    Parameters
+    ----------
+    piece
+        Bytes of a local file to read at a time, for who wants the first rows alone; default: whole
+        columns.
 
     Raises
     ------
@@ -208,7 +214,7 @@ def parquet_file(path: Path) -> pq.ParquetFile:
     if is_remote(path):
         return _remote_parquet(path)
     try:
-        return pq.ParquetFile(path, memory_map=False)
+        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=not piece)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:

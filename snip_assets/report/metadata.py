@@ -24,6 +24,9 @@ MOST_SHARD_RECORDS = 256
 # second.
 MOST_SHARD_PICTURES = 8
 
+# Bytes of a column that are read for its first rows.
+PIECE = 1 << 16
+
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {
     *("bytes", "pair_versions", "metadata_states", "shards_missing", "shards_seen"),
@@ -72,7 +75,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
     """The first rows of a parquet file as a markdown table; texts cut, markup made harmless."""
-    batch = next(parquet_file(path).iter_batches(batch_size=count), None)
+    batch = next(parquet_file(path, piece=PIECE).iter_batches(batch_size=count), None)
     if batch is None:
         return dg.MetadataValue.md("*no rows*")
     table = pa.Table.from_batches([batch]).slice(0, count)
