@@ -95,14 +95,14 @@ class _Site:
         shown = {"random": pairs[0], "inside": pairs[1], "outside": outside}
         self.pairs = {kind: self._marked(some) for kind, some in shown.items()}
         self.cards = self._cards()
-        pairs = read_manifest(run.layout.duplicate_groups)
+        decided = read_manifest(run.layout.duplicate_groups)
         self.common = {
             "data_set": f"{root.name}, {run.registry.rows:,} rows",
-            "version": pairs.version[:16] if pairs else "",
+            "version": decided.version[:16] if decided else "",
         }
 
     def _found(self) -> list[Any]:
-        """What the pages show, but for the cards: one core each, most of it waits for the disk."""
+        """What the pages show, but for the cards; a part takes one core, or waits for the disk."""
         parts: list[Callable[[Run], Any]] = [
             lambda run: site_curves.curves_values(run, self.marks),
             site_data.quality,
