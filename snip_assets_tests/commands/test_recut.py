@@ -10,6 +10,7 @@ from snip_assets.commands import recut
 from snip_assets.engine import publish
 from snip_assets.engine.files import seal
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.slices import Slices
 from snip_assets_tests.engine.test_publish import run
 
 __all__ = ["run"]
@@ -51,7 +52,7 @@ def test_recut_prints_a_curve_or_writes_a_folder(run, invoke, tmp_path):
 def test_apply_reports_each_file(run, invoke, tmp_path):
     layout, registry, facts, _ = run
     for shard in registry.shards:
-        publish.drop_list(shard, layout.duplicate_groups, layout.drop_list(shard.key))
+        publish.drop_list(shard, Slices(layout.duplicate_groups), layout.drop_list(shard.key))
     output = invoke(
         "apply", "--drop-list", layout.drop_list("x").parent, "--metadata",
         registry.source.metadata, "--out", tmp_path, "--on", "key",

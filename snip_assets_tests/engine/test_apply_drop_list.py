@@ -8,6 +8,7 @@ import pytest
 from snip_assets.engine import publish
 from snip_assets.engine.apply_drop_list import apply_drop_list, summary
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.slices import Slices
 
 from .test_publish import run, table_of
 
@@ -18,7 +19,7 @@ __all__ = ["run"]
 def lists(run):
     layout, registry, _, _ = run
     for shard in registry.shards:
-        publish.drop_list(shard, layout.duplicate_groups, layout.drop_list(shard.key))
+        publish.drop_list(shard, Slices(layout.duplicate_groups), layout.drop_list(shard.key))
     return layout.drop_list("x").parent, registry, layout
 
 
@@ -69,7 +70,7 @@ def test_by_key_gives_the_deduped_metadata(lists, tmp_path):
     result = apply_drop_list(drops, registry.source.metadata, tmp_path, on="key")
     for shard in registry.shards:
         out = tmp_path / "again.parquet"
-        publish.deduped_metadata(shard, layout.duplicate_groups, out)
+        publish.deduped_metadata(shard, Slices(layout.duplicate_groups), out)
         assert (tmp_path / f"metadata_{shard.key}.parquet").read_bytes() == out.read_bytes()
     assert result["found"] == result["listed"] == result["dropped"]
 
