@@ -196,7 +196,7 @@ def _marked(hashes, low, marks):
 class Among:
     """Which of many hashes are among a few.
 
-    Marks by the lowest bits, of which one in 32 or fewer is set, leave few to look up one by one.
+    Marks by the lowest bits, less than one in 64 of which is set, leave few to look up one by one.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,14 +71,19 @@ def largest_and_doubtful(
     far = far.take(np.sort(np.unique(far["group"].to_numpy(), return_index=True)[1]))
     looked_at = _looked_at(run, [*top["size"].to_pylist(), *far.to_pylist()])
     many, wide = looked_at[: len(top["size"])], looked_at[len(top["size"]) :]
-    copied = [group.shown(lambda n: np.linspace(0, n - 1, SHOWN).astype(int)) for group in many]
-    spread = [group.shown(lambda n: np.arange(max(0, n - SHOWN), n)) for group in wide]
-    spread.sort(key=lambda g: (-g.spread, g.group))
-    return _ranked(copied), _ranked(spread[:doubtful])
+    wide.sort(key=lambda g: (-g.spread, g.line["group"]))
+    return (
+        [g.shown(rank, _evenly) for rank, g in enumerate(many, 1)],
+        [g.shown(rank, _farthest) for rank, g in enumerate(wide[:doubtful], 1)],
+    )
 
 
-def _ranked(groups: list[Group]) -> list[Group]:
-    return [replace(group, rank=rank) for rank, group in enumerate(groups, 1)]
+def _evenly(number: int) -> np.ndarray:
+    return np.linspace(0, number - 1, SHOWN).astype(int)
+
+
+def _farthest(number: int) -> np.ndarray:
+    return np.arange(number - SHOWN, number)
 
 
 def members(labels: np.ndarray, groups: np.ndarray, most: int) -> dict[int, np.ndarray]:
@@ -122,13 +127,18 @@ class _LookedAt:
     far: np.ndarray
     kept: np.ndarray
 
-    def shown(self, choose: Callable[[int], np.ndarray]) -> Group:
-        """The group with the members that `choose` takes of so many, by distance."""
+    @property
+    def spread(self) -> float:
+        """Largest distance to the representative."""
+        return float(self.far.max(initial=0))
+
+    def shown(self, rank: int, choose: Callable[[int], np.ndarray]) -> Group:
+        """The group with the members that `choose` takes of more than `SHOWN`, by distance."""
         order = np.lexsort((self.rows, self.far))
         chosen = order if len(order) <= SHOWN else order[choose(len(order))]
         some = [Member(int(self.rows[i]), float(self.far[i]), bool(self.kept[i])) for i in chosen]
         values = {name: int(self.line[name]) for name in COLUMNS[:4]}
-        return Group(0, **values, members=some, spread=float(self.far.max(initial=0)))
+        return Group(rank, **values, members=some, spread=self.spread)
 
 
 def _looked_at(run: Run, lines: list[dict[str, Any]]) -> list[_LookedAt]:

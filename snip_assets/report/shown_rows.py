@@ -51,7 +51,8 @@ def look_up(registry: Registry, rows: np.ndarray, kept: Path) -> pa.Table:
     """
     places = _places(registry, rows)
     before = _read(kept)
-    known = {place: at for at, place in enumerate(zip(*_columns(before, _PLACE), strict=True))}
+    columns = (before[name].to_pylist() for name in _PLACE)
+    known = {place: at for at, place in enumerate(zip(*columns, strict=True))}
     at = np.array([known.get(place, -1) for place in places], np.int64)
     new = at < 0
     if not new.any() and len(before) == len(rows):
@@ -76,10 +77,6 @@ def _places(registry: Registry, rows: np.ndarray) -> list[tuple[str, str, int]]:
         (shards[n].key, states[n], row - shards[n].start)
         for n, row in zip(ordinals.tolist(), rows.tolist(), strict=True)
     ]
-
-
-def _columns(table: pa.Table, names: tuple[str, ...]) -> list[list[object]]:
-    return [table[name].to_pylist() for name in names]
 
 
 def _read(path: Path) -> pa.Table:

@@ -180,6 +180,7 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
     share = min(1.0, choices.THRESHOLD_PAIRS / max(1, pairs))
     hashed = len(run.hashed()) == len(run.registry.shards)
+    # Rows in pairs, at the most and about.
     paired = min(run.registry.rows, 2 * choices.THRESHOLD_PAIRS)
     with tempfile.TemporaryDirectory(prefix=".tmp-") as spill:
         if share < 1:
