@@ -16,7 +16,7 @@ from numba import njit
 
 from . import half_rows
 from .errors import BadInputError
-from .external_sort import sorted_keys
+from .external_sort import distinct, once, sorted_keys
 from .files import NpyWriter, open_npy
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
@@ -160,7 +160,7 @@ def _looked_at(
     if len(inside) == len(maps):
         return list(inside.values())
     some = [np.empty(0, np.uint64), *(maps[n][places] for n, places in inside.items())]
-    looked_for = Among(np.unique(np.concatenate(some)))
+    looked_for = Among(distinct(np.concatenate(some)))
 
     def places(number: int) -> np.ndarray:
         return inside[number] if number in inside else looked_for.places(maps[number])
@@ -249,7 +249,7 @@ def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Sorting numbers alone is several times faster than sorting places by them, and few repeat.
     """
     ordered = sorted_keys(value)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    twice = once(ordered[1:][ordered[1:] == ordered[:-1]])
     inside = Among(twice).places(value)
     order = inside[np.argsort(value[inside], kind="stable")]
     return value[order], row[order]

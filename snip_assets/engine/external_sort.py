@@ -205,6 +205,26 @@ def sorted_keys(keys: np.ndarray) -> np.ndarray:
     return keys if keys is room[1] else keys.copy()
 
 
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """The different ones of some keys, ascending.
+
+    `np.unique` of numpy 2.4 hashes them first: a hundred times as long for millions that differ.
+
+    Parameters
+    ----------
+    keys
+        uint64[n].
+    """
+    return once(sorted_keys(keys))
+
+
+def once(ordered: np.ndarray) -> np.ndarray:
+    """The different ones of some numbers that are in order."""
+    new = np.ones(len(ordered), np.bool_)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return ordered[new]
+
+
 def ascending(numbers: np.ndarray) -> np.ndarray:
     """int64[n]: places of some whole numbers in ascending order; equal ones stay as they are."""
     if len(numbers) and numbers.max() > LOW:

@@ -71,7 +71,8 @@ def duplicate_groups(
 
     Files: labels.npy (`groups.group`), kept_row.npy, kept_distance.npy, dropped_rows.npy and
     dropped_kept_rows.npy (`keep.keep`), representatives.npy and .arrow (`representatives.write`),
-    groups.parquet. Memory: the larger of those of `keep.keep` and `write_table`.
+    groups.parquet. Memory: that of `keep.keep`, that of a `Sorter`, and 64 bytes a row of
+    `BATCH_GROUPS` groups.
 
     Parameters
     ----------
@@ -97,11 +98,16 @@ def duplicate_groups(
     new = [path for path in paths if former is None or path not in former.pair_files]
     with atomic_path(out) as folder:
         folder.mkdir()
-        group(new, rows, folder / "labels.npy", max_distance, labels)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as spill:
+        with (
+            tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as spill,
+            ThreadPoolExecutor(1, "groups") as beside,
+        ):
+            group(new, rows, folder / "labels.npy", max_distance, labels)
+            all_labels = open_npy(folder / "labels.npy")
+            # For the table, which waits for what is kept.
+            by_group = threads.ahead(_rows_by_group(all_labels, Path(spill)), beside)
             if before is not None:
                 changed = Path(spill) / "changed.parquet"
-                all_labels = open_npy(folder / "labels.npy")
                 changed_pairs(paths, new, all_labels, changed, max_distance)
                 paths = [changed]
             facts = keep(
@@ -114,34 +120,25 @@ def duplicate_groups(
                 copies=copies,
                 before=before,
             )
-        known = None if before is None else Representatives(before)
-        count = representatives.write(folder, metadata, known)
-        return {**facts, "representatives": count, **write_table(folder)}
+            known = None if before is None else Representatives(before)
+            count = representatives.write(folder, metadata, known)
+            return {**facts, "representatives": count, **_write_table(folder, by_group)}
 
 
-def write_table(folder: Path) -> dict[str, int]:
-    """Write `groups.parquet` beside the other files of the folder.
-
-    Memory: 64 bytes a row of `BATCH_GROUPS` groups, and that of a `Sorter`.
-
-    Returns
-    -------
-    dict
-        groups, grouped_rows, largest_group, chained_groups.
-    """
+def _write_table(folder: Path, by_group: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    """Write `groups.parquet` beside the other files of the folder; what there is of groups."""
     facts = {"groups": 0, "grouped_rows": 0, "largest_group": 0, "chained_groups": 0}
     known = Representatives(folder)
     with (
-        tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as spill,
         atomic_path(folder / "groups.parquet") as temporary,
         pq.ParquetWriter(
             temporary, SCHEMA, compression="zstd", use_dictionary=FEW, column_encoding=PACKED
         ) as writer,
         ThreadPoolExecutor(1, "write") as pool,
     ):
-        groups = _groups(open_npy(folder / "labels.npy"), Path(spill))
         writing: Future[None] | None = None
         # The next ones are looked up while some are written.
+        groups = _some_groups(by_group)
         for table in threads.ordered_map(lambda some: _table(folder, known, *some), groups, 2):
             if writing is not None:
                 writing.result()
@@ -184,12 +181,19 @@ def top_groups(
     return best
 
 
-def _groups(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some groups at a time: where each begins, and the end; rows by group, ascending."""
+def _rows_by_group(labels: np.ndarray, spill: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Group and row of all rows but the first of each group, sorted; cut between groups."""
     sorter = PairSorter(spill, labels.dtype)
     for start in range(0, len(labels), BLOCK_ROWS):
         sorter.append(*_later(labels[start : start + BLOCK_ROWS], start))
-    for group_, row in _whole(sorter.blocks()):
+    yield from _whole(sorter.blocks())
+
+
+def _some_groups(
+    by_group: Iterator[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some groups at a time: where each begins, and the end; rows by group, ascending."""
+    for group_, row in by_group:
         # Where groups begin, and the end.
         cuts = np.flatnonzero(np.concatenate([[True], group_[1:] != group_[:-1], [True]]))
         for first in range(0, len(cuts) - 1, BATCH_GROUPS):

@@ -60,11 +60,11 @@ def extend(
     if known > rows:
         raise BadInputError(f"{known} labels for {rows} rows: labels of another data set?")
     forest = np.empty(rows, row_dtype(rows))
-    for start in range(0, rows, BLOCK_ROWS):
-        stop = min(rows, start + BLOCK_ROWS)
-        forest[start:stop] = np.arange(start, stop, dtype=forest.dtype)
     if labels is not None:
         forest[:known] = labels
+    for start in range(known, rows, BLOCK_ROWS):
+        stop = min(rows, start + BLOCK_ROWS)
+        forest[start:stop] = np.arange(start, stop, dtype=forest.dtype)
     most = limit(max_distance)
     for pairs in stream(pair_files, rows, "Groups"):
         unite(forest, pairs.row, pairs.earlier_row, pairs.distance, most)

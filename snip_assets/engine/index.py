@@ -36,10 +36,10 @@ from .layout import Layout
 from .progress import track
 from .resident import trim
 from .shards import load
+from .tally import tally
 from .trained import TrainedIndex
 
 MERGE_BYTES = 1 << 28
-BLOCK_ROWS = 1 << 20
 
 
 @njit(nogil=True, cache=True)
@@ -70,24 +70,6 @@ def _taken(own, code, start, left_out, rows, codes, count):
             codes[count, k] = code[i, k]
         count += not marked[i]
     return count
-
-
-@njit(nogil=True, cache=True)
-def _tally(own, start, rows, once, again):
-    """Mark rows by bits, those that were marked before as well; how many are beyond the last."""
-    beyond = 0
-    for row in own:
-        place = np.int64(row) + start
-        if 0 <= place < rows:
-            bit, known = np.uint8(1 << (place & 7)), once[place >> 3]
-            # A store at each row would take four times as long.
-            if known & bit:
-                again[place >> 3] |= bit
-            else:
-                once[place >> 3] = known | bit
-        else:
-            beyond += 1
-    return beyond
 
 
 @dataclass(frozen=True)
@@ -227,20 +209,14 @@ class SnipIndex:
         BadInputError
             It holds other rows.
         """
-        # Bits lie in the cache where bytes do not; a list has rows from everywhere.
-        once, again = np.zeros((2, -(-rows // 8)), np.uint8)
-        for part, own in zip(self.parts, self._rows, strict=True):
-            for start in range(0, len(own), BLOCK_ROWS):
-                if _tally(own[start : start + BLOCK_ROWS], part.start, rows, once, again):
-                    raise BadInputError(
-                        f"{part.folder}: holds rows beyond the {rows} of the data set; delete the "
-                        "folder snip_index with its manifest and materialise it again."
-                    )
-                trim()
-        found = np.unpackbits(once, count=rows, bitorder="little")
-        if again.any():
-            found += np.unpackbits(again, count=rows, bitorder="little")
-        return found
+        parts = [(own, part.start) for part, own in zip(self.parts, self._rows, strict=True)]
+        times, beyond = tally(parts, rows)
+        if beyond:
+            raise BadInputError(
+                f"{self.parts[beyond[0]].folder}: holds rows beyond the {rows} of the data set; "
+                "delete the folder snip_index with its manifest and materialise it again."
+            )
+        return times
 
     def read_list(
         self, number: int, left_out: np.ndarray | None = None

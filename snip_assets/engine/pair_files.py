@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from . import progress
 from .errors import BadInputError
 from .sample import drawn
+from .threads import ahead
 
 BLOCK_PAIRS = 1 << 20
 # (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
@@ -79,11 +80,7 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]
         ThreadPoolExecutor(1) as pool,
     ):
         for path in pair_files:
-            blocks = _read(path, rows)
-            ahead = pool.submit(next, blocks, None)
-            while (block := ahead.result()) is not None:
-                ahead = pool.submit(next, blocks, None)
-                yield block
+            yield from ahead(_read(path, rows), pool)
             task.advance()
 
 

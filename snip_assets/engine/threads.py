@@ -11,9 +11,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from threadpoolctl import OpenBLASController, ThreadpoolController
@@ -112,3 +112,20 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def ahead(items: Iterator[A], pool: Executor) -> Iterator[A]:
+    """The same items, each made by the pool before it is asked for: the first one from now on.
+
+    Memory: one item more.
+    """
+    end = object()
+    coming = pool.submit(next, items, end)
+
+    def taken() -> Iterator[A]:
+        nonlocal coming
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield cast(A, item)
+
+    return taken()

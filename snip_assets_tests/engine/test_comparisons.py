@@ -96,3 +96,36 @@ def test_changed_bytes_are_told_though_size_and_time_are_the_same(
         files.require(output, "a", "recent")
     with pytest.raises(StaleOutputError, match=r"codes\.npy: checksum differs"):
         files.require(output, "a", "recent")
+
+
+def test_of_parts_only_what_is_new_is_read(output: Path, another: Another) -> None:
+    whole, newer = output.parent, output.parent / "0002"
+    read = another()
+    newer.mkdir()
+    np.save(newer / "codes.npy", np.arange(10))
+    files.seal(newer, {})
+    files.seal_parts(whole, {}, [output, newer])
+    read.clear()
+    files.require(whole, "a", "recent")
+    assert read == [], "each part was compared"
+    another()
+    (whole.parent / ".compared" / "index_shards" / "0002.json").unlink()
+    files.require(whole, "a", "recent")
+    assert read == [newer / "codes.npy"]
+    files.manifest_path(newer).write_text("{")
+    another()
+    files.require(whole, "a", "recent")
+    assert len(read) == 3, "a part whose manifest is damaged cannot tell"
+
+
+def test_a_part_that_changed_since_is_told(output: Path, another: Another) -> None:
+    whole = output.parent
+    files.seal_parts(whole, {}, [output])
+    another()
+    np.save(output / "b-rows.npy", np.arange(10)[::-1])
+    with pytest.raises(StaleOutputError, match=r"b-rows\.npy: checksum differs"):
+        files.require(whole, "a", "recent")
+    files.seal(output, {})
+    another()
+    with pytest.raises(StaleOutputError, match=r"b-rows\.npy: checksum differs"):
+        files.require(whole, "a", "recent")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snip_assets.engine.external_sort import PairSorter, Sorter, ascending, sorted_keys
+from snip_assets.engine.external_sort import PairSorter, Sorter, ascending, distinct, sorted_keys
 
 
 @settings(max_examples=80, deadline=None)
@@ -50,6 +50,7 @@ def test_pairs_whose_seconds_rise_or_not(tmp_path_factory, pairs, rising):
 
 @settings(deadline=None)
 @given(st.lists(NUMBERS | st.integers(0, 2**63 - 1), max_size=60))
-def test_places_in_ascending_order(numbers):
+def test_places_in_ascending_order_and_each_number_once(numbers):
     array = np.array(numbers, np.uint64)
     np.testing.assert_array_equal(ascending(array), np.argsort(array, kind="stable"))
+    np.testing.assert_array_equal(distinct(array), np.unique(array))
