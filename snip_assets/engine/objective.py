@@ -8,6 +8,7 @@ between images and texts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import faiss
 import numpy as np
@@ -79,16 +80,23 @@ def neighbour_target(raw: torch.Tensor, temperature: float) -> torch.Tensor:
     Tensor
         float32[b, b]; rows sum to one, zero on the diagonal.
     """
-    return _without_itself(raw / temperature).softmax(1)
+    return _without_itself(raw, temperature).softmax(1)
 
 
 def neighbour_loss(target: torch.Tensor, short: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy between `neighbour_target` and the softmax of other similarities."""
-    return nn.functional.cross_entropy(_without_itself(short / temperature), target)
+    return nn.functional.cross_entropy(_without_itself(short, temperature), target)
 
 
-def _without_itself(logits: torch.Tensor) -> torch.Tensor:
-    return logits.float() - 1e4 * torch.eye(len(logits), device=logits.device)
+@lru_cache(1)
+def _diagonal(rows: int, device: torch.device) -> torch.Tensor:
+    """Made once: that takes longer than all that is done with it in a step."""
+    return torch.diag(torch.full((rows,), -1e4, device=device))
+
+
+def _without_itself(similar: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits, of which a softmax leaves a row itself out."""
+    return torch.add(_diagonal(len(similar), similar.device), similar, alpha=1 / temperature)
 
 
 def near_loss(raw: torch.Tensor, short: torch.Tensor, distance: float) -> torch.Tensor:
@@ -98,10 +106,11 @@ def near_loss(raw: torch.Tensor, short: torch.Tensor, distance: float) -> torch.
     together counts as well. Parameters are similarities of unit rows, float32[b, b].
     """
     least = 1 - distance / 2
-    near = ((raw > least) | (short.detach() > least)).float()
-    near = near - torch.diag(near.diagonal())
-    error = (2 * (short - raw)).square() * near
-    return error.sum() / near.sum().clamp(min=1) / distance**2
+    near = (torch.maximum(raw, short.detach()) > least).fill_diagonal_(False)
+    # Few are: looked up, they cost less than a product of all.
+    places = near.nonzero(as_tuple=True)
+    error = 2 * (short[places] - raw[places])
+    return error.square().sum() / max(1, len(error)) / distance**2
 
 
 def text_loss(
@@ -180,10 +189,11 @@ class Codes:
         """
         fixed = self.decode(short.detach())
         decoded = short + (fixed - short).detach()
-        lengths = decoded.square().sum(1)
-        distances = lengths[:, None] + lengths[None] - 2 * decoded @ decoded.T
+        # Minus half of the squared distances, but for the row's own length, which says nothing
+        # about which neighbour is nearer.
+        nearness = decoded @ decoded.T - decoded.square().sum(1) / 2
         error = (short - fixed).square().sum(1).mean()
-        return neighbour_loss(target, -distances / 2, temperature) + commit * error
+        return neighbour_loss(target, nearness, temperature) + commit * error
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""

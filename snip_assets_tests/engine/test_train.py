@@ -154,6 +154,36 @@ def test_neighbour_loss_is_least_at_the_target() -> None:
     assert near_loss(raw, raw, 0.3) == 0
 
 
+def test_losses_and_gradients_as_written_out() -> None:
+    torch.manual_seed(0)
+    raw, short = (torch.nn.functional.normalize(torch.randn(40, d), dim=1) for d in (6, 4))
+    raw[1], raw[7], short[9] = raw[0], raw[2] + 0.1, short[3]
+    codes = Codes(2, 4)
+    codes.fit(short, 0)
+    short.requires_grad_()
+    near = torch.cdist(raw, raw).square().lt(0.3) | torch.cdist(short, short).square().lt(0.3)
+    near = near & ~torch.eye(40, dtype=torch.bool)
+    target = neighbour_target(raw @ raw.T, 0.1)
+    error = (2 * short @ short.T - 2 * raw @ raw.T)[near]
+    decoded = short + (codes.decode(short.detach()) - short).detach()
+    away = -(decoded[:, None] - decoded[None]).square().sum(2) / 2 / 0.5
+    away = away.masked_fill(torch.eye(40, dtype=torch.bool), -1e4)
+    coding = (short - codes.decode(short.detach())).square().sum(1).mean()
+    pairs = (
+        (near_loss(raw @ raw.T, short @ short.T, 0.3), error.square().mean() / 0.3**2),
+        (
+            codes.loss(target, short, 0.5, 0.36),
+            torch.nn.functional.cross_entropy(away, target) + 0.36 * coding,
+        ),
+    )
+    for found, expected in pairs:
+        slopes = [
+            torch.autograd.grad(loss, short, retain_graph=True)[0] for loss in (found, expected)
+        ]
+        assert torch.allclose(found, expected, rtol=1e-4)
+        assert torch.allclose(*slopes, rtol=1e-3, atol=1e-6)
+
+
 def test_codes_decode_what_they_were_trained_on() -> None:
     short = torch.nn.functional.normalize(torch.randn(300, 16), dim=1)
     codes = Codes(4, 8)
