@@ -82,6 +82,11 @@ class _Needs:
         snip = sum_squares(x[later], x[earlier])
         return cls(margin, excess, (apart - own)[:, ends], snip)
 
+    @classmethod
+    def either_way(cls, x, placed, one, other, axes) -> _Needs:
+        """Which row of a pair is the later one is chance: both ways tell what pairs need."""
+        return cls.of(x, placed, one, other, axes) + cls.of(x, placed, other, one, axes)
+
     def __add__(self, other: _Needs) -> _Needs:
         names = ("margin", "excess", "short", "snip")
         return _Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
@@ -140,12 +145,13 @@ def calibrate(
     home = placed.lists[:, 0]
     residuals = (sample.snip - trained.centroids[home])[:65_536]
     axes = leading_axes(residuals, trained.dim)
-    needs = _Needs.of(sample.snip, placed, later, earlier, axes)
+    needs = _Needs.either_way(sample.snip, placed, later, earlier, axes)
     if known is not None:
         theirs = _Placed.of(trained, known.snip, settings.max_probes, settings.workers)
         ends = known.later[known.true], known.earlier[known.true]
-        needs += _Needs.of(known.snip, theirs, *ends, axes)
-    planted = len(needs.snip) < FEWEST_PAIRS
+        needs += _Needs.either_way(known.snip, theirs, *ends, axes)
+    pairs = len(needs.snip) // 2
+    planted = pairs < FEWEST_PAIRS
     if planted:
         # Too few true pairs: a row and the decoded code of itself stand in for one.
         needs = _Needs.of(sample.snip, placed, queries, queries, axes).shifted(
@@ -187,7 +193,7 @@ def calibrate(
         lost_by_code=float((excess > slack).mean()),
         lost_by_short_code=float(lost_short.mean()),
         lost_by_snip_limit=float((snip > snip_limit).mean()),
-        pairs=len(snip),
+        pairs=len(snip) if planted else pairs,
         candidates_per_row=_candidates(histogram, slack, sample.rows, n),
         probes_per_row=probes_per_row,
         planted=planted,

@@ -90,6 +90,23 @@ def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     assert found.recall >= 0.995
 
 
+def test_it_is_chance_which_row_of_a_pair_is_the_later_one() -> None:
+    x, settings = rows(3, 2000), Settings(max_distance=0.1)
+    trained = TrainedIndex.train(rows(4), 16, "PQ4", 0)
+    sample = calibration.Sample(None, rows(5, 1000), np.ones(1000, bool), 100_000)
+    one, other, _ = exact_pairs(x, np.arange(len(x)), settings.max_distance)
+    every = np.ones(len(one))
+    found = [
+        calibrate.calibrate(
+            trained, sample, settings, calibrate.KnownPairs(x, *ends, every > 0, every)
+        )[0]
+        for ends in ((one, other), (other, one))
+    ]
+    assert found[0].pairs == found[1].pairs == len(one)
+    for name in ("slack", "radius", "short_slack", "snip_limit", "recall"):
+        assert getattr(found[0], name) == pytest.approx(getattr(found[1], name), rel=1e-6)
+
+
 def test_a_small_sample_still_tells_the_tail() -> None:
     random = np.random.default_rng(0)
     share, beyond, largest = 0.001, [], []
