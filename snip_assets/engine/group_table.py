@@ -71,7 +71,7 @@ def duplicate_groups(
 
     Files: labels.npy (`groups.group`), kept_row.npy, kept_distance.npy, dropped_rows.npy and
     dropped_kept_rows.npy (`keep.keep`), representatives.npy and .arrow (`representatives.write`),
-    groups.parquet. Memory: that of `keep.keep`, that of a `Sorter`, and 64 bytes a row of
+    groups.parquet. Memory: that of `keep.keep` and, beside it, a `Sorter`; 64 bytes a row of
     `BATCH_GROUPS` groups.
 
     Parameters

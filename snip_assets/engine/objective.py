@@ -90,7 +90,7 @@ def neighbour_loss(target: torch.Tensor, short: torch.Tensor, temperature: float
 
 @lru_cache(1)
 def _diagonal(rows: int, device: torch.device) -> torch.Tensor:
-    """Made once: that takes longer than all that is done with it in a step."""
+    """What leaves a row itself out; made once, not at each step."""
     return torch.diag(torch.full((rows,), -1e4, device=device))
 
 
