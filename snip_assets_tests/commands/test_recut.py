@@ -1,6 +1,8 @@
 """The commands recut and apply, as typed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -58,3 +60,9 @@ def test_apply_reports_each_file(run, invoke, tmp_path):
         registry.source.metadata, "--out", tmp_path, "--on", "key",
     )  # fmt: skip
     assert f"{facts['dropped']} dropped" in output and "metadata_0003.parquet" in output
+    # As a process of its own: what libraries say when the interpreter ends is seen then alone.
+    folders = "--drop-list", layout.drop_list("x").parent, "--metadata", registry.source.metadata
+    command = [sys.executable, "-c", "from snip_assets.cli import main; main()", "apply"]
+    command += [*map(str, folders), "--out", str(tmp_path / "again"), "--on", "key", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "leaked" not in done.stderr
