@@ -334,23 +334,21 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
         "size" looks at sizes, "full" reads every byte, "recent" those that were not compared
         before (`comparisons`).
     """
-    members = [output.parent / name for name in manifest.files]
+    entries = {output.parent / name: entry for name, entry in manifest.files.items()}
     found = []
-    for member, entry in zip(members, manifest.files.values(), strict=True):
+    for member, entry in entries.items():
         if not member.is_file():
             found.append(f"{member}: missing")
         elif member.stat().st_size != entry["bytes"]:
             found.append(f"{member}: {member.stat().st_size} bytes, not {entry['bytes']}")
     if found or level == "size":
         return found
-    state = comparisons.state(members)
+    state = comparisons.state(entries)
     if level == "recent" and comparisons.held(output, manifest.version, state, elsewhere=True):
         return []
     if level == "recent" and (parts := _parts(output, manifest)):
         return [line for part, own in parts.items() for line in damage(part, own, level)]
-    for member, entry in zip(members, manifest.files.values(), strict=True):
-        if checksum(member) != entry["xxh3"]:
-            found.append(f"{member}: checksum differs")
+    found = [f"{m}: checksum differs" for m, e in entries.items() if checksum(m) != e["xxh3"]]
     if not found:
         comparisons.remember(output, manifest.version, state)
     return found

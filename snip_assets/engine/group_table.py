@@ -105,7 +105,7 @@ def duplicate_groups(
             group(new, rows, folder / "labels.npy", max_distance, labels)
             all_labels = open_npy(folder / "labels.npy")
             # For the table, which waits for what is kept.
-            by_group = threads.ahead(_rows_by_group(all_labels, Path(spill)), beside)
+            by_group = threads.prefetch(_rows_by_group(all_labels, Path(spill)), beside)
             if before is not None:
                 changed = Path(spill) / "changed.parquet"
                 changed_pairs(paths, new, all_labels, changed, max_distance)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from . import progress
 from .errors import BadInputError
 from .sample import drawn
-from .threads import ahead
+from .threads import prefetch
 
 BLOCK_PAIRS = 1 << 20
 # (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
@@ -80,7 +80,7 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]
         ThreadPoolExecutor(1) as pool,
     ):
         for path in pair_files:
-            yield from ahead(_read(path, rows), pool)
+            yield from prefetch(_read(path, rows), pool)
             task.advance()
 
 

@@ -114,7 +114,7 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
                 future.cancel()
 
 
-def ahead(items: Iterator[A], pool: Executor) -> Iterator[A]:
+def prefetch(items: Iterator[A], pool: Executor) -> Iterator[A]:
     """The same items, each made by the pool before it is asked for: the first one from now on.
 
     Memory: one item more.
