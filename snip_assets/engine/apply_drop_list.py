@@ -71,10 +71,12 @@ def apply_drop_list(
     Raises
     ------
     BadInputError
-        A folder is empty, a file lacks the column, or `out` is `metadata`.
+        A folder is empty, a file lacks the column, or `out` is `metadata` or has a '?'.
     """
     if out.resolve() == metadata.resolve():
         raise BadInputError(f"{out}: would overwrite its own source; choose another folder.")
+    if "?" in str(out.resolve()):
+        raise BadInputError(f"{out}: DuckDB opens no file below a '?'; choose another folder.")
     lists, files = _parquet_files(drop_lists), _parquet_files(metadata)
     for path in lists:
         _require_columns(path, on)
@@ -85,7 +87,7 @@ def apply_drop_list(
         duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
     ):
         _set_limits(connection, Path(spill), memory_gb, workers)
-        connection.execute(_LISTED[on], [[str(path) for path in lists]])
+        connection.execute(_LISTED[on], [[_literal(path) for path in lists]])
         connection.execute("CREATE TABLE matched (file INTEGER, place BIGINT, value VARCHAR)")
         for path, select in zip(files, progress.track(selects, "Match", len(selects)), strict=True):
             _execute(connection, f"INSERT INTO matched {select}", path)
@@ -172,8 +174,13 @@ def _select(number: int, path: Path, on: On) -> str:
         value = 'CAST("' + column.replace('"', '""') + '" AS VARCHAR)'
     return f"""
         SELECT {number}, place, value FROM (SELECT file_row_number AS place, {value} AS value
-            FROM read_parquet({_quoted(str(path))}, file_row_number = true))
+            FROM read_parquet({_quoted(_literal(path))}, file_row_number = true))
         WHERE value IN (SELECT value FROM listed)"""
+
+
+def _literal(path: Path) -> str:
+    """The path as DuckDB takes it for itself, and not for a pattern."""
+    return re.sub(r"([*?[])", r"[\1]", str(path))
 
 
 def _quoted(text: str) -> str:

@@ -191,9 +191,10 @@ def orphans(run: Run, sample: int, seed: int) -> Interval:
     """Share of sampled dropped rows without a kept row within `max_distance`: must be none."""
     folder = run.layout.duplicate_groups
     kept = open_npy(folder / "kept_row.npy")
-    dropped = np.asarray(open_npy(folder / "dropped_rows.npy")).astype(np.int64)
+    dropped = open_npy(folder / "dropped_rows.npy")
     draw = np.random.default_rng(seed)
-    rows = np.sort(draw.choice(dropped, min(sample, len(dropped)), replace=False))
+    places = draw.choice(len(dropped), min(sample, len(dropped)), replace=False)
+    rows = np.sort(dropped[places].astype(np.int64))
     target = np.asarray(kept[rows]).astype(np.int64)
     stays = np.asarray(kept[target]).astype(np.int64) == target
     distance = distances(shards.raw_features(run.registry), rows, target)

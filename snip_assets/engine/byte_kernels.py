@@ -216,6 +216,7 @@ def queries(rows: Short, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = rows.steps[:, : rows.width]
     count = -(-len(steps) // QUERIES) * QUERIES
     own = np.zeros((count, rows.groups, 4), np.uint8)
-    floor = np.full(count, _HIGHEST, _SUM)
+    # No sum is greater: of rows that are not there, it may be anything.
+    floor = np.full(count, np.iinfo(_SUM).max, _SUM)
     _shift(steps, bound, TOP, own, floor)
     return own, floor

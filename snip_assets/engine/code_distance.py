@@ -99,7 +99,9 @@ def relative(distance: np.ndarray, one: np.ndarray, other: np.ndarray, power: fl
     -------
     float32[n]
     """
-    fourth = np.sqrt(np.sqrt(np.float32(0.5) * (one + other)))
+    # Few rows may be words of the codec themselves, without an error.
+    mean = np.maximum(np.float32(0.5) * (one + other), np.float32(1e-12))
+    fourth = np.sqrt(np.sqrt(mean))
     for _ in range(round(4 * power)):
         distance = distance / fourth
     return distance

@@ -27,10 +27,13 @@ from .threads import ordered_map
 
 BLOCK = 4096
 BUCKET_BYTES = 1 << 30
+SHORTEST, LONGEST = 1e-15, 1e15
 
 
 def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
-    """Lengths of rows; raises BadInputError for the first that is not finite, or zero.
+    """Lengths of rows; raises BadInputError for the first that cannot be used.
+
+    It is not finite, zero, or so short or long that squares in float32 lose it.
 
     Parameters
     ----------
@@ -44,22 +47,27 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
         return norms
     # Squares of float32 may have left its range.
     norms = np.linalg.norm(block.astype(np.float64), axis=1)
-    if not (bad := ~(np.isfinite(norms) & (norms > 0))).any():
+    if not (bad := ~((norms >= SHORTEST) & (norms <= LONGEST))).any():
         return norms
     row = int(np.flatnonzero(bad)[0])
-    what = "all zeros" if norms[row] == 0 else "not finite (NaN or infinite)"
+    what, cure = "not finite (NaN or infinite)", "compute their features again"
+    if norms[row] == 0:
+        what = "all zeros"
+    elif np.isfinite(norms[row]):
+        what = f"of length {norms[row]:.3g}, beyond {SHORTEST:g} to {LONGEST:g}"
+        cure = "divide all features by a number"
     raise BadInputError(
         f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); drop "
-        "these rows from features and metadata, or compute their features again."
+        f"these rows from features and metadata, or {cure}."
     )
 
 
 @njit(nogil=True, cache=True)
 def _usable(norms):
-    """Whether all lengths are finite, and none is zero."""
+    """Whether all lengths are such that float32 can hold their squares."""
     fine = True
     for norm in norms:
-        fine &= 0 < norm < np.inf
+        fine &= SHORTEST <= norm <= LONGEST
     return fine
 
 
@@ -218,7 +226,9 @@ class Among:
         return inside[self.hashes[at] == few] if len(self.hashes) else inside
 
 
-def first_of(hash_files: list[Path], starts: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+def first_of(
+    hash_files: list[Path], starts: np.ndarray, hashes: np.ndarray, workers: int = 0
+) -> np.ndarray:
     """int64[n]: the smallest row id with each of some hashes, which all occur.
 
     Parameters
@@ -237,7 +247,7 @@ def first_of(hash_files: list[Path], starts: np.ndarray, hashes: np.ndarray) -> 
         inside = looked_for.places(own)[::-1]
         return inside, np.searchsorted(wanted, own[inside])
 
-    for start, (inside, at) in zip(starts, ordered_map(places, hash_files), strict=True):
+    for start, (inside, at) in zip(starts, ordered_map(places, hash_files, workers), strict=True):
         new = found[at] < 0
         found[at[new]] = inside[new] + int(start)
     return found[back]

@@ -7,6 +7,7 @@ when the server's file has changed meanwhile, it starts over. Memory: one networ
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,11 +27,6 @@ from .errors import BadInputError
 from .files import digest_of, write_json
 from .locations import shown, web_address
 from .remote import AgainError, DownloadError, Session, content_range, redacted
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 BLOCK = 1 << 20
 
@@ -101,7 +97,7 @@ class Download:
 
     def run(self) -> int:
         """Bring the file to its place; bytes that came over the network for it."""
-        with open(self.part, "ab") as handle, _locked(handle, self.wanted.target):
+        with _opened(self.part, self.wanted.target) as handle:
             self.state = self._read_state()
             if not self.state:
                 handle.truncate(0)
@@ -219,14 +215,18 @@ class Download:
 
 
 @contextmanager
-def _locked(handle: BinaryIO, target: Path) -> Iterator[None]:
-    """Two processes must not write the same partial file."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DownloadError(f"{target}: another process is downloading it.") from error
-    yield
+def _opened(part: Path, target: Path) -> Iterator[BinaryIO]:
+    """The partial file, locked: two processes must not write it."""
+    while True:
+        with open(part, "ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DownloadError(f"{target}: another process is downloading it.") from error
+            # Another process may have finished it, and given it its name, since it was opened.
+            if part.exists() and os.path.samestat(os.fstat(handle.fileno()), part.stat()):
+                yield handle
+                return
 
 
 def _validator(reply: httpx.Response) -> str | None:

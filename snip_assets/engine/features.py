@@ -56,7 +56,7 @@ class Features:
         self._open: dict[int, RowFile] = {}
         self._most = max(1, min(MOST_OPEN, allow_open_files() // SHARE))
         # The cache of remote files may have room for no more than one a thread.
-        self._at_once = 1 if any(map(is_remote, paths)) else MOST_OPEN
+        self._at_once = 1 if any(map(is_remote, paths)) else self._most
         # Threads take rows at the same time.
         self._changing = Lock()
 
@@ -92,7 +92,7 @@ class Features:
         Returns
         -------
         ndarray
-            len(rows) x dimension, dtype of the first file.
+            len(rows) x dimension, dtype of the files.
         """
         rows = np.asarray(rows).astype(np.int64, copy=False)
         if (rows[1:] >= rows[:-1]).all():

@@ -11,7 +11,7 @@ import errno
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -25,6 +25,7 @@ import xxhash
 
 from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
+from .folders import replace_folder
 from .resident import watch
 
 BLOCK = 1 << 22
@@ -53,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             flushes.wait()
-            _replace_folder(temporary, path)
+            replace_folder(temporary, path)
         else:
             flushing.flush(temporary, path.parent)
             temporary.replace(path)
@@ -77,14 +78,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     return path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:12]}"
-
-
-def _replace_folder(temporary: Path, path: Path) -> None:
-    former = _temporary(path)
-    if path.exists():
-        path.replace(former)
-    temporary.replace(path)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
@@ -135,6 +128,8 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
     except PermissionError as error:
         raise BadInputError(f"{path}: permission denied; make it readable.") from error
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise BadInputError(f"{path}: too many open files; raise `ulimit -n`.") from error
         # A damaged header makes numpy raise almost anything, tokenize.TokenError among others.
         raise BadInputError(f"{path}: {_npy_reason(path, error)}") from error
     if not isinstance(array, np.ndarray):
@@ -332,7 +327,8 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
     ----------
     level
         "size" looks at sizes, "full" reads every byte, "recent" those that were not compared
-        before (`comparisons`).
+        before (`comparisons`); "size" too those of files that are newer than their manifest: a
+        run that was killed may have replaced them.
     """
     entries = {output.parent / name: entry for name, entry in manifest.files.items()}
     found = []
@@ -341,8 +337,9 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
             found.append(f"{member}: missing")
         elif member.stat().st_size != entry["bytes"]:
             found.append(f"{member}: {member.stat().st_size} bytes, not {entry['bytes']}")
-    if found or level == "size":
+    if found or (level == "size" and not _newer(output, entries)):
         return found
+    level = "recent" if level == "size" else level
     state = comparisons.state(entries)
     if level == "recent" and comparisons.held(output, manifest.version, state, elsewhere=True):
         return []
@@ -352,6 +349,11 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
     if not found:
         comparisons.remember(output, manifest.version, state)
     return found
+
+
+def _newer(output: Path, members: Iterable[Path]) -> bool:
+    sealed = manifest_path(output).stat().st_mtime_ns
+    return any(member.stat().st_mtime_ns > sealed for member in members)
 
 
 def _parts(output: Path, manifest: Manifest) -> dict[Path, Manifest]:

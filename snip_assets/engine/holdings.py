@@ -14,7 +14,7 @@ from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
 from .files import open_npy
 from .metadata import Metadata
-from .shards import Features, Registry, parquet_rows
+from .shards import FEATURES_PATTERN, METADATA_PATTERN, Features, Registry, parquet_rows
 
 _NOWHERE = Path()
 
@@ -53,7 +53,7 @@ class Holdings:
     def of_folders(
         cls, metadata: Path | None, features: Path | None, offsets: Path | None = None
     ) -> Holdings:
-        """Files in folders, numbered by shard.
+        """Files in folders, numbered by shard; named by key where a registry lies beside `offsets`.
 
         Without `offsets` the folders must hold all shards, from number 0 on.
 
@@ -62,19 +62,19 @@ class Holdings:
         BadInputError
             A number is missing and there are no offsets, or a file has other rows than they say.
         """
-        texts = _numbered(metadata, ".parquet")
-        vectors = _numbered(features, ".npy")
-        if offsets is None:
-            bounds = _count(texts or vectors, metadata or features)
+        bounds = None if offsets is None else row_offsets.load(offsets)
+        keys = None if offsets is None else row_offsets.keys_beside(offsets)
+        if bounds is not None and keys is not None and len(keys) == len(bounds) - 1:
+            # The number of a shard is not its place: that is the order of registration.
+            texts = _named(metadata, METADATA_PATTERN, keys)
+            vectors = _named(features, FEATURES_PATTERN, keys)
         else:
-            bounds = row_offsets.load(offsets)
-        shards = range(len(bounds) - 1)
-        found = cls(
-            bounds,
-            [texts.get(n) for n in shards],
-            [vectors.get(n) for n in shards],
-            [f"{n:04d}" for n in shards],
-        )
+            texts, vectors = _numbered(metadata, ".parquet"), _numbered(features, ".npy")
+            if bounds is None:
+                bounds = _count(texts or vectors, metadata or features)
+            keys = [f"{n:04d}" for n in range(len(bounds) - 1)]
+        shards = range(len(keys))
+        found = cls(bounds, [texts.get(n) for n in shards], [vectors.get(n) for n in shards], keys)
         for n in shards:
             for path in (found.metadata[n], found.features[n]):
                 if path is not None:
@@ -131,6 +131,16 @@ def normalised(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float32)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1)
+
+
+def _named(folder: Path | None, pattern: str, keys: list[str]) -> dict[int, Path]:
+    if folder is None:
+        return {}
+    paths = {n: folder / pattern.format(key=key) for n, key in enumerate(keys)}
+    found = {n: path for n, path in paths.items() if path.exists()}
+    if not found:
+        raise BadInputError(f"{folder}: no file of a registered shard, such as {paths[0].name}.")
+    return found
 
 
 def _numbered(folder: Path | None, suffix: str) -> dict[int, Path]:

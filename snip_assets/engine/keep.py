@@ -50,29 +50,6 @@ from .pair_files import Copies, Paired, limit, mark, paired, row_dtype
 BLOCK_ROWS = 1 << 20
 
 
-def copies_by_hash(paths: Sequence[Path], offsets: np.ndarray) -> Copies:
-    """Exact copies are the pairs at distance 0 whose raw rows have the same hash.
-
-    Parameters
-    ----------
-    paths
-        uint64[n] a shard: a hash of each raw row; memory-mapped.
-    offsets
-        int64[S + 1]: row ids at which the shards start.
-    """
-    maps = [open_npy(path) for path in paths]
-
-    def hashes(rows: np.ndarray) -> np.ndarray:
-        shards = np.searchsorted(offsets, rows, "right") - 1
-        out = np.empty(len(rows), np.uint64)
-        for shard in np.unique(shards):
-            inside = shards == shard
-            out[inside] = maps[shard][rows[inside] - offsets[shard]]
-        return out
-
-    return lambda row, earlier_row: hashes(row) == hashes(earlier_row)
-
-
 @dataclass
 class Decision:
     """What was decided, by rank: the place of a class of exact copies in the order of visits.
@@ -244,10 +221,15 @@ def _value_keys(some: Paired, rule: keep_rule.Rule, metadata: Metadata) -> Itera
     counts, start = np.diff(metadata.offsets), 0
     for path, count in zip(metadata.paths, counts, strict=True):
         for block in keep_rule.values(rule, path, int(count)):
-            low, high = np.searchsorted(some.ids, [start, start + len(block)])
+            low, high = np.searchsorted(some.ids, _bounds(some.ids, start, len(block)))
             values = block[some.ids[low:high].astype(np.int64) - start]
             yield ascending_keys(-values if rule.kind == "largest" else values)
             start += len(block)
+
+
+def _bounds(ids: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Ends of a block of row ids, as wide as `ids`: else NumPy would make all of these wider."""
+    return np.array([start, start + count], np.uint64).astype(ids.dtype)
 
 
 def ascending_keys(values: np.ndarray) -> np.ndarray:
@@ -324,7 +306,7 @@ def _write(
         for own, earlier in zip(block, former, strict=False):
             known = earlier[start : start + len(rows)]
             own[: len(known)] = known
-        low, high = np.searchsorted(ids, [start, start + len(rows)])
+        low, high = np.searchsorted(ids, _bounds(ids, start, len(rows)))
         part = [np.empty(high - low, own.dtype) for own in block]
         kernels.explain(decision.rank[low:high], *by_rank, *part)
         for own, new in zip(block, part, strict=True):

@@ -10,34 +10,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .folders import put_back
+
 
 @contextmanager
-def lock(output: Path) -> Iterator[None]:
+def lock(output: Path, *beside: Path) -> Iterator[None]:
     """Let one process (or thread) at a time make an output; the others wait.
 
     Temporaries that a killed process left of this output are removed. The lock goes with the
     process that holds it, so a killed one leaves an unlocked file at the most.
+
+    Parameters
+    ----------
+    beside
+        Files that are made with it, under its lock.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    path = output.parent / f".{output.name}.lock"
+    held = output.parent / f".{output.name}.lock"
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
         # The one before us may have removed the file that we opened.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
+            if os.path.samestat(os.fstat(handle), held.stat()):
                 break
         os.close(handle)
     try:
-        _remove_temporaries(output)
+        put_back(output)
+        for path in (output, *beside):
+            _remove_temporaries(path)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        held.unlink(missing_ok=True)
         os.close(handle)
 
 
 def _remove_temporaries(output: Path) -> None:
-    name = re.compile(rf"\.tmp-{re.escape(output.name)}(\.manifest\.json)?-[0-9a-f]{{12}}")
+    name = re.compile(
+        rf"\.tmp-{re.escape(output.name)}(\.manifest\.json|\.checkpoint)?-[0-9a-f]{{12}}"
+    )
     with os.scandir(output.parent) as entries:
         left = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
     for path in left:

@@ -7,7 +7,6 @@ unless it is on the short list of torch classes below.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -101,18 +100,6 @@ def save_model(net: SnipNet, folder: Path, info: Mapping[str, Any]) -> None:
             temporary / INFO,
             {**info, "architecture": architecture, "version": MODEL_VERSION},
         )
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """What `model.json` says of a net of ours."""
-    path = folder / INFO
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: no such file; materialise snip_model.") from error
-    except ValueError as error:
-        raise BadInputError(f"{path}: damaged ({error}); materialise snip_model again.") from error
-    return dict(value)
 
 
 def load_model(path: Path) -> SnipNet:

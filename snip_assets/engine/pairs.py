@@ -19,6 +19,7 @@ from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin, Rule
+from .pair_files import SCHEMA
 from .progress import task
 from .query_rows import QueryReader, QueryShard
 from .resident import trim
@@ -28,11 +29,12 @@ from .verify import Pairs, Rows, Verifier, thin
 
 ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
+# Pairs of a list that are thinned before its end.
+THIN_AT = 1 << 18
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
 # Queries whose vectors are in memory at once, unless told otherwise.
 QUERIES_A_PASS = query_rows(Settings())
-SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 # Differences of row ids take half the time of the ids themselves, to write and to read.
 PACKED = dict.fromkeys(["row", "earlier_row"], "DELTA_BINARY_PACKED")
 
@@ -120,7 +122,7 @@ def join_lists(
     x = as_float32(join.queries.take(ids))
     verifier = join.verifier.holding(ids, x) if join.exact_queries else join.verifier
     candidates = _candidates(join, asked, (x[place] for place in places), counts)
-    found: list[list[Pairs]] = [[] for _ in asked]
+    found = [_Listed(join, shards) for _ in asked]
     for owner, block in _gathered(candidates):
         counts.candidates += len(block)
         near, distance = verifier(block)
@@ -128,8 +130,8 @@ def join_lists(
         cuts = np.searchsorted(owner[near], np.arange(len(asked) + 1))
         for own, (low, high) in zip(found, pairwise(cuts.tolist()), strict=True):
             if high > low:
-                own.append(pairs[slice(low, high)])
-    return [_cut(join, shards, Pairs.concatenate(own)) for own in found if own], counts
+                own.add(pairs[slice(low, high)])
+    return [own.by_shard() for own in found if own.size], counts
 
 
 def _together(asked: list[Asked]) -> tuple[np.ndarray, list[Any]]:
@@ -172,11 +174,33 @@ def _gathered(candidates: Iterator[tuple[int, Pairs]]) -> Iterator[tuple[np.ndar
         yield block()
 
 
-def _cut(join: Join, shards: list[QueryShard], pairs: Pairs) -> list[Pairs]:
-    """Pairs of a list by shard, and then thinned: so they do not depend on the grouping."""
-    starts = np.array([shard.start for shard in shards], np.uint64)
-    cuts = [*np.searchsorted(pairs.row, starts).tolist(), len(pairs)]
-    return [thin(pairs[slice(low, high)], join.max_partners) for low, high in pairwise(cuts)]
+class _Listed:
+    """Pairs of a list as they are found, thinned whenever they have doubled.
+
+    Many near copies in one list would have as many pairs as their square. All pairs of a row come
+    at once, rows ascending, so thinning on the way leaves what it would leave at the end.
+    """
+
+    def __init__(self, join: Join, shards: list[QueryShard]) -> None:
+        self.most = join.max_partners
+        self.starts = np.array([shard.start for shard in shards], np.uint64)
+        self.parts: list[Pairs] = []
+        self.size, self._limit = 0, THIN_AT
+
+    def add(self, pairs: Pairs) -> None:
+        """Add some, sorted, of rows that come after those before."""
+        self.parts.append(pairs)
+        self.size += len(pairs)
+        if self.size >= self._limit:
+            kept = Pairs.concatenate(self.by_shard())
+            self.parts, self.size = [kept], len(kept)
+            self._limit = max(THIN_AT, 2 * len(kept))
+
+    def by_shard(self) -> list[Pairs]:
+        """Cut by shard, and then thinned: so they do not depend on the grouping."""
+        pairs = Pairs.concatenate(self.parts)
+        cuts = [*np.searchsorted(pairs.row, self.starts).tolist(), len(pairs)]
+        return [thin(pairs[slice(low, high)], self.most) for low, high in pairwise(cuts)]
 
 
 def _bundles(join: Join, probes: np.ndarray) -> list[np.ndarray]:

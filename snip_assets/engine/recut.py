@@ -23,6 +23,7 @@ from .keep import decide
 from .layout import Layout
 from .metadata import Metadata
 from .pair_files import Copies, Paired, limit, paired, row_dtype
+from .run import Run
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
@@ -96,7 +97,6 @@ def recut(
     rule: str = "neighbours",
     duplicate_count: bool = False,
     keep_captions: bool = False,
-    copies: Copies | None = None,
 ) -> dict[str, Any]:
     """Make groups, bitmap, metadata and drop lists for a smaller threshold, in `out`.
 
@@ -114,8 +114,6 @@ def recut(
         As in `keep_rule`.
     duplicate_count, keep_captions
         As in `publish.deduped_metadata`.
-    copies
-        As in `group_table.duplicate_groups`.
 
     Returns
     -------
@@ -132,10 +130,11 @@ def recut(
     layout, target = Layout(root), Layout(out)
     if out.resolve() == root.resolve():
         raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
-    registry = load(layout)
+    registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
+    inputs["copies_by_hash"] = str(copies is not None)
     groups = current(target.duplicate_groups, inputs)
     if groups is None:
         facts = duplicate_groups(
@@ -241,5 +240,6 @@ def run_curve(
         thresholds,
         rule=rule,
         metadata=Metadata.of(registry),
+        copies=Run(layout, Settings()).copies_by_hash(),
         workers=groupings(registry.rows, Settings(memory_gb=memory_gb)),
     )

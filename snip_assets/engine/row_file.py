@@ -208,7 +208,7 @@ class RowFile:
         """
         part = self.array[start:stop]
         if not (self.plain and part.size and hasattr(os, "preadv")):
-            return np.array(part)
+            return np.array(part, order="C")
         out, done = np.empty(part.shape, self.dtype), 0
         width, target = self.array.strides[0], out.data.cast("B")
         position = self.array.offset + start * width
@@ -221,10 +221,6 @@ class RowFile:
             ahead = AHEAD * out.nbytes
             os.posix_fadvise(self._handle, position + done, ahead, os.POSIX_FADV_WILLNEED)
         return out
-
-    def copy(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Copy rows to places of an array, as the function `copy` does."""
-        copy([self], np.zeros(len(rows), np.int64), rows, out, places)
 
     def whole(self) -> bool:
         """Whether the file still has all its bytes: a map of missing ones ends the process."""

@@ -87,7 +87,7 @@ def location_of(template: str, shard: int) -> str:
         if names - {"shard", "key"}:
             raise ValueError("unknown name")
         return template.format(shard=shard, key=f"{shard:04d}")
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, KeyError) as error:
         raise BadInputError(
             f"{template}: not a template; write {{shard:04d}} or {{key}} where the number goes."
         ) from error

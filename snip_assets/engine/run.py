@@ -17,10 +17,11 @@ from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
-from .files import CheckLevel, Manifest, digest_of, open_npy, read_manifest, require
+from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .join import Rule
 from .layout import Layout
+from .pair_files import Copies
 from .pairs import Join
 from .query_rows import QueryShard
 from .settings import Settings
@@ -111,6 +112,12 @@ class Run:
         """uint64[n]: hashes of rows by row id."""
         return self._hashes.take(rows)
 
+    def copies_by_hash(self) -> Copies | None:
+        """Which pairs at distance 0 are exact copies; None unless all rows are hashed."""
+        if len(self.hashed()) < len(self.registry.shards):
+            return None
+        return lambda row, earlier_row: self.hashes(row) == self.hashes(earlier_row)
+
     @cached_property
     def _hashes(self) -> Features:
         paths = [self.layout.clip_features(key) for key in self.registry.keys]
@@ -158,7 +165,7 @@ class Run:
         some = [s for s in self.hashed() if s.ordinal <= last]
         files = [self.layout.clip_features(s.key) for s in some]
         starts = np.array([s.start for s in some], np.int64)
-        first = copies.first_of(files, starts, self.hashes(names))
+        first = copies.first_of(files, starts, self.hashes(names), self.settings.workers)
         other = np.flatnonzero(first != names)
         raw = shards.raw_features(self.registry)
         equal = copies.confirmed(raw, names[other], first[other])
@@ -253,10 +260,6 @@ class Run:
         """A shard as the join reads it."""
         return QueryShard(shard.start, self.layout.index_shard(shard.key))
 
-    def manifest(self, output: Path) -> Manifest | None:
-        """The manifest of an output, if it is made."""
-        return read_manifest(output)
-
 
 class Decoded:
     """Rows as the index alone knows them: centroid plus decoded residual."""
@@ -290,13 +293,16 @@ class Decoded:
         return home, codes
 
     def _shard(self, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a shard: place in the file by row, where each list starts, codes by place."""
+        """Of a shard: place in the file by row, where each list starts, codes by place.
+
+        Memory: 4 bytes a row for each shard that was asked for.
+        """
         folder = self.run.layout.index_shard(self.run.registry.shards[ordinal].key)
         if ordinal not in self._places:
             rows = np.asarray(open_npy(folder / "rows.npy"))
             offsets = open_npy(folder / "list_offsets.npy")
-            place = np.empty(len(rows), np.int64)
-            place[rows] = np.arange(len(rows))
+            place = np.empty(len(rows), np.min_scalar_type(len(rows)))
+            place[rows] = np.arange(len(rows), dtype=place.dtype)
             codes = open_npy(folder / "codes.npy")
             self._places[ordinal] = place, np.asarray(offsets), codes
         return self._places[ordinal]

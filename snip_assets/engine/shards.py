@@ -30,6 +30,8 @@ METADATA_PATTERN = "metadata_{key}.parquet"
 _FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
 _METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Endings of what lies beside outputs that are named by their key alone.
+_ENDINGS = (".manifest.json", ".checkpoint")
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,19 @@ class Registry:
         for shard in self.shards:
             if shard.key == key:
                 return shard
-        raise BadInputError(f"shard {key!r} is not registered; run `snip shards sync`.")
+        raise _unregistered(key)
 
     def only(self, keys: list[str]) -> list[Shard]:
         """The shards with these keys, by ordinal."""
         wanted = set(keys)
-        return [s for s in self.shards if s.key in wanted]
+        found = [s for s in self.shards if s.key in wanted]
+        for key in wanted.difference(s.key for s in found):
+            raise _unregistered(key)
+        return found
+
+
+def _unregistered(key: str) -> BadInputError:
+    return BadInputError(f"shard {key!r} is not registered; run `snip shards sync`.")
 
 
 def discover(source: Source) -> list[str]:
@@ -153,14 +162,14 @@ def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
         if not is_plain(key):
             raise BadInputError(
                 f"{folder}: the shard key {key[:120]!r} is not a plain name (letters, digits, "
-                "'.', '_', '-', at most 100); rename the file."
+                f"'.', '_', '-', at most 100; no {' or '.join(_ENDINGS)} at its end); rename it."
             )
     return keys
 
 
 def is_plain(key: str) -> bool:
     """Whether a shard key can be part of any path or page without harm."""
-    return _KEY.fullmatch(key) is not None
+    return _KEY.fullmatch(key) is not None and not key.endswith(_ENDINGS)
 
 
 def inspect(source: Source, key: str) -> Shard:
@@ -176,8 +185,11 @@ def inspect(source: Source, key: str) -> Shard:
     shape, dtype = npy_header(features) if is_remote(features) else _header(features)
     if len(shape) != 2 or shape[1] == 0:
         raise BadInputError(f"{features}: shape {shape}; expected rows x dimension, two axes.")
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise BadInputError(f"{features}: dtype {dtype}; expected float16, float32 or float64.")
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8) or not dtype.isnative:
+        raise BadInputError(
+            f"{features}: dtype {dtype}; expected float16, float32 or float64, bytes in the order "
+            "of this machine: save it again with `.astype`."
+        )
     rows = parquet_rows(metadata)
     if rows != shape[0]:
         raise BadInputError(
@@ -304,7 +316,7 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
         The output folder belongs to another data set.
     """
     source = Source(absolute(source.features), absolute(source.metadata))
-    with lock(layout.registry):
+    with lock(layout.registry, layout.row_offsets):
         return _register(layout, source, keys)
 
 
@@ -318,7 +330,7 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
                 f"{layout.root} belongs to another data set ({registry.source.features}); choose "
                 f"another output folder for {source.features}."
             )
-    found = discover(source) if keys is None else keys
+    found = discover(source) if keys is None else list(dict.fromkeys(keys))
     names = {s.key for s in known}
     if gone := sorted(names - set(found)) if keys is None else []:
         raise BadInputError(
@@ -338,6 +350,12 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
             raise BadInputError(
                 f"shard {key}: {shard.features} has {shard.dim} numbers a row, the shards before "
                 f"it {last.dim}; features of one model only."
+            )
+        if last is not None and shard.dtype != last.dtype:
+            kinds = np.dtype(shard.dtype).name, np.dtype(last.dtype).name
+            raise BadInputError(
+                f"shard {key}: {shard.features} is {kinds[0]}, the shards before it {kinds[1]}; "
+                f"save it again with `.astype(np.{kinds[1]})`."
             )
         start = last.stop if last else 0
         new.append(replace(shard, ordinal=len(known) + len(new), start=start))

@@ -104,6 +104,7 @@ def train(
         "recipe": asdict(recipe),
         "text": texts is not None,
     }
+    checkpoint = out.parent / f"{out.name}.checkpoint"
     if len(rows) < settings.pca_below:
         net = pca(images if texts is None else np.concatenate([images, texts]), settings.dim)
         info |= {
@@ -114,11 +115,11 @@ def train(
         }
         info["validation"] = _measure_pca(net, images, settings)
     else:
-        trainer = Trainer(images, texts, settings, recipe, out.parent / f"{out.name}.checkpoint")
+        trainer = Trainer(images, texts, settings, recipe, checkpoint)
         net = trainer.run()
         info |= {"method": "net", "why": f"{len(rows)} rows", **trainer.info()}
-        trainer.checkpoint.unlink(missing_ok=True)
     save_model(net, out, {k: v for k, v in info.items() if k != "seconds"})
+    checkpoint.unlink(missing_ok=True)
     info["seconds"] = round(time.perf_counter() - started, 2)
     return info
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numba import njit
 
 from .features import as_float32
 
-Tier = Literal["raw", "snip", "codes"]
 BLOCK = 1 << 16
 
 

@@ -179,7 +179,6 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
     files, most, folder = pair_files(run), run.settings.max_distance, run.layout.duplicate_groups
     pairs = sum(m.facts["pairs"] for _, m in pair_manifests(run))
     share = min(1.0, choices.THRESHOLD_PAIRS / max(1, pairs))
-    hashed = len(run.hashed()) == len(run.registry.shards)
     # Rows in pairs, at the most and about.
     paired = min(run.registry.rows, 2 * choices.THRESHOLD_PAIRS)
     with tempfile.TemporaryDirectory(prefix=".tmp-") as spill:
@@ -193,7 +192,7 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
             [round(most * i / steps, 10) for i in range(steps + 1)],
             rule=run.settings.keep,
             metadata=Metadata.of(run.registry),
-            copies=(lambda a, b: run.hashes(a) == run.hashes(b)) if hashed else None,
+            copies=run.copies_by_hash(),
             workers=choices.groupings(paired, run.settings),
         )
     if share < 1:

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.model import SnipNet, load_model, pca, read_info, save_model
+from snip_assets.engine.model import INFO, SnipNet, load_model, pca, save_model
 
 
 def net(sizes: list[int], activation: str = "gelu") -> SnipNet:
@@ -32,7 +33,7 @@ def test_save_load_gives_the_same_net_and_the_same_bytes(tmp_path: Path, activat
         loaded = load_model(path)
         assert loaded.sizes == (12, 20, 4)
         assert torch.equal(loaded(rows()), ours(rows()))
-    assert read_info(tmp_path / "a")["rows"] == 7
+    assert json.loads((tmp_path / "a" / INFO).read_text())["rows"] == 7
 
 
 def test_output_has_unit_length_and_ignores_the_length_of_the_input() -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from snip_assets.engine import train as train_module
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import open_npy
-from snip_assets.engine.model import load_model, read_info
+from snip_assets.engine.model import INFO, load_model
 from snip_assets.engine.objective import (
     DEFAULT,
     Codes,
@@ -84,7 +85,7 @@ def test_training_beats_the_untrained_net_on_unseen_rows(
     net = load_model(tmp_path / "net")
     assert net.sizes == (512, 96, 32)
     assert trainer.validation.measure(net)["score"] > untrained["score"] + 0.03
-    assert read_info(tmp_path / "net")["curve"] == info["curve"]
+    assert json.loads((tmp_path / "net" / INFO).read_text())["curve"] == info["curve"]
     assert not list(tmp_path.glob("*.checkpoint"))
 
 

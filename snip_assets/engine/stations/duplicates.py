@@ -12,6 +12,7 @@ from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import (
+    CODE_VERSION,
     CheckLevel,
     Manifest,
     current,
@@ -63,11 +64,12 @@ def pair_inputs(run: Run) -> dict[str, dict[str, str]]:
 
 
 def _chains(run: Run) -> dict[str, str]:
-    """Key -> digest of the codes of its shard and of all earlier ones."""
-    versions = {s.key: s.version for s in run.indexed()}
+    """Key -> digest of the codes of its shard and of all earlier ones, and of their raw rows."""
+    codes = {s.key: s.version for s in run.indexed()}
     chain, result = "", {}
     for key in run.registry.keys:
-        chain = digest_of([chain, key, versions.get(key)])
+        raw = read_manifest(run.layout.clip_features(key))
+        chain = digest_of([chain, key, codes.get(key), raw and raw.version])
         result[key] = chain
     return result
 
@@ -160,13 +162,11 @@ def duplicate_groups(run: Run) -> Manifest:
         "settings": run.digest(("keep", "max_distance")),
     }
 
-    def same_bytes(rows: np.ndarray, earlier: np.ndarray) -> np.ndarray:
-        return run.hashes(rows) == run.hashes(earlier)
-
     def work() -> dict[str, Any]:
-        hashed = len(run.hashed()) == len(registry.shards)
+        copies = run.copies_by_hash()
         # What went into the decision, for the next run to compare.
-        seen = {"pair_versions": found, "metadata_states": described, "copies_by_hash": hashed}
+        seen: dict[str, Any] = {"pair_versions": found, "metadata_states": described}
+        seen["copies_by_hash"] = copies is not None
         run.require_shards("clip_features", run.hashed())
         facts = group_rows(
             [layout.duplicate_pairs(key) for key in found],
@@ -175,7 +175,7 @@ def duplicate_groups(run: Run) -> Manifest:
             max_distance=settings.max_distance,
             rule=settings.keep,
             metadata=Metadata.of(registry),
-            copies=same_bytes if hashed else None,
+            copies=copies,
             former=_former(run, seen),
         )
         missing = [key for key in registry.keys if key not in found]
@@ -188,8 +188,8 @@ def _former(run: Run, seen: dict[str, Any]) -> Former | None:
     """The last run, if all that went into its labels still holds, and what else of it does."""
     folder = run.layout.duplicate_groups
     manifest = read_manifest(folder)
-    settings = run.digest(("keep", "max_distance"))
-    if manifest is None or manifest.inputs["settings"] != settings:
+    made_by = {"settings": run.digest(("keep", "max_distance")), "code": CODE_VERSION}
+    if manifest is None or not made_by.items() <= manifest.inputs.items():
         return None
 
     def holds(name: str) -> bool:

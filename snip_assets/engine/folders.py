@@ -1,0 +1,36 @@
+"""Folders that are replaced as a whole: no system call of Python's exchanges two at once.
+
+The former one is set aside first. Should the process die before the new one is in its place,
+whoever locks the output next puts the former one back.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Move a folder to a place; if that fails, what was there stays."""
+    aside = _aside(place)
+    shutil.rmtree(aside, ignore_errors=True)
+    if place.exists():
+        place.replace(aside)
+    try:
+        new.replace(place)
+    except OSError:
+        put_back(place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(place: Path) -> None:
+    """Undo a replacement that was not finished; remove what one left that was."""
+    aside = _aside(place)
+    if aside.exists() and not place.exists():
+        aside.replace(place)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(place: Path) -> Path:
+    return place.parent / f".former-{place.name}"
