@@ -9,9 +9,11 @@ kept apart. The same sample gives the thresholds and the accuracy of the coarser
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from . import choices
 from .axes import leading_axes, scale_of
 from .calibration import QUERIES, Calibration, Sample, affordable
 from .code_distance import CodeErrors
@@ -19,11 +21,13 @@ from .errors import SnipError
 from .exact import exact_pairs, sum_squares
 from .known_pairs import KnownPairs
 from .settings import Settings
+from .stand_ins import stand_ins
 from .threads import ordered_map
 from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
-FEWEST_PAIRS = 50
+FEWEST_PAIRS = 400
+PAIRS_AT_ONCE = 1 << 13
 FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
 ALLOWANCE = 1.1
@@ -73,14 +77,21 @@ class _Needs:
 
     @classmethod
     def of(cls, x, placed, later, earlier, axes) -> _Needs:
-        at = placed.lists[later] == placed.lists[earlier, :1]
-        margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
-        excess = sum_squares(x[later], placed.decoded[earlier]) - placed.error[later]
-        apart = np.cumsum(((x[later] - placed.decoded[earlier]) @ axes) ** 2, axis=1)
-        own = np.cumsum(((x[later] - placed.decoded[later]) @ axes) ** 2, axis=1)
         ends = np.array(_widths(axes)) - 1
-        snip = sum_squares(x[later], x[earlier])
-        return cls(margin, excess, (apart - own)[:, ends], snip)
+
+        def block(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
+            at = placed.lists[one] == placed.lists[other, :1]
+            margin = np.where(at.any(1), placed.margin[one, at.argmax(1)], np.inf)
+            excess = sum_squares(x[one], placed.decoded[other]) - placed.error[one]
+            apart = np.cumsum(((x[one] - placed.decoded[other]) @ axes) ** 2, axis=1)
+            own = np.cumsum(((x[one] - placed.decoded[one]) @ axes) ** 2, axis=1)
+            return margin, excess, (apart - own)[:, ends], sum_squares(x[one], x[other])
+
+        starts = range(0, max(len(later), 1), PAIRS_AT_ONCE)
+        parts = [
+            block(later[s : s + PAIRS_AT_ONCE], earlier[s : s + PAIRS_AT_ONCE]) for s in starts
+        ]
+        return cls(*(np.concatenate(own) for own in zip(*parts, strict=True)))
 
     @classmethod
     def either_way(cls, x, placed, one, other, axes) -> _Needs:
@@ -90,9 +101,6 @@ class _Needs:
     def __add__(self, other: _Needs) -> _Needs:
         names = ("margin", "excess", "short", "snip")
         return _Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
-
-    def shifted(self, by: float) -> _Needs:
-        return _Needs(self.margin, self.excess + by, self.short + by, self.snip + by)
 
 
 def _widths(axes: np.ndarray) -> list[int]:
@@ -106,8 +114,30 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
         return sample.queries(QUERIES, settings.seed), none, none
     n, dim = sample.raw.shape
     count = max(QUERIES, int(affordable(sample.rows, dim) / (2.0 * n * (dim + 128))))
-    queries = sample.queries(count, settings.seed)
-    return queries, *exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)[:2]
+    for every in (False, True):
+        queries = sample.queries(count, settings.seed, every=every)
+        later, earlier, _ = exact_pairs(
+            sample.raw, queries, settings.max_distance, settings.workers
+        )
+        if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
+            break
+    return queries, later, earlier
+
+
+def _one_a_row(
+    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, most: int, seed: int
+) -> np.ndarray:
+    """Places of one random pair of each row, that of its end with more partners.
+
+    All pairs of a large group would outnumber, by the square of its rows, all other pairs of the
+    data set, and decide alone. Of a row with more than `most` partners not all must be found.
+    """
+    ends = np.concatenate([later, earlier])
+    partners = np.bincount(ends, np.concatenate([weight, weight]))
+    owner = np.where(partners[later] >= partners[earlier], later, earlier)
+    order = np.random.default_rng(seed).permutation(len(owner))
+    chosen = order[np.unique(owner[order], return_index=True)[1]]
+    return np.sort(chosen[partners[owner[chosen]] <= most])
 
 
 def calibrate(
@@ -139,31 +169,36 @@ def calibrate(
     SnipError
         The target recall cannot be reached; the message says by what.
     """
-    n = len(sample.snip)
+    n, probes = len(sample.snip), choices.probes(sample.rows, settings)
     queries, later, earlier = _own_pairs(sample, settings)
-    placed = _Placed.of(trained, sample.snip, settings.max_probes, settings.workers)
+    placed = _Placed.of(trained, sample.snip, probes, settings.workers)
     home = placed.lists[:, 0]
     residuals = (sample.snip - trained.centroids[home])[:65_536]
     axes = leading_axes(residuals, trained.dim)
-    needs = _Needs.either_way(sample.snip, placed, later, earlier, axes)
+    one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
+    some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
+    needs = _Needs.either_way(sample.snip, placed, later[some], earlier[some], axes)
     if known is not None:
-        theirs = _Placed.of(trained, known.snip, settings.max_probes, settings.workers)
-        ends = known.later[known.true], known.earlier[known.true]
-        needs += _Needs.either_way(known.snip, theirs, *ends, axes)
+        theirs = _Placed.of(trained, known.snip, probes, settings.workers)
+        one, other = known.later[known.true], known.earlier[known.true]
+        some = one_a_row(one, other, known.weight[known.true])
+        needs += _Needs.either_way(known.snip, theirs, one[some], other[some], axes)
     pairs = len(needs.snip) // 2
     planted = pairs < FEWEST_PAIRS
     if planted:
-        # Too few true pairs: a row and the decoded code of itself stand in for one.
-        needs = _Needs.of(sample.snip, placed, queries, queries, axes).shifted(
-            settings.max_distance
-        )
-    short = _Short.of(sample, placed, needs, axes, settings)
+        x = stand_ins(sample, queries, settings.max_distance, settings.seed, settings.workers)
+        moved = _Placed.of(trained, x, probes, settings.workers)
+        one, other = np.split(np.arange(len(x)), 2)
+        needs += _Needs.either_way(x, moved, one, other, axes)
+    loss = choices.loss(sample.rows, settings)
+    short = _Short.of(sample, placed, needs, axes, loss)
     width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
     chosen_axes = np.ascontiguousarray(axes[:, :width])
     margin, excess, snip = needs.margin, needs.excess, needs.snip
     histogram = _candidate_curve(placed, sample, queries[:512])
+    _require_reach(margin, settings.target_recall, placed.lists.shape[1])
     slack, radius, snip_limit = _choose(
-        margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, settings
+        margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, loss
     )
     found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
@@ -180,7 +215,7 @@ def calibrate(
     calibration = Calibration(
         slack=slack,
         radius=radius,
-        probes=settings.max_probes,
+        probes=probes,
         width=width,
         axis_scale=scale_of(residuals, chosen_axes),
         short_slack=short_slack,
@@ -193,7 +228,7 @@ def calibrate(
         lost_by_code=float((excess > slack).mean()),
         lost_by_short_code=float(lost_short.mean()),
         lost_by_snip_limit=float((snip > snip_limit).mean()),
-        pairs=len(snip) if planted else pairs,
+        pairs=pairs,
         candidates_per_row=_candidates(histogram, slack, sample.rows, n),
         probes_per_row=probes_per_row,
         planted=planted,
@@ -248,20 +283,22 @@ def _candidates(histogram: np.ndarray, slack: float, rows: int, sampled: int) ->
     return float(np.interp(slack, GRID, histogram) * rows / sampled / 2)
 
 
-def _choose(margin, excess, snip, placed, histogram, rows, settings) -> tuple[float, float, float]:
-    """The cheapest (slack, radius) whose recall on the sampled pairs reaches the aim."""
-    target = settings.target_recall
+def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:
+    lost = 1 - np.isfinite(margin).mean()
+    if 1 - lost < target:
+        raise SnipError(
+            f"recall {target} cannot be reached: {lost:.4f} of the sampled pairs lie further apart "
+            f"than {probes} probes; raise max_probes, use fewer lists, or lower target_recall."
+        )
+
+
+def _choose(margin, excess, snip, placed, histogram, rows, loss) -> tuple[float, float, float]:
+    """The cheapest (slack, radius) that lose no more of the sampled pairs than they may."""
     # Half of the allowed loss is kept for the error of the sample.
-    aim = 1 - (1 - target) / 2
+    aim = 1 - loss / 2
     lost_snip = (1 - aim) / 10
     snip_limit = ALLOWANCE * exceeded_by(snip, lost_snip) + 1e-4
     reached = np.isfinite(margin)
-    if reached.mean() < target:
-        raise SnipError(
-            f"recall {target} cannot be reached: {1 - reached.mean():.4f} of the sampled pairs lie "
-            f"further apart than {settings.max_probes} probes; raise max_probes, use fewer lists, "
-            "or lower target_recall."
-        )
     aim = min(aim, float(reached.mean()))
     # Pairs beyond all probes are lost, and no radius brings them back.
     farthest = ALLOWANCE * float(margin[reached].max()) + 1e-6
@@ -299,10 +336,10 @@ class _Short:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, sample, placed, needs, axes, settings) -> _Short:
+    def of(cls, sample, placed, needs, axes, loss) -> _Short:
         widths = _widths(axes)
         # A tenth of the allowed loss may be due to the preselection.
-        allowed = (1 - settings.target_recall) / 10
+        allowed = loss / 10
         ends = np.array(widths) - 1
         errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
         slacks = [ALLOWANCE * exceeded_by(own, allowed) + 1e-4 for own in needs.short.T]

@@ -32,7 +32,7 @@ class Calibration:
     candidates_per_row, probes_per_row
         Expected at the size of the data set.
     planted
-        Whether noise was added to rows to have pairs at all.
+        Whether there were so few pairs that rows moved towards others stood in for some.
     curve
         Recall and candidates over slack.
     code_power
@@ -93,12 +93,13 @@ class Sample:
     rows: int
     copies: int = 0
 
-    def queries(self, count: int, seed: int) -> np.ndarray:
-        """Positions of random rows, fresh ones first, ascending."""
+    def queries(self, count: int, seed: int, *, every: bool = False) -> np.ndarray:
+        """Positions of random rows, ascending: of fresh ones where there are enough, or of all."""
         order = np.random.default_rng(seed).permutation(len(self.snip))
         order = order[np.argsort(~self.fresh[order], kind="stable")]
         fresh = int(self.fresh.sum())
-        return np.sort(order[: min(count, fresh) if fresh >= FEWEST_QUERIES else count])
+        alone = fresh >= FEWEST_QUERIES and not every
+        return np.sort(order[: min(count, fresh) if alone else count])
 
 
 def affordable(rows: int, dim: int, most: float = 4e12) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import threads
 from .settings import Settings
-from .trained import ROWS_PER_LIST, choose_lists
+from .trained import FEW_ROWS, ROWS_PER_LIST, choose_lists
 
 AUTO = "auto"
 # Rows whose pairs are held in memory at once, for each GiB that may be planned with.
@@ -19,6 +19,10 @@ JOIN_ROWS_PER_GB = 4_000_000
 # SNIP features do not fit in memory: from 25 million rows on.
 LONG_LIST = 8_333
 FEWEST_INDEX_ROWS = 65_536
+# Lists that a row may probe, and all rows of a small data set together: 160 MB in calibration.
+FEWEST_PROBES, PROBES = 8, 1 << 23
+# Of the allowed loss, where more candidates cost a second or two.
+SPARED = 0.02
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
 # Rows that true partners are searched for in, at the least, and rows that they are searched for, at
@@ -43,6 +47,17 @@ Item = TypeVar("Item")
 def lists(rows: int, settings: Settings) -> int:
     """Inverted lists."""
     return settings.lists or choose_lists(rows)
+
+
+def probes(rows: int, settings: Settings) -> int:
+    """Lists that a row may probe: where rows are few, so many that no group spans more of them."""
+    return settings.max_probes or max(FEWEST_PROBES, PROBES // max(1, rows))
+
+
+def loss(rows: int, settings: Settings) -> float:
+    """Share of the true pairs that calibration may lose: where rows are few, hardly any."""
+    share = 1 - settings.target_recall
+    return share * SPARED if rows <= FEW_ROWS else share
 
 
 def codec(rows: int, settings: Settings) -> str:

@@ -122,7 +122,8 @@ def join_lists(
     x = as_float32(join.queries.take(ids))
     verifier = join.verifier.holding(ids, x) if join.exact_queries else join.verifier
     candidates = _candidates(join, asked, (x[place] for place in places), counts)
-    found = [_Listed(join, shards) for _ in asked]
+    starts = np.array([shard.start for shard in shards], np.uint64)
+    found = [_Listed(join.max_partners, starts) for _ in asked]
     for owner, block in _gathered(candidates):
         counts.candidates += len(block)
         near, distance = verifier(block)
@@ -179,11 +180,17 @@ class _Listed:
 
     Many near copies in one list would have as many pairs as their square. All pairs of a row come
     at once, rows ascending, so thinning on the way leaves what it would leave at the end.
+
+    Parameters
+    ----------
+    most
+        See `verify.thin`.
+    starts
+        uint64[S]: first row id of each shard.
     """
 
-    def __init__(self, join: Join, shards: list[QueryShard]) -> None:
-        self.most = join.max_partners
-        self.starts = np.array([shard.start for shard in shards], np.uint64)
+    def __init__(self, most: int, starts: np.ndarray) -> None:
+        self.most, self.starts = most, starts
         self.parts: list[Pairs] = []
         self.size, self._limit = 0, THIN_AT
 

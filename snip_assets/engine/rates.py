@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xxhash
 
-from . import copies, threads
+from . import choices, copies, threads
 from .assign import BLOCK
 from .axes import Axes
 from .byte_kernels import TOP, Short, panels
@@ -213,7 +213,8 @@ def _encoding(settings: Settings, random: np.random.Generator, workers: int) -> 
     axes = Axes(np.eye(settings.dim, WIDTH, dtype=np.float32), TOP)
     works = []
     for lists in (FEW, MANY):
-        encoder = Encoder(_untrained(x, lists, settings, random), axes, RADIUS, settings.max_probes)
+        probes = settings.max_probes or choices.FEWEST_PROBES
+        encoder = Encoder(_untrained(x, lists, settings, random), axes, RADIUS, probes)
         works.append(lambda _, encoder=encoder: encoder.block(x))
     few, many = _timed(works, 3, workers)
     return few / BLOCK, many / BLOCK

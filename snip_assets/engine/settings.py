@@ -12,7 +12,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_distance": (1e-6, 4.0),
     "target_recall": (0.01, 1.0),
     "lists": (0, inf),
-    "max_probes": (1, inf),
+    "max_probes": (0, inf),
     "max_partners": (1, inf),
     "dim": (1, inf),
     "hidden": (1, inf),
@@ -48,7 +48,8 @@ class Settings:
     lists
         Inverted lists; 0 chooses from the number of rows.
     max_probes
-        Inverted lists that a row may probe at the most.
+        Inverted lists that a row may probe at the most; 0 chooses from the number of rows: 8 from a
+        million on, more below, where lists are short.
     max_partners
         Earlier partners that a row keeps at the most, besides what holds its group together.
     model
@@ -100,7 +101,7 @@ class Settings:
     target_recall: float = 0.995
     codec: str = "auto"
     lists: int = 0
-    max_probes: int = 8
+    max_probes: int = 0
     max_partners: int = 1000
     model: str = "train"
     dim: int = 128

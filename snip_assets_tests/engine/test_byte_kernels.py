@@ -27,12 +27,17 @@ def masks_of(listed, starts, own, floor, out):
 
 def passed(rows: Short, short: Short, bound: np.ndarray) -> np.ndarray:
     """bool[q, n], by the kernel."""
+    return every_mask(rows, short, bound)[: len(short.half), : len(rows.half)]
+
+
+def every_mask(rows: Short, short: Short, bound: np.ndarray) -> np.ndarray:
+    """The same, with what fills up the last block of queries and the last panel."""
     listed, starts = panels(rows)
     own, floor = queries(short, bound)
     out = np.zeros((len(own), len(listed)), np.uint32)
     masks_of(listed, starts, own, floor, out)
     bits = out[:, :, None] >> np.arange(32, dtype=np.uint32) & 1
-    return bits.reshape(len(own), -1)[: len(short.half), : len(rows.half)].astype(bool)
+    return bits.reshape(len(own), -1).astype(bool)
 
 
 def coordinates(x: np.ndarray) -> Short:
@@ -58,6 +63,13 @@ def test_product_is_exact(width, spread):
     none = np.full(len(short.half), 1e9, np.float32)
     assert not passed(rows, short, none).any()
     assert passed(rows, short, -none).all()
+
+
+def test_what_fills_up_a_block_of_queries_finds_nothing():
+    width, rows = 48, 64
+    low = Short(np.full((rows, width), -20, np.int8), np.full(rows, -9600, np.float32), width)
+    one = Short(np.zeros((1, width), np.int8), np.zeros(1, np.float32), width)
+    assert not every_mask(low, one, np.full(1, 1e6, np.float32)).any()
 
 
 def test_coordinates_stay_small_and_bring_nothing_apart():

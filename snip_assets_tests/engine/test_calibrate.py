@@ -9,6 +9,7 @@ from snip_assets.engine import calibrate, calibration
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.exact import exact_pairs
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.stand_ins import stand_ins
 from snip_assets.engine.trained import TrainedIndex
 
 
@@ -47,7 +48,7 @@ def test_target_is_reached_on_other_rows() -> None:
     assert found.recall >= 0.98
     assert axes.shape == (48, found.width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
-    placed = calibrate._Placed.of(trained, other, settings.max_probes, 1)
+    placed = calibrate._Placed.of(trained, other, found.probes, 1)
     later, earlier, _ = exact_pairs(other, np.arange(len(other)), 0.1)
     at = placed.lists[later] == placed.lists[earlier, :1]
     margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
@@ -65,14 +66,16 @@ def test_a_target_out_of_reach_is_refused() -> None:
         calibrate.calibrate(trained, sample, settings)
 
 
-def test_without_any_pair_rows_stand_in_for_their_own() -> None:
+def test_without_any_pair_rows_that_were_moved_stand_in() -> None:
     x = np.random.default_rng(0).normal(size=(800, 64)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     trained = TrainedIndex.train(x, 8, "SQ8")
     sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     found, _ = calibrate.calibrate(trained, sample, Settings())
-    assert found.planted
+    assert found.planted and found.pairs == 0
     assert found.slack >= 0.1
+    moved = stand_ins(sample, np.arange(50), 0.1, 0)
+    np.testing.assert_allclose(((moved[:50] - moved[50:]) ** 2).sum(1), 0.1, atol=0.01)
 
 
 def test_known_pairs_make_up_for_a_sample_with_few() -> None:

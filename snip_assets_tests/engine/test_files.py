@@ -107,6 +107,51 @@ def test_one_process_at_a_time_holds_the_lock_and_leftovers_go(tmp_path: Path) -
     assert [p.name for p in output.parent.iterdir()] == [".tmp-other-0123456789ab"]
 
 
+def test_an_output_that_is_newer_than_its_manifest_is_compared(tmp_path: Path) -> None:
+    output, inputs = tmp_path / "x.npy", {"from": "a"}
+    files.write_npy(output, np.zeros(4))
+    files.seal(output, inputs)
+    files.write_npy(output, np.ones(4))  # and killed before it was sealed
+    later = files.manifest_path(output).stat().st_mtime_ns + 10**9
+    os.utime(output, ns=(later, later))
+    assert files.current(output, inputs) is None
+    with pytest.raises(StaleOutputError, match="checksum differs"):
+        files.require(output, "x", "size")
+    files.write_npy(output, np.zeros(4))  # a copy of the folder has other times
+    os.utime(output, ns=(later, later))
+    assert files.current(output, inputs) is not None
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_folder_is_the_former_or_the_new_one(
+    dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "index"
+
+    def write(text: str) -> None:
+        with files.atomic_path(place) as folder:
+            folder.mkdir()
+            (folder / "codes").write_text(text)
+
+    write("former")
+    move = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == place:
+            monkeypatch.setattr(Path, "replace", move)
+            raise KeyboardInterrupt if dies else OSError(28, "No space left on device")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt if dies else DiskFullError):
+        write("new")
+    with locks.lock(place):
+        assert (place / "codes").read_text() == "former"
+    write("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+    assert (place / "codes").read_text() == "new"
+
+
 def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.ones(3))

@@ -275,3 +275,25 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) 
     assert len(found) < rows * (limit + 3)
     graph = coo_matrix((np.ones(len(found)), (found.row, found.earlier_row)), shape=(rows, rows))
     assert connected_components(graph, directed=False)[0] == 1
+
+
+def test_thinning_on_the_way_leaves_what_thinning_at_the_end_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    found = []
+    row, earlier = np.nonzero(np.tril(random.random((300, 300)) < 0.3, -1))
+    every = verify.Pairs(
+        row.astype(np.uint64), earlier.astype(np.uint64), random.random(len(row)).astype(np.float32)
+    )
+    for at in (1, 1000, 1 << 30):
+        monkeypatch.setattr(pairs, "THIN_AT", at)
+        listed = pairs._Listed(5, np.array([0, 100, 250], np.uint64))
+        for low in range(0, 300, 7):
+            listed.add(every[(every.row >= low) & (every.row < low + 7)])
+        found.append(listed.by_shard())
+    for parts in found[:-1]:
+        for one, other in zip(parts, found[-1], strict=True):
+            np.testing.assert_array_equal(one.row, other.row)
+            np.testing.assert_array_equal(one.earlier_row, other.earlier_row)
+    assert sum(map(len, found[-1])) < len(every) / 4

@@ -184,3 +184,96 @@ def test_tiny_data_sets(tmp_path: Path, sizes: list[int]) -> None:
     until_pairs(run)
     stations.duplicate_groups(run)
     assert stations.dup_bitmap(run).facts["dropped"] == sum(sizes) - 1
+
+
+def write_shard(folder: Path, key: str, x: np.ndarray) -> None:
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"img_emb_{key}.npy", x)
+    urls = [f"http://x/{key}/{row}" for row in range(len(x))]
+    pq.write_table(pa.table({"url": urls}), folder / f"metadata_{key}.parquet")
+
+
+def sampled(count: int, seed: int) -> np.ndarray:
+    every = np.concatenate([np.load(p) for p in sorted(SOURCE.features.glob("*.npy"))])
+    return every[np.sort(np.random.default_rng(seed).choice(len(every), count, replace=False))]
+
+
+def found_and_true(run: stations.Run, limit: float = 0.1) -> tuple[set, set]:
+    """Pairs, and what brute force says, of first copies."""
+    raw = np.concatenate([np.load(s.features) for s in run.registry.shards])
+    unit = raw.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    later, earlier = np.nonzero(np.tril(2 - 2 * unit @ unit.T <= limit, -1))
+    first = np.unique(raw.view(np.uint8), axis=0, return_index=True)[1]
+    both = np.isin(later, first) & np.isin(earlier, first)
+    true = set(zip(later[both].tolist(), earlier[both].tolist(), strict=True))
+    found: set = set()
+    for key in run.registry.keys:
+        pairs = read_pairs(run.layout.duplicate_pairs(key))
+        found |= set(zip(pairs.row.tolist(), pairs.earlier_row.tolist(), strict=True))
+    return found, true
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_rows_with_few_pairs_lose_none(tmp_path: Path, seed: int) -> None:
+    write_shard(tmp_path, "0000", sampled(700, seed))
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings())
+    until_pairs(run)
+    found, true = found_and_true(run)
+    assert true and true <= found
+
+
+def test_a_large_group_of_near_copies_does_not_decide_about_all_others(tmp_path: Path) -> None:
+    x = sampled(900, 0)
+    noise = np.random.default_rng(0).normal(size=(600, x.shape[1]))
+    near = x[:1] + 1e-3 * np.linalg.norm(x[0]) * noise
+    order = np.random.default_rng(1).permutation(1500)
+    write_shard(tmp_path, "0000", np.concatenate([x, near.astype(x.dtype)])[order])
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings())
+    until_pairs(run)
+    found, true = found_and_true(run)
+    assert len(true) > 600 * 599 / 2
+    assert len(true - found) < 1e-4 * len(true)
+    few = {pair for pair in true if order[list(pair)].max() < 900}
+    assert len(few - found) <= 0.01 * len(few)
+
+
+def test_pairs_are_found_again_when_raw_rows_change_and_their_codes_do_not(tmp_path: Path) -> None:
+    x = np.unique(sampled(400, 0), axis=0)[:200].astype(np.float32)
+    for key in ("0000", "0001"):
+        write_shard(tmp_path, key, x)
+    layout = Layout(tmp_path / "out")
+    shards.register(layout, shards.Source(tmp_path, tmp_path))
+    until_pairs(run := stations.Run(layout, Settings()))
+    before = read_manifest(layout.duplicate_pairs("0001"))
+    assert before and before.facts["exact_copies"] == 200
+    write_shard(tmp_path, "0001", x * np.float32(2))
+    until_pairs(run := stations.Run(layout, Settings()))
+    after = read_manifest(run.layout.duplicate_pairs("0001"))
+    assert after and after.facts["exact_copies"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x.astype(np.float32), "is float32, the shards before it float16"),
+        (lambda x: x.astype(">f2"), "in the order of this machine"),
+    ],
+)
+def test_shards_of_another_type_are_refused(tmp_path: Path, change, said: str) -> None:
+    x = sampled(20, 0)
+    write_shard(tmp_path, "0000", x)
+    write_shard(tmp_path, "0001", change(x))
+    with pytest.raises(BadInputError, match=f"img_emb_0001.*{said}"):
+        shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("length", [1e20, 1e-25])
+def test_lengths_that_float32_cannot_square_are_named(tmp_path: Path, length: float) -> None:
+    write_shard(tmp_path, "0000", sampled(20, 0).astype(np.float32) * np.float32(length))
+    layout = Layout(tmp_path / "out")
+    shards.register(layout, shards.Source(tmp_path, tmp_path))
+    with pytest.raises(BadInputError, match=r"row 0 is of length .*divide all features"):
+        stations.clip_features(stations.Run(layout, Settings()), ["0000"])

@@ -1,0 +1,56 @@
+"""Stand-ins for true pairs, where a data set has too few of its own to calibrate with.
+
+A row is moved towards another one until it is as far from where it was as two rows of a pair may
+be. Where the raw features are at hand the other one is the nearest, so that both ends lie where
+rows of this data set lie, and their raw distance tells what a raw distance is in the SNIP features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .calibration import Sample
+from .threads import ordered_map
+
+
+def stand_ins(
+    sample: Sample, queries: np.ndarray, max_distance: float, seed: int, workers: int = 0
+) -> np.ndarray:
+    """Rows, and the same rows moved by `max_distance`.
+
+    Parameters
+    ----------
+    queries
+        int64[m], positions in the sample of the rows to move.
+
+    Returns
+    -------
+    float32[2 m, dim]
+        SNIP features: the rows, then the moved ones.
+    """
+    x = sample.snip[queries]
+    if sample.raw is None or len(sample.snip) < 2:
+        other = np.random.default_rng(seed).integers(0, len(sample.snip), len(queries))
+        apart = ((sample.snip[other] - x) ** 2).sum(1)
+    else:
+        other, apart = _nearest(sample.raw, queries, workers)
+    share = np.sqrt(np.minimum(1.0, max_distance / np.maximum(apart, 1e-12)))
+    moved = x + share[:, None].astype(np.float32) * (sample.snip[other] - x)
+    moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([x, moved])
+
+
+def _nearest(x: np.ndarray, queries: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Position of the nearest other row of each query, and the squared distance to it."""
+    columns = torch.from_numpy(x).T
+
+    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        score = (torch.from_numpy(x[part]) @ columns).numpy()
+        score[np.arange(len(part)), part] = -np.inf
+        other = score.argmax(1)
+        return other, 2 - 2 * score[np.arange(len(part)), other]
+
+    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
+    other, apart = zip(*ordered_map(work, blocks, workers), strict=True)
+    return np.concatenate(other), np.concatenate(apart)
