@@ -10,7 +10,7 @@ import numpy as np
 
 from . import threads
 from .settings import Settings
-from .trained import FEW_ROWS, ROWS_PER_LIST, choose_lists
+from .trained import ROWS_PER_LIST, choose_lists
 
 AUTO = "auto"
 # Rows whose pairs are held in memory at once, for each GiB that may be planned with.
@@ -21,8 +21,9 @@ LONG_LIST = 8_333
 FEWEST_INDEX_ROWS = 65_536
 # Lists that a row may probe, and all rows of a small data set together: 160 MB in calibration.
 FEWEST_PROBES, PROBES = 8, 1 << 23
-# Of the allowed loss, where more candidates cost a second or two.
-SPARED = 0.02
+# Least share of the allowed loss that is made use of, and rows from which on all of it is: with
+# fewer, more candidates cost little.
+SPARED, ALL_LOST = 0.02, 1e7
 # Pairs measured again, and rows whose true partners are searched for, unless told otherwise.
 AUDITED_PAIRS, AUDITED_ROWS = 2_000, 1_000
 # Rows that true partners are searched for in, at the least, and rows that they are searched for, at
@@ -56,8 +57,7 @@ def probes(rows: int, settings: Settings) -> int:
 
 def loss(rows: int, settings: Settings) -> float:
     """Share of the true pairs that calibration may lose: where rows are few, hardly any."""
-    share = 1 - settings.target_recall
-    return share * SPARED if rows <= FEW_ROWS else share
+    return (1 - settings.target_recall) * min(1.0, max(SPARED, rows / ALL_LOST))
 
 
 def codec(rows: int, settings: Settings) -> str:
