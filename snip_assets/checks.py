@@ -17,6 +17,7 @@ from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.files import damage, open_npy, read_manifest
+from .engine.parquet_source import parquet_rows
 from .engine.progress import track
 from .engine.remote_files import is_remote
 from .resources import Audit, DataSet
@@ -209,7 +210,7 @@ def kept_and_dropped_add_up(
     keys = _keys(context, data, data.layout.deduped_metadata)
     problems = []
     for shard in registry.only(keys):
-        kept = shards.parquet_rows(data.layout.deduped_metadata(shard.key))
+        kept = parquet_rows(data.layout.deduped_metadata(shard.key))
         dropped = int(drop[shard.start : shard.stop].sum())
         if kept + dropped != shard.rows:
             problems.append(f"shard {shard.key}: {kept} kept + {dropped} dropped != {shard.rows}")

@@ -57,6 +57,15 @@ def test_every_asset_is_grouped_described_and_of_a_kind(data: DataSet) -> None:
         )
 
 
+def test_a_backfill_of_some_shards_leaves_out_nothing_between_them(data: DataSet) -> None:
+    graph = build_defs({"data": data}).resolve_asset_graph()
+    for key in map(dg.AssetKey, ASSETS):
+        # Dagster reaches what has shards through parents that have them.
+        parents = [graph.get(parent) for parent in graph.get(key).parent_keys]
+        if graph.get(key).is_partitioned and parents:
+            assert any(parent.is_partitioned for parent in parents), key
+
+
 def test_dagster_finds_no_fault(tmp_path: Path) -> None:
     shutil.copy(ROOT / "workspace.yaml", tmp_path)
     result = _dagster(tmp_path, "definitions", "validate", "-w", "workspace.yaml")

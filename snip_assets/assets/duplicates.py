@@ -85,7 +85,9 @@ def _slice(name: str, description: str) -> dg.AssetSpec:
         description=description,
         group_name=GROUP,
         kinds={"numpy"},
-        deps=["dup_bitmap"],
+        # A backfill of some shards reaches what has shards through what has them too: without the
+        # pairs it would leave the decision out, and publish before it.
+        deps=["dup_bitmap", "duplicate_pairs"],
         partitions_def=shards,
         code_version=CODE_VERSION,
     )

@@ -50,5 +50,10 @@ def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
     """
     keys = chosen(context.partition_keys)
     with station(context):
-        manifests = fan_out(stations.clip_features, data.run(), keys)
+        run = data.run()
+        together = context.job_def.asset_layer.executable_asset_keys
+        if dg.AssetKey("duplicate_pairs") not in together:
+            # Other rows would leave the pairs as they are, and nothing here would tell.
+            stations.require_same_rows(run, keys)
+        manifests = fan_out(stations.clip_features, run, keys)
     return show.of_shards(context, manifests)

@@ -18,8 +18,8 @@ from .bitmap import Bitmap, digest
 from .errors import BadInputError
 from .files import Manifest, checksum, current, seal
 from .parquet_filter import filter_parquet
+from .parquet_source import parquet_rows
 from .progress import track
-from .shards import parquet_rows
 
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 

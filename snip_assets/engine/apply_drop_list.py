@@ -26,7 +26,8 @@ from . import progress
 from .errors import BadInputError
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .parquet_filter import filter_parquet
-from .shards import METADATA_PATTERN, parquet_file
+from .parquet_source import parquet_file
+from .shards import METADATA_PATTERN
 
 On = Literal["url", "md5", "key"]
 BATCH_ROWS = 1 << 17

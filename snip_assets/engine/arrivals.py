@@ -278,14 +278,10 @@ def admit(
             found[key] = shards.inspect(source, key)
         except SnipError as error:
             refused[key] = [list(now.state(key) or ()), str(error)]
-    # The first shards of all have the dimension that most of them have.
-    dim = _dim(layout) or _usual(s.dim for s in found.values())
+    # The first shards of all are of the kind that most of them are of.
+    usual = _registered_kind(layout) or _usual(s.kind for s in found.values())
     for shard in found.values():
-        if shard.dim != dim:
-            reason = (
-                f"shard {shard.key}: {shard.features} has {shard.dim} numbers a row, the other "
-                f"shards {dim}; features of one model only."
-            )
+        if reason := shards.unlike(shard, usual):
             refused[shard.key] = [list(now.state(shard.key) or ()), reason]
     good = [key for key in found if key not in refused]
     return (shards.register(layout, source, good) if good else []), refused
@@ -345,16 +341,16 @@ def look_and_admit(
     return new, Look(left, seen.growing, problems, seen.memory)
 
 
-def _usual(numbers: Iterable[int]) -> int | None:
-    counted = Counter(numbers).most_common(1)
+def _usual(kinds: Iterable[shards.Kind]) -> shards.Kind | None:
+    counted = Counter(kinds).most_common(1)
     return counted[0][0] if counted else None
 
 
-def _dim(layout: Layout) -> int | None:
+def _registered_kind(layout: Layout) -> shards.Kind | None:
     if not layout.registry.exists():
         return None
-    registry = shards.load(layout)
-    return registry.dim if registry.shards else None
+    known = shards.load(layout).shards
+    return known[0].kind if known else None
 
 
 def stretches(registry: Registry, keys: list[str]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import BadInputError
 from .files import open_npy
-from .shards import parquet_rows
+from .parquet_source import parquet_rows
 
 HEAD = 512
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)

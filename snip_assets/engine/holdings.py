@@ -14,7 +14,8 @@ from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
 from .files import open_npy
 from .metadata import Metadata
-from .shards import FEATURES_PATTERN, METADATA_PATTERN, Features, Registry, parquet_rows
+from .parquet_source import parquet_rows
+from .shards import FEATURES_PATTERN, METADATA_PATTERN, Features, Registry
 
 _NOWHERE = Path()
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from . import threads
 from .errors import BadInputError
-from .shards import Registry, parquet_file
+from .parquet_source import parquet_file
+from .shards import Registry
 
 URL_NAMES = ("url",)
 CAPTION_NAMES = ("caption", "text")

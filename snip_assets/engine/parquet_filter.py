@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .errors import BadInputError
 from .files import atomic_path
-from .shards import parquet_file
+from .parquet_source import parquet_file
 
 BATCH_ROWS = 1 << 16
 MOST_GROUP_ROWS = 1 << 20

@@ -17,7 +17,8 @@ from .errors import BadInputError
 from .files import NpyWriter, atomic_path
 from .metadata import CAPTION_NAMES, MD5_NAMES, URL_NAMES, Metadata, as_text, find_column
 from .parquet_filter import Column, filter_parquet
-from .shards import Shard, parquet_file
+from .parquet_source import parquet_file
+from .shards import Shard
 from .slices import Slices
 
 BLOCK_ROWS = 1 << 20

@@ -21,9 +21,10 @@ from .errors import BadInputError, SnipError
 from .fetch import Wanted, fetch_all, localise
 from .files import Manifest, checksum, current, digest_of, manifest_path, read_manifest
 from .locations import drive_id, local_path, shown
+from .parquet_source import parquet_rows
 from .progress import track
 from .remote import NotThereError, Policy, Session
-from .shards import METADATA_PATTERN, parquet_rows
+from .shards import METADATA_PATTERN
 
 DEFAULT_BITMAP_NAME = "is_dup.npy"
 

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from .errors import BadInputError
 from .files import open_npy
 from .locations import local_path, shown, web_address
+from .parquet_source import parquet_rows
 from .progress import track
 from .remote import NotThereError, Policy, Session
-from .shards import METADATA_PATTERN, parquet_rows
+from .shards import METADATA_PATTERN
 
 _TAIL = 1 << 16
 _LONGEST_FOOTER = 1 << 28

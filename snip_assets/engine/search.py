@@ -14,9 +14,9 @@ from .errors import BadInputError
 from .files import open_npy, write_json, write_parquet
 from .holdings import Holdings
 from .metadata import CAPTION_NAMES, URL_NAMES, as_text, find_column, read_group, row_groups
+from .parquet_source import parquet_file
 from .progress import track
 from .searcher import Rerank, Searcher
-from .shards import parquet_file
 
 MOST_QUERIES = 10_000
 

@@ -13,15 +13,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .files import digest_of, open_npy, write_json, write_npy
 from .layout import Layout
 from .locks import lock
-from .remote_files import absolute, is_remote, npy_header, open_file, place
+from .parquet_source import parquet_rows
+from .remote_files import absolute, is_remote, npy_header, place
 from .remote_files import names as remote_names
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
@@ -40,6 +39,10 @@ class Source:
 
     features: Path
     metadata: Path
+
+
+# Numbers of a raw feature, and their dtype.
+Kind = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Shard:
     def stop(self) -> int:
         """Row id after its last row."""
         return self.start + self.rows
+
+    @property
+    def kind(self) -> Kind:
+        """What it must have in common with all others."""
+        return self.dim, self.dtype
 
 
 @dataclass(frozen=True)
@@ -204,50 +212,6 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     return array.shape, array.dtype
 
 
-def parquet_rows(path: Path) -> int:
-    """Rows of a parquet file, from its footer."""
-    return parquet_file(path).metadata.num_rows
-
-
-def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
-    """Open a parquet file.
-
-    Parameters
-    ----------
-    piece
-        Bytes of a local file to read at a time, for who wants the first rows alone; default: whole
-        columns.
-
-    Raises
-    ------
-    BadInputError
-        It is missing, truncated, or not parquet.
-    """
-    if is_remote(path):
-        return _remote_parquet(path)
-    try:
-        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=not piece)
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: no such file.") from error
-    except PermissionError as error:
-        raise BadInputError(f"{path}: permission denied; make it readable.") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        with open(path, "rb") as handle:
-            head = handle.read(64).lstrip()
-        reason = (
-            "an HTML page, not data" if head[:1] == b"<" else "damaged, truncated or no parquet"
-        )
-        raise BadInputError(f"{path}: {reason} ({error}); fetch it again.") from error
-
-
-def _remote_parquet(path: Path) -> pq.ParquetFile:
-    handle = open_file(path)
-    try:
-        return pq.ParquetFile(handle)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadInputError(f"{path}: damaged, truncated or no parquet ({error}).") from error
-
-
 def load(layout: Layout) -> Registry:
     """The registry of an output folder."""
     try:
@@ -346,22 +310,29 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
             continue
         last = (known + new)[-1] if known or new else None
         shard = inspect(source, key)
-        if last is not None and shard.dim != last.dim:
-            raise BadInputError(
-                f"shard {key}: {shard.features} has {shard.dim} numbers a row, the shards before "
-                f"it {last.dim}; features of one model only."
-            )
-        if last is not None and shard.dtype != last.dtype:
-            kinds = np.dtype(shard.dtype).name, np.dtype(last.dtype).name
-            raise BadInputError(
-                f"shard {key}: {shard.features} is {kinds[0]}, the shards before it {kinds[1]}; "
-                f"save it again with `.astype(np.{kinds[1]})`."
-            )
+        if reason := unlike(shard, last.kind if last else None):
+            raise BadInputError(reason)
         start = last.stop if last else 0
         new.append(replace(shard, ordinal=len(known) + len(new), start=start))
     if new:
         _save(layout, Registry(source, tuple(known + new)))
     return new
+
+
+def unlike(shard: Shard, kind: Kind | None) -> str:
+    """Why a shard does not fit among those of a kind; empty if it does, or there are none."""
+    if kind is None or shard.kind == kind:
+        return ""
+    if shard.dim != kind[0]:
+        return (
+            f"shard {shard.key}: {shard.features} has {shard.dim} numbers a row, the other shards "
+            f"{kind[0]}; features of one model only."
+        )
+    own, other = (np.dtype(dtype).name for dtype in (shard.dtype, kind[1]))
+    return (
+        f"shard {shard.key}: {shard.features} is {own}, the other shards {other}; save it again "
+        f"with `.astype(np.{other})`."
+    )
 
 
 def changed(shard: Shard) -> None:

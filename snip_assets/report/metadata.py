@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from snip_assets.engine import stations
 from snip_assets.engine.files import Manifest, read_manifest
-from snip_assets.engine.shards import parquet_file
+from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.versions import version
 
 from . import plots

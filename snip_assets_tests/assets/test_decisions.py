@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -145,3 +146,28 @@ def test_runs_are_about_the_shards_that_something_changes_for(data: DataSet) -> 
     after = _outputs(data)
     assert {place for place in before if before[place] != after[place]} == CHANGED
     assert sensors._publishable(data) == []
+
+
+def test_features_that_changed_are_refused_unless_their_pairs_are_made_again(data: DataSet) -> None:
+    graph.materialize(data)
+    path = data.source.features / "img_emb_b.npy"
+    former, times = np.load(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+
+    def ingest() -> dg.ExecuteInProcessResult:
+        with home.instance(data.layout) as instance:
+            job = build_defs({"data": data}).resolve_job_def("ingest")
+            tags = automation.shard_range(data.layout, ["b"])
+            return job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+
+    np.save(path, former[::-1])
+    result = ingest()
+    assert not result.success
+    said = [str(e.event_specific_data) for e in result.all_events if e.is_step_failure]
+    assert any("img_emb_b.npy: has other rows than when shard b was read" in text for text in said)
+    np.save(path, former)
+    os.utime(path, ns=times)
+    assert ingest().success
+    os.utime(path)
+    assert ingest().success
+    np.save(path, former[::-1])
+    assert graph.materialize(data).checks["pair_precision"]["estimate"] == 1.0

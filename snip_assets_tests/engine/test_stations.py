@@ -258,7 +258,7 @@ def test_pairs_are_found_again_when_raw_rows_change_and_their_codes_do_not(tmp_p
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x: x.astype(np.float32), "is float32, the shards before it float16"),
+        (lambda x: x.astype(np.float32), "is float32, the other shards float16"),
         (lambda x: x.astype(">f2"), "in the order of this machine"),
     ],
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from snip_assets.engine import copies, shards
 from snip_assets.engine.compress import compress_shard
-from snip_assets.engine.files import Manifest, checksum, write_json
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.files import Manifest, checksum, read_manifest, write_json
 from snip_assets.engine.given_model import given_model, take_model
 from snip_assets.engine.model import load_model
+from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.run import MODEL_SETTINGS, Run
 from snip_assets.engine.sample import text_features
 from snip_assets.engine.shards import Shard
@@ -48,7 +51,7 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check the metadata shards and note their columns."""
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
-        file = shards.parquet_file(shard.metadata)
+        file = parquet_file(shard.metadata)
         schema = {f.name: str(f.type) for f in file.schema_arrow}
         facts = {"rows": file.metadata.num_rows, "columns": schema}
         write_json(output, facts)
@@ -67,6 +70,35 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
         features_inputs,
         lambda shard, output: copies.hash_shard(shard.features, output, run.settings.workers),
     )
+
+
+def require_same_rows(run: Run, keys: list[str]) -> None:
+    """Refuse shards whose features hold other rows than when they were hashed.
+
+    Only what has another size or time since is read.
+
+    Raises
+    ------
+    BadInputError
+        One does; nothing is written.
+    """
+    for shard in run.registry.only(keys):
+        output = run.layout.clip_features(shard.key)
+        former = read_manifest(output)
+        if former is None or former.inputs.get("source") == source_state(shard.features):
+            continue
+        shards.changed(shard)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
+            hashes = Path(folder) / output.name
+            copies.hash_shard(shard.features, hashes, run.settings.workers)
+            same = checksum(hashes) == former.files[output.name]["xxh3"]
+        if not same:
+            raise BadInputError(
+                f"{shard.features}: has other rows than when shard {shard.key} was read; its pairs "
+                "and those of later shards are of the former ones. Put the former file back (with "
+                "its time), or give the new data a new key. `snip dedup`, or the job `arrival` "
+                "over all shards, takes it as it is now and makes them again."
+            )
 
 
 def snip_model(run: Run, *, again: bool = False) -> Manifest:

@@ -20,6 +20,7 @@ from .index import encoded_inputs, index_inputs
 def unfinished(run: Run) -> list[str]:
     """Shards of which an output, up to their pairs, is missing or made from something else.
 
+    Those after one whose rows are to be read or encoded again too: their pairs are with its rows.
     All shards where net or index are to be made. Told from manifests; with the setting `check` at
     `full` what an output is made from is compared with its checksums, once in a process.
     """
@@ -34,13 +35,12 @@ def unfinished(run: Run) -> list[str]:
             (layout.clip_features, features_inputs),
             (layout.snip_features, compressed_inputs(run)),
             (layout.index_shard, encoded_inputs(run)),
-            (layout.duplicate_pairs, lambda shard: pairs[shard.key]),
         ]
     except SnipError:
         # The station that it concerns says so better.
         return run.registry.keys
 
-    def finished(shard: Shard) -> bool:
+    def encoded(shard: Shard) -> bool:
         try:
             return all(
                 current(place(shard.key), made(shard)) is not None for place, made in outputs
@@ -49,5 +49,12 @@ def unfinished(run: Run) -> list[str]:
             return False
 
     shards = run.registry.shards
-    done = ordered_map(finished, shards, run.settings.workers)
-    return [shard.key for shard, whole in zip(shards, done, strict=True) if not whole]
+    ready = [*ordered_map(encoded, shards, run.settings.workers)]
+    first = ready.index(False) if False in ready else len(shards)
+
+    def paired(shard: Shard) -> bool:
+        return current(layout.duplicate_pairs(shard.key), pairs[shard.key]) is not None
+
+    done = ordered_map(paired, shards[:first], run.settings.workers)
+    before = [s.key for s, whole in zip(shards[:first], done, strict=True) if not whole]
+    return before + [s.key for s in shards[first:]]

@@ -1,0 +1,55 @@
+"""Parquet files as users give them, local or by url."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import BadInputError
+from .remote_files import is_remote, open_file
+
+
+def parquet_rows(path: Path) -> int:
+    """Rows of a parquet file, from its footer."""
+    return parquet_file(path).metadata.num_rows
+
+
+def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Parameters
+    ----------
+    piece
+        Bytes of a local file to read at a time, for who wants the first rows alone; default: whole
+        columns.
+
+    Raises
+    ------
+    BadInputError
+        It is missing, truncated, or not parquet.
+    """
+    if is_remote(path):
+        return _remote_parquet(path)
+    try:
+        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=not piece)
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except PermissionError as error:
+        raise BadInputError(f"{path}: permission denied; make it readable.") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        with open(path, "rb") as handle:
+            head = handle.read(64).lstrip()
+        reason = (
+            "an HTML page, not data" if head[:1] == b"<" else "damaged, truncated or no parquet"
+        )
+        raise BadInputError(f"{path}: {reason} ({error}); fetch it again.") from error
+
+
+def _remote_parquet(path: Path) -> pq.ParquetFile:
+    handle = open_file(path)
+    try:
+        return pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadInputError(f"{path}: damaged, truncated or no parquet ({error}).") from error
