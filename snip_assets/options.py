@@ -16,9 +16,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from .engine.errors import BadInputError
+from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import Settings
-from .engine.shards import Source
+from .engine.shards import Source, load
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
@@ -68,8 +70,25 @@ def _attributes(docstring: str) -> dict[str, str]:
 
 def default_of(option: Option, environment: Mapping[str, str] = os.environ) -> Any:
     """The default of a setting, read from its environment variable where that is set."""
-    text = environment.get(option.variable)
-    return option.default if text is None else option.type(text)
+    return variable(option.variable, option.default, option.type, environment)
+
+
+def variable(
+    name: str, default: Any, kind: type, environment: Mapping[str, str] = os.environ
+) -> Any:
+    """What an environment variable says, or the default where it is not set.
+
+    Raises
+    ------
+    BadInputError
+        It is not of that kind.
+    """
+    text = environment.get(name)
+    try:
+        return default if text is None else kind(text)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error
 
 
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:
@@ -78,6 +97,14 @@ def default_source(environment: Mapping[str, str] = os.environ) -> Source:
         place(environment.get("SNIP_FEATURES", SAMPLE_FEATURES)),
         place(environment.get("SNIP_METADATA", SAMPLE_METADATA)),
     )
+
+
+def chosen_source(features: Path, metadata: Path, out: Path) -> Source:
+    """The folders that were named; else those that the output folder is of, or the sample."""
+    layout, named = Layout(out), Source(features, metadata)
+    if named == Source(SAMPLE_FEATURES, SAMPLE_METADATA) and layout.registry.exists():
+        return load(layout).source
+    return named
 
 
 def default_out(environment: Mapping[str, str] = os.environ) -> Path:
@@ -93,7 +120,8 @@ Features = Annotated[
     typer.Option(
         parser=place,
         metavar="PATH|URL",
-        help="Folder or url of img_emb_{key}.npy: rows x dimension, float16 or float32.",
+        help="Folder or url of img_emb_{key}.npy: rows x dimension, float16, float32 or float64. "
+        "Not given: the data set that --out holds already, else the sample.",
         envvar="SNIP_FEATURES",
         rich_help_panel="Data",
     ),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import dagster as dg
 
 from .engine import shards as registry
 from .engine.errors import StaleOutputError
 from .engine.layout import Layout
 from .engine.shards import Shard, Source
+from .options import variable
 
 shards = dg.DynamicPartitionsDefinition(name="shards")
 
@@ -20,7 +19,7 @@ def backfill_policy() -> dg.BackfillPolicy:
     A single run decodes each inverted list once for all its shards and lets
     `--partition-range` work; many runs bound what one failure costs.
     """
-    size = int(os.environ.get("SNIP_SHARDS_PER_RUN", "0"))
+    size = variable("SNIP_SHARDS_PER_RUN", 0, int)
     return dg.BackfillPolicy.multi_run(size) if size > 0 else dg.BackfillPolicy.single_run()
 
 

@@ -18,14 +18,13 @@ from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import Settings
 from .engine.shards import Source
-from .options import default_of, default_out, default_source, settings_options
+from .options import default_of, default_out, default_source, settings_options, variable
 
 
 def _bound(name: str, default: float, description: str) -> Any:
     """A bound of the audit, from its environment variable where that is set."""
-    variable = f"SNIP_{name.upper()}"
-    value = float(os.environ.get(variable, default))
-    return Field(default=value, description=f"{description} ({variable})")
+    name = f"SNIP_{name.upper()}"
+    return Field(default=variable(name, default, float), description=f"{description} ({name})")
 
 
 _SettingsFields: Any = create_model(

@@ -214,10 +214,11 @@ def _next_attempt(instance: dg.DagsterInstance, name: str) -> str | None:
 def _publishable(data: DataSet) -> list[list[str]]:
     """The shards of each run: from the first to the last of which something was decided otherwise.
 
-    One shard where nothing was, but the report shows what was before.
+    One shard where nothing was, but the report shows what was before. Shards whose metadata is
+    gone are left out: `new_shards` tells of them.
     """
     run, registry = data.run(), load(data.layout)
-    missing = set(stations.unpaired(run))
+    missing = {*stations.unpaired(run), *stations.without_metadata(run, registry.keys)}
     paired = [key for key in registry.keys if key not in missing]
     changed = set(stations.unpublished(run, paired))
     parts = [reach(part, changed) for part in stretches(registry, paired) if changed & {*part}]

@@ -138,6 +138,15 @@ def test_an_output_folder_of_another_data_set_is_refused(
     assert "belongs to another data set" in err
 
 
+def test_an_output_folder_knows_its_data_set(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    out = tmp_path / "out"
+    assert snip("shards", "sync", *_dedup(small, out)[1:], "--limit-shards", 1)[0] == 0
+    code, said, _ = snip("shards", "sync", "--out", out)
+    assert code == 0 and "1 new shards, 2 in all" in said
+
+
 def test_shards_are_listed_as_json(
     small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -146,6 +155,7 @@ def test_shards_are_listed_as_json(
     code, out, _ = snip("shards", "list", "--out", tmp_path / "out", "--json")
     assert code == 0
     assert [(s["key"], s["rows"]) for s in json.loads(out)] == [("0000", ROWS)]
+    assert not json.loads(out)[0]["published"]
 
 
 def test_one_station_by_itself_says_what_it_needs(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.settings import Settings
 from snip_assets.options import default_of, settings_options
 from snip_assets.resources import DataSet
@@ -35,3 +38,10 @@ def test_the_sample_is_the_default() -> None:
     data = DataSet.from_environment({})
     assert data.settings == Settings()
     assert (data.source.features / "img_emb_0000.npy").is_file()
+
+
+def test_a_variable_that_is_no_number_is_named() -> None:
+    with pytest.raises(BadInputError, match="SNIP_MAX_DISTANCE=abc: not a number"):
+        DataSet.from_environment({"SNIP_MAX_DISTANCE": "abc"})
+    with pytest.raises(BadInputError, match=r"SNIP_WORKERS=2.5: not a whole number"):
+        DataSet.from_environment({"SNIP_WORKERS": "2.5"})

@@ -4,7 +4,6 @@ Not here: how a file is fetched (`engine.fetch`), how a bitmap meets its rows
 (`engine.published`), what is published where (`engine/catalogue.json`).
 """
 
-import os
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field
 from snip_assets.engine import catalogue, published, row_offsets
 from snip_assets.engine.fetch import fetch
 from snip_assets.engine.files import Manifest, digest_of, read_manifest, seal, write_npy
+from snip_assets.options import variable
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet
 from snip_assets.versions import version_of
@@ -25,7 +25,7 @@ from .station import CODE_VERSION, backfill_policy, chosen, station
 GROUP = "published"
 KNOWN = catalogue.load()
 LAION = KNOWN.data_set("laion2b-en-vit-h-14")
-SHARDS = int(os.environ.get("SNIP_PUBLISHED_SHARDS", LAION.shards))
+SHARDS = variable("SNIP_PUBLISHED_SHARDS", LAION.shards, int)
 published_shards = dg.StaticPartitionsDefinition([f"{n:04d}" for n in range(SHARDS)])
 
 WHOLE: dict[str, Any] = {

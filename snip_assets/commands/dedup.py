@@ -15,6 +15,7 @@ from snip_assets.options import (
     Json,
     Metadata,
     Out,
+    chosen_source,
     with_settings,
 )
 
@@ -65,12 +66,12 @@ def dedup(
     """Remove the duplicates of a data set; called again, do only what is missing or stale."""
     from snip_assets import graph
     from snip_assets.engine import forecast
-    from snip_assets.engine.shards import Source, load
+    from snip_assets.engine.shards import load
     from snip_assets.report import terminal
     from snip_assets.report.summary import summary
     from snip_assets.resources import DataSet
 
-    data = DataSet.of(Source(features, metadata), out, settings)
+    data = DataSet.of(chosen_source(features, metadata, out), out, settings)
     with terminal.bars():
         outcome = graph.materialize(data, limit_shards, train_again=train_again)
     values = summary(data.layout)

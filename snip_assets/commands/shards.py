@@ -14,6 +14,7 @@ from snip_assets.options import (
     Json,
     Metadata,
     Out,
+    chosen_source,
 )
 
 
@@ -34,10 +35,10 @@ def sync(
     """Register the shards that are new; plain `dagster` commands then know them."""
     from snip_assets import graph, home
     from snip_assets.engine.settings import Settings
-    from snip_assets.engine.shards import Source, load
+    from snip_assets.engine.shards import load
     from snip_assets.resources import DataSet
 
-    source = Source(features, metadata)
+    source = chosen_source(features, metadata, out)
     data = DataSet.of(source, out, Settings())
     new = graph.sync(data, limit_shards)
     registry = load(data.layout)
@@ -47,17 +48,28 @@ def sync(
     if home.remember(data.layout, source):
         typer.echo("noted in ./.env: `dagster` commands in this folder work on this data set")
     else:
-        typer.echo(f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it")
+        typer.echo(
+            f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it (./.env is "
+            "written where a workspace.yaml names snip_assets.definitions)"
+        )
 
 
 def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
     """Show the registered shards in their order, and what is made of each."""
-    from snip_assets.engine.files import read_manifest
+    from snip_assets.engine import stations
+    from snip_assets.engine.errors import SnipError
     from snip_assets.engine.layout import Layout
-    from snip_assets.engine.shards import load
+    from snip_assets.engine.settings import Settings
     from snip_assets.report import terminal
 
-    layout = Layout(out)
+    run = stations.Run(Layout(out), Settings())
+    keys = run.registry.keys
+    unpaired = set(stations.unpaired(run))
+    try:
+        unpublished = unpaired.union(stations.unpublished(run, keys))
+    except SnipError:
+        # Nothing is decided yet.
+        unpublished = set(keys)
     rows = [
         {
             "key": s.key,
@@ -65,10 +77,10 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
             "first row": s.start,
             "rows": s.rows,
             "dimension": s.dim,
-            "pairs": read_manifest(layout.duplicate_pairs(s.key)) is not None,
-            "published": read_manifest(layout.deduped_metadata(s.key)) is not None,
+            "pairs": s.key not in unpaired,
+            "published": s.key not in unpublished,
         }
-        for s in load(layout).shards
+        for s in run.registry.shards
     ]
     if json:
         terminal.as_json(rows)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from . import choices, shards
 from .errors import StaleOutputError
-from .files import digest_of, open_npy, read_manifest, write_json
+from .files import digest_of, open_npy, read_manifest, require, write_json
 from .run import Run
 from .shards import Shard
 from .truth import true_pairs
@@ -53,8 +53,10 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def with_pairs(run: Run) -> list[Shard]:
-    """Shards whose pairs are made."""
+    """Shards whose pairs are made; raises StaleOutputError where some have another size."""
     found = [s for s in run.registry.shards if read_manifest(run.layout.duplicate_pairs(s.key))]
+    for shard in found:
+        require(run.layout.duplicate_pairs(shard.key), f"duplicate_pairs {shard.key}")
     if not found:
         raise StaleOutputError(f"{run.layout.root}: no pairs; materialise duplicate_pairs first.")
     return found

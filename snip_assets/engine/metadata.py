@@ -98,9 +98,15 @@ def _take_shard(
             yield [
                 pa.nulls(len(places), pa.large_string())
                 if group is None or column is None
-                else pa.concat_arrays(as_text(path, group[column].take(places)).chunks)
+                else pa.concat_arrays(as_text(path, taken(group[column], places)).chunks)
                 for column in columns
             ]
+
+
+def taken(values: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
+    """Some of a column; Arrow takes nothing from views."""
+    viewed = values.type == pa.string_view()
+    return (values.cast(pa.large_string()) if viewed else values).take(places)
 
 
 def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
@@ -132,6 +138,29 @@ def find_column(schema: pa.Schema, names: Sequence[str]) -> str | None:
     """The column called by one of `names` in any case: the first name that is there."""
     by_name = {field.name.lower(): field.name for field in reversed(list(schema))}
     return next((by_name[name] for name in names if name in by_name), None)
+
+
+def require_text_columns(path: Path, schema: pa.Schema) -> None:
+    """Refuse metadata whose url, caption or MD5 could not be read later.
+
+    Raises
+    ------
+    BadInputError
+        There are two of that name, or it holds no text; other columns may be anything.
+    """
+    for names in (URL_NAMES, CAPTION_NAMES, MD5_NAMES):
+        column = find_column(schema, names)
+        if column is None:
+            continue
+        if len(places := schema.get_all_field_indices(column)) > 1:
+            raise BadInputError(f"{path}: {len(places)} columns are named {column}; rename others.")
+        try:
+            as_text(path, pa.chunked_array([], schema.field(column).type))
+        except BadInputError as error:
+            raise BadInputError(
+                f"{path}: column {column} holds {schema.field(column).type}, not text; make text "
+                "of it, or give it another name."
+            ) from error
 
 
 def as_text(path: Path, values: pa.ChunkedArray) -> pa.ChunkedArray:

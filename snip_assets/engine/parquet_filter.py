@@ -69,8 +69,8 @@ def filter_parquet(
             start = 0
             for batch in _batches(source, file):
                 mask = keep[start : start + len(batch)]
-                kept = batch.filter(pa.array(mask))
-                columns = [*kept.columns, *(values(start, mask) for _, values in extra)]
+                kept = (_filtered(column, pa.array(mask)) for column in batch.columns)
+                columns = [*kept, *(values(start, mask) for _, values in extra)]
                 waiting.append(pa.RecordBatch.from_arrays(columns, schema=schema))
                 start += len(batch)
                 waiting = _flush(writer, waiting, group_rows)
@@ -121,3 +121,12 @@ def writer_options(file: pq.ParquetFile) -> dict:
             c.path_in_schema for c in chunks if any("DICTIONARY" in e for e in c.encodings)
         ]
     return options
+
+
+# Arrow filters no views.
+_VIEWED = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
+
+def _filtered(column: pa.Array, mask: pa.Array) -> pa.Array:
+    plain = _VIEWED.get(column.type)
+    return column.cast(plain).filter(mask).cast(column.type) if plain else column.filter(mask)

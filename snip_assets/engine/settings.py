@@ -57,10 +57,20 @@ class Settings:
         with weights.
     dim
         Numbers of a SNIP feature.
-    hidden, depth
-        Width and number of hidden layers of the SNIP net.
-    temperature, batch, steps, learning_rate, patience
-        Training of the net. `steps` 0 chooses from the number of rows.
+    hidden
+        Width of the hidden layers of the SNIP net.
+    depth
+        Number of hidden layers of the SNIP net.
+    temperature
+        Of the softmax in training: the smaller, the nearer the neighbours that count.
+    batch
+        Rows of a training step.
+    steps
+        Training steps at the most; 0 chooses from the number of rows.
+    learning_rate
+        Of the training, at its highest.
+    patience
+        Evaluations without a gain after which training stops.
     train_rows
         Rows read to train the net and the index, at the most.
     pca_below
@@ -78,12 +88,14 @@ class Settings:
         Where the heavy stations work on their shards: `local`, or the address of a Dask scheduler
         (`tcp://host:8786`) whose workers see the output folder under the same path.
     workers
-        Threads; 0 takes every core.
+        Threads that compute; 0 takes every core. Reading of metadata and writing of tables have a
+        few of their own.
     memory_gb
-        Memory that a station may plan with, in GiB.
-    cache, cache_gb
-        Where copies of remote features lie (empty: in the output folder), and how many GB they
-        may take before those not used for longest are removed.
+        Memory that a station may plan with, in GiB. It also bounds the rows that train the net.
+    cache
+        Where copies of remote features lie; empty: in the output folder.
+    cache_gb
+        How many GB these copies may take before those not used for longest are removed.
     check
         How outputs are checked before a later station reads them: `recent` compares checksums,
         but for files that held within the last week and have not changed since; `full` compares

@@ -168,6 +168,8 @@ class TrainedIndex:
         BadInputError
             It is missing, damaged, or not an IVF index over residuals.
         """
+        if not path.exists():
+            raise BadInputError(f"{path}: no such file; materialise trained_index.")
         try:
             index = faiss.read_index(str(path))
         except RuntimeError as error:

@@ -14,6 +14,7 @@ from dagster._core.loader import LoadingContextForTest
 
 from snip_assets import automation, graph, home, sensors
 from snip_assets.definitions import build_defs
+from snip_assets.engine.files import manifest_path
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
@@ -171,3 +172,25 @@ def test_features_that_changed_are_refused_unless_their_pairs_are_made_again(dat
     assert ingest().success
     np.save(path, former[::-1])
     assert graph.materialize(data).checks["pair_precision"]["estimate"] == 1.0
+
+
+def test_a_shard_without_metadata_does_not_keep_others_from_being_published(data: DataSet) -> None:
+    graph.materialize(data)
+    for key in "ac":
+        manifest_path(data.layout.drop_list(key)).unlink()
+    (data.source.metadata / "metadata_a.parquet").unlink()
+    assert sensors._publishable(data) == [["c"]]
+
+
+def test_a_check_on_damaged_pairs_fails_and_names_them(data: DataSet) -> None:
+    graph.materialize(data)
+    pairs = data.layout.duplicate_pairs("b")
+    os.truncate(pairs, pairs.stat().st_size // 2)
+    with home.instance(data.layout) as instance:
+        job = build_defs({"data": data}).resolve_job_def("verify")
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    found = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    for name in ("pair_precision", "query_recall"):
+        assert not found[name].passed
+        assert f"{pairs}: " in str(found[name].description)
+        assert "materialise duplicate_pairs b again" in str(found[name].description)

@@ -277,3 +277,46 @@ def test_lengths_that_float32_cannot_square_are_named(tmp_path: Path, length: fl
     shards.register(layout, shards.Source(tmp_path, tmp_path))
     with pytest.raises(BadInputError, match=r"row 0 is of length .*divide all features"):
         stations.clip_features(stations.Run(layout, Settings()), ["0000"])
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            lambda n: pa.table([pa.array(["a"] * n), pa.array(["b"] * n)], names=["url", "url"]),
+            "2 columns are named url",
+        ),
+        (lambda n: pa.table({"url": [["a"]] * n}), "column url holds list"),
+    ],
+)
+def test_texts_that_could_not_be_read_later_are_refused_first(
+    tmp_path: Path, table, said: str
+) -> None:
+    x = sampled(20, 0)
+    write_shard(tmp_path, "0000", x)
+    pq.write_table(table(len(x)), tmp_path / "metadata_0000.parquet")
+    layout = Layout(tmp_path / "out")
+    shards.register(layout, shards.Source(tmp_path, tmp_path))
+    with pytest.raises(BadInputError, match=f"metadata_0000.parquet: {said}"):
+        stations.metadata(stations.Run(layout, Settings()), ["0000"])
+
+
+def test_views_of_text_are_text(tmp_path: Path) -> None:
+    x = sampled(60, 0)
+    write_shard(tmp_path, "0000", np.concatenate([x, x]))
+    urls = pa.array([f"http://x/{row}" for row in range(120)], pa.string_view())
+    source = pa.table({"url": urls, "hash": pa.array([b"h"] * 120, pa.binary_view())})
+    pq.write_table(source, tmp_path / "metadata_0000.parquet")
+    layout = Layout(tmp_path / "out")
+    shards.register(layout, shards.Source(tmp_path, tmp_path))
+    until_pairs(run := stations.Run(layout, Settings(keep="first")))
+    stations.duplicate_groups(run)
+    stations.dup_bitmap(run)
+    stations.deduped_metadata(run, ["0000"])
+    stations.drop_list(run, ["0000"])
+    kept = pq.read_table(layout.deduped_metadata("0000"))
+    assert kept.schema.equals(source.schema)
+    stays = ~np.load(layout.dup_bitmap / "dup_bitmap.npy")
+    assert kept["url"].to_pylist() == [f"http://x/{row}" for row in np.flatnonzero(stays)]
+    gone = pq.read_table(layout.drop_list("0000"))
+    assert gone["url"].to_pylist() == [f"http://x/{row}" for row in np.flatnonzero(~stays)]

@@ -8,7 +8,7 @@ from snip_assets.engine.run import Run
 from .duplicates import dup_bitmap, duplicate_groups, duplicate_pairs, unpaired
 from .features import clip_features, metadata, require_same_rows, snip_features, snip_model
 from .index import index_shards, snip_index, trained_index
-from .publish import deduped_metadata, drop_list, unpublished
+from .publish import deduped_metadata, drop_list, unpublished, without_metadata
 from .unfinished import unfinished
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "unfinished",
     "unpaired",
     "unpublished",
+    "without_metadata",
 ]

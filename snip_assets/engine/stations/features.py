@@ -11,6 +11,7 @@ from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import Manifest, checksum, read_manifest, write_json
 from snip_assets.engine.given_model import given_model, take_model
+from snip_assets.engine.metadata import require_text_columns
 from snip_assets.engine.model import load_model
 from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.run import MODEL_SETTINGS, Run
@@ -52,6 +53,7 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         file = parquet_file(shard.metadata)
+        require_text_columns(shard.metadata, file.schema_arrow)
         schema = {f.name: str(f.type) for f in file.schema_arrow}
         facts = {"rows": file.metadata.num_rows, "columns": schema}
         write_json(output, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import Manifest, current, read_manifest
 from snip_assets.engine.publish import deduped_metadata as publish_metadata
 from snip_assets.engine.publish import drop_list as publish_drop_list
@@ -41,16 +42,31 @@ def drop_list(run: Run, keys: list[str]) -> dict[str, Manifest]:
 
 
 def unpublished(run: Run, keys: list[str]) -> list[str]:
-    """Which shards lack an output, or have one of another decision."""
+    """Which shards lack an output, or have one of another decision; those without metadata too."""
     outputs = (
         (run.layout.deduped_metadata, _deduped_inputs(run)),
         (run.layout.drop_list, _drop_list_inputs(run)),
     )
-    return [
-        shard.key
-        for shard in run.registry.only(keys)
-        if any(current(place(shard.key), inputs(shard)) is None for place, inputs in outputs)
-    ]
+
+    def published(shard: Shard) -> bool:
+        try:
+            return all(current(place(shard.key), inputs(shard)) for place, inputs in outputs)
+        except BadInputError:
+            return False
+
+    return [shard.key for shard in run.registry.only(keys) if not published(shard)]
+
+
+def without_metadata(run: Run, keys: list[str]) -> list[str]:
+    """Which shards' metadata cannot be read."""
+
+    def readable(shard: Shard) -> bool:
+        try:
+            return bool(source_state(shard.metadata))
+        except BadInputError:
+            return False
+
+    return [shard.key for shard in run.registry.only(keys) if not readable(shard)]
 
 
 def _deduped_inputs(run: Run) -> Inputs:
