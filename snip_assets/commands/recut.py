@@ -40,8 +40,12 @@ def recut(
         typer.Option(help="Smaller threshold; several, without --out, give a table."),
     ] = None,
     keep: Annotated[
-        str, typer.Option(help="Which copy stays: neighbours, first, largest(width*height) ...")
-    ] = "neighbours",
+        str,
+        typer.Option(
+            help="Which copy stays: neighbours, first, largest(width*height) ... Default: as in "
+            "the run."
+        ),
+    ] = "",
     duplicate_count: Annotated[
         bool, typer.Option("--duplicate-count", help="Add a column duplicate_count.")
     ] = False,
@@ -58,10 +62,13 @@ def recut(
     from snip_assets.engine import recut as engine
     from snip_assets.engine.errors import BadInputError
 
+    keep = keep or engine.rule_of(root)
     if out is None:
         cuts = max_distance or engine.thresholds(root)
         rows = engine.run_curve(root, cuts, rule=keep, memory_gb=memory_gb)
         _print(rows, as_json)
+        if not as_json:
+            typer.echo(f"keep rule: {keep}")
         return
     if not max_distance or len(max_distance) != 1:
         raise BadInputError("--out needs exactly one --max-distance.")

@@ -60,12 +60,13 @@ def review(
     Example: snip review --labels marks.csv
     """
     from snip_assets.engine.layout import Layout
+    from snip_assets.engine.recut import thresholds
     from snip_assets.report import labels as marks
     from snip_assets.report import terminal
 
     layout = Layout(out)
     taken = marks.take_in(layout, labels)
-    found = marks.shares(marks.load(layout))
+    found = marks.shares(marks.load(layout), thresholds(out)[-1])
     if json:
         shares = {kind: interval.__dict__ for kind, interval in found.items()}
         terminal.as_json({**taken, "shares": shares})

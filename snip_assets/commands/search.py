@@ -21,6 +21,7 @@ DATA = "Index and data"
 class RerankOption(str, Enum):
     """Features to sort the first hits by again."""
 
+    auto = "auto"
     none = "none"
     snip = "snip"
     raw = "raw"
@@ -72,8 +73,12 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Hits.", min=1, max=10_000)] = 10,
     probes: Annotated[int, typer.Option(help="Inverted lists searched; 0 chooses.", min=0)] = 0,
     rerank: Annotated[
-        RerankOption, typer.Option(help="Sort the first hits again by these features.")
-    ] = RerankOption.none,
+        RerankOption,
+        typer.Option(
+            help="Sort the first hits again by their distance in these features; `none` leaves "
+            "that of the codes, which is coarser. `auto`: raw, where all raw features are at hand."
+        ),
+    ] = RerankOption.auto,
     depth: Annotated[int, typer.Option(help="Hits that are sorted again.", min=1)] = 100,
     write: Annotated[
         Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
@@ -90,7 +95,8 @@ def search(
         raise typer.BadParameter("give one of --row, --url, --npy, --text, --image")
     searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
     queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
-    found = engine.search(searcher, queries, k, rerank.value, depth)
+    by = engine.finest(searcher, queries) if rerank is RerankOption.auto else rerank.value
+    found = engine.search(searcher, queries, k, by, depth)
     if write is not None:
         engine.write(found, write)
     if html is not None:
@@ -128,7 +134,7 @@ def _queries(
     from snip_assets.engine.clip import Clip
 
     if row:
-        return engine.of_rows(searcher, row)
+        return engine.of_rows(searcher, list(dict.fromkeys(row)))
     if url is not None:
         return engine.of_url(searcher, url)
     if npy is not None:

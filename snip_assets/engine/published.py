@@ -171,6 +171,8 @@ def _shards(
 ) -> Iterator[tuple[Manifest, bool]]:
     """Yield the manifest of each shard's output, and whether it was there."""
     numbers = range(request.start, end)
+    if not numbers:
+        raise BadInputError(f"no shard from {request.start} on: the data set ends before {end}.")
     ready = {n: m for n in numbers if (m := _finished(request, marks, bounds, n))}
     originals = _originals(request, [n for n in numbers if n not in ready], policy)
     start = int(bounds[request.start]) if bounds is not None else 0

@@ -163,6 +163,8 @@ def _metadata_version(registry: Registry) -> list[tuple[str, int, int]]:
 
 
 def _pair_versions(layout: Layout, registry: Registry, max_distance: float) -> dict[str, str]:
+    if not 0 <= max_distance < np.inf:
+        raise BadInputError(f"max_distance {max_distance}: not a distance; 0 or more.")
     versions = {}
     for key in registry.keys:
         manifest = require(layout.duplicate_pairs(key), f"duplicate_pairs of shard {key}")
@@ -213,6 +215,12 @@ def _outputs(
     return list(dict.fromkeys(notes))
 
 
+def rule_of(root: Path) -> str:
+    """The keep rule of a run, as its groups tell."""
+    groups = read_manifest(Layout(root).duplicate_groups)
+    return groups.facts.get("keep", Settings().keep) if groups else Settings().keep
+
+
 def thresholds(root: Path) -> list[float]:
     """A tenth, two tenths ... of the threshold that the pairs of a run were found with."""
     layout = Layout(root)
@@ -232,7 +240,8 @@ def run_curve(
     """`curve` of a finished run in the folder `root`; as many at once as memory allows."""
     layout = Layout(root)
     registry = load(layout)
-    _pair_versions(layout, registry, max(thresholds))
+    for threshold in thresholds:
+        _pair_versions(layout, registry, threshold)
     files = [layout.duplicate_pairs(key) for key in registry.keys]
     return curve(
         files,

@@ -40,6 +40,15 @@ class Queries:
     own: np.ndarray
 
 
+def finest(searcher: Searcher, queries: Queries) -> Rerank:
+    """The finest features by which all hits can be compared with these queries."""
+    paths = searcher.holdings.features
+    if not paths or any(path is None for path in paths):
+        return "none"
+    width = open_npy(next(path for path in paths if path is not None)).shape[1]
+    return "raw" if width == queries.features.shape[1] else "none"
+
+
 def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
     """Rows of the data set, by their raw features, else by their SNIP features.
 

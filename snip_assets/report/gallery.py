@@ -45,6 +45,8 @@ class Card:
         http(s) only; None where the url is anything else.
     url, caption
         Text, cut; for eyes only.
+    texts
+        Both as they are.
     """
 
     row: int
@@ -55,6 +57,7 @@ class Card:
     source: str | None
     caption: str
     size: str
+    texts: tuple[str | None, str | None] = (None, None)
 
 
 def web(url: str | None) -> str | None:
@@ -184,5 +187,10 @@ class Cards:
             link=web(url),
             source=self.pictures.source(url),
             caption=shorten(line["caption"]),
-            size=f"{shorten(width)} × {shorten(height)}" if width and height else "",
+            size=f"{shorten(width)} × {shorten(height)}" if _known(width, height) else "",
+            texts=(url, line["caption"]),
         )
+
+
+def _known(*numbers: str | None) -> bool:
+    return all(number and number != "nan" for number in numbers)

@@ -28,13 +28,29 @@ Kind = Literal["random", "inside", "outside"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows side by side; `distance` is raw, `mark` a reviewer's earlier judgement."""
+    """Two rows side by side.
+
+    Attributes
+    ----------
+    distance
+        Raw.
+    mark
+        A reviewer's earlier judgement.
+    random
+        Whether it is in the random sample, on whichever page it is shown.
+    """
 
     row: int
     earlier_row: int
     distance: float
     kind: Kind
     mark: str = ""
+    random: bool = False
+
+    @property
+    def sampled(self) -> Kind:
+        """What a mark of it counts for."""
+        return "random" if self.random else self.kind
 
 
 class _Drawn:

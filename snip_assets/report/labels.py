@@ -22,7 +22,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.verify import distances
 
 KINDS = ("random", "inside", "outside")
-MARKS = {"right": True, "wrong": False}
+MARKS = {"right": True, "wrong": False, "none": None}
 COLUMNS = ("row", "earlier_row", "set", "mark")
 MOST_MARKS = 1_000_000
 SCHEMA = pa.schema(
@@ -34,7 +34,8 @@ SCHEMA = pa.schema(
         ("right", pa.bool_()),
     ]
 )
-Marks = dict[tuple[int, int], tuple[str, bool]]
+# Kind, and whether it is right; None takes a mark back.
+Mark = tuple[str, bool | None]
 
 
 def place(layout: Layout) -> Path:
@@ -66,13 +67,13 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     layout
         The output folder whose rows the marks are about.
     path
-        Columns row, earlier_row, set (random, inside, outside), mark (right, wrong); others are
-        ignored.
+        Columns row, earlier_row, set (random, inside, outside), mark (right, wrong, or none, which
+        takes an earlier one back); others are ignored.
 
     Returns
     -------
     dict
-        read, new, changed, total.
+        read, new, changed, withdrawn, total.
 
     Raises
     ------
@@ -81,25 +82,36 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     """
     registry = shards.load(layout)
     before = load(layout)
-    marks: Marks = {
+    marks: dict[tuple[int, int], Mark] = {
         (m["row"], m["earlier_row"]): (m["kind"], m["right"]) for m in before.to_pylist()
     }
     former = dict(marks)
     read = 0
-    for pair, mark in _read(path, registry.rows):
-        marks[pair] = mark
+    for pair, (kind, right) in _read(path, registry.rows):
+        # A pair of the random sample stays one, on whichever page it was marked.
+        sampled = "random" in (kind, former.get(pair, ("",))[0])
+        marks[pair] = "random" if sampled else kind, right
         read += 1
+    marks = {pair: mark for pair, mark in marks.items() if mark[1] is not None}
     ordered = sorted(marks)
     ends = np.array(ordered, np.uint64).reshape(-1, 2)
     far = distances(shards.raw_features(registry), ends[:, 0], ends[:, 1])
     columns = [ends[:, 0], ends[:, 1], far, *zip(*(marks[p] for p in ordered), strict=True)]
     if ordered:
         write_parquet(place(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
-    changed = sum(former[p] != marks[p] for p in former)
-    return {"read": read, "new": len(marks) - len(former), "changed": changed, "total": len(marks)}
+    else:
+        place(layout).unlink(missing_ok=True)
+    stayed = former.keys() & marks.keys()
+    return {
+        "read": read,
+        "new": len(marks) - len(stayed),
+        "changed": sum(former[pair] != marks[pair] for pair in stayed),
+        "withdrawn": len(former) - len(stayed),
+        "total": len(marks),
+    }
 
 
-def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], tuple[str, bool]]]:
+def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], Mark]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
@@ -117,9 +129,7 @@ def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], tuple[str, b
         raise BadInputError(f"{path}: cannot be read as CSV ({error}).") from error
 
 
-def _mark(
-    where: str, entry: dict[str, str | None], rows: int
-) -> tuple[tuple[int, int], tuple[str, bool]]:
+def _mark(where: str, entry: dict[str, str | None], rows: int) -> tuple[tuple[int, int], Mark]:
     row, earlier, kind, mark = ((entry.get(name) or "").strip() for name in COLUMNS)
     if not (row.isascii() and row.isdigit() and earlier.isascii() and earlier.isdigit()):
         raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
@@ -134,12 +144,17 @@ def _mark(
     return (int(row), int(earlier)), (kind, MARKS[mark])
 
 
-def shares(table: pa.Table) -> dict[str, Interval]:
-    """Share of right pairs for each kind that has marks, with its interval."""
+def shares(table: pa.Table, max_distance: float) -> dict[str, Interval]:
+    """Share of right pairs for each kind that has marks, with its interval.
+
+    Of marks that were made at another threshold those count whose pair is on the same side of
+    this one.
+    """
     result = {}
     kinds, right = np.array(table["kind"].to_pylist()), np.array(table["right"].to_pylist(), bool)
+    near = table["distance"].to_numpy() <= np.float32(max_distance)
     for kind in KINDS:
-        here = kinds == kind
+        here = (kinds == kind) & (near != (kind == "outside"))
         if here.any():
             result[kind] = audit.wilson(int(right[here].sum()), int(here.sum()))
     return result

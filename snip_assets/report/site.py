@@ -7,6 +7,7 @@ copied also as Parquet and CSV. The same outputs give the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,14 @@ class _Site:
         self.curves, self.quality, groups, pairs, outside = self._found()
         self.copied, self.doubtful = groups
         shown = {"random": pairs[0], "inside": pairs[1], "outside": outside}
-        self.pairs = {kind: self._marked(some) for kind, some in shown.items()}
+        drawn = {(p.row, p.earlier_row) for p in shown["random"]}
+        self.pairs = {kind: self._marked(some, drawn) for kind, some in shown.items()}
         self.cards = self._cards()
-        decided = read_manifest(run.layout.duplicate_groups)
+        first = read_manifest(run.layout.clip_features(run.registry.keys[0]))
         self.common = {
             "data_set": f"{root.name}, {run.registry.rows:,} rows",
-            "version": decided.version[:16] if decided else "",
+            # Row ids stay when shards arrive, and so do the marks in a browser.
+            "data_id": first.version[:16] if first else "",
         }
 
     def _found(self) -> list[Any]:
@@ -135,7 +138,7 @@ class _Site:
     def _summary(self) -> dict[str, Any]:
         values = summary(self.run.layout)
         quality = self.quality
-        reviewed = labels.shares(self.marks)
+        reviewed = labels.shares(self.marks, self.run.settings.max_distance)
         self._page(
             "index.html",
             "index.html",
@@ -174,9 +177,7 @@ class _Site:
         write_parquet(self.folder / "most_copied.parquet", table)
         for name in ("url", "caption"):
             # A spreadsheet must not take a caption for a formula; Parquet has it as it is.
-            texts = [
-                f"'{t}" if t[:1] in ("=", "+", "-", "@") else t for t in table[name].to_pylist()
-            ]
+            texts = [f"'{t}" if t and t[0] in "=+-@" else t for t in table[name].to_pylist()]
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, pa.array(texts, pa.string()))
         pyarrow.csv.write_csv(table, self.folder / "most_copied.csv")
@@ -200,14 +201,15 @@ class _Site:
         )  # fmt: skip
         return {"pairs_shown": {kind: len(some) for kind, some in self.pairs.items()}}
 
-    def _marked(self, pairs: list[Pair]) -> list[Pair]:
+    def _marked(self, pairs: list[Pair], drawn: set[tuple[int, int]]) -> list[Pair]:
         given = {
             (m["row"], m["earlier_row"]): "right" if m["right"] else "wrong"
             for m in self.marks.to_pylist()
         }
+        ends = [(p.row, p.earlier_row) for p in pairs]
         return [
-            Pair(p.row, p.earlier_row, p.distance, p.kind, given.get((p.row, p.earlier_row), ""))
-            for p in pairs
+            replace(pair, mark=given.get(both, ""), random=both in drawn)
+            for pair, both in zip(pairs, ends, strict=True)
         ]
 
     def _doubtful(self) -> dict[str, Any]:
@@ -250,8 +252,8 @@ def _export_lines(group: Group, cards: dict[int, gallery.Card]) -> list[dict[str
             "representative": first,
             "kept": kept,
             "distance": distance,
-            "url": cards[row].url,
-            "caption": cards[row].caption,
+            "url": cards[row].texts[0],
+            "caption": cards[row].texts[1],
             "dimensions": cards[row].size,
         }
         for row, first, kept, distance in rows

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from snip_assets.engine import audit, choices, recut
+from snip_assets.engine.choices import AUTO
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
@@ -81,8 +82,15 @@ def made_otherwise(run: Run) -> list[str]:
         **{f"duplicate_pairs {k}": (run.layout.duplicate_pairs(k), PAIR_SETTINGS)
            for k in run.registry.keys[:1]},
     }  # fmt: skip
+    # What the outputs name is what was chosen, where the settings may have left it open.
+    left_open = Run(run.layout, dataclasses.replace(run.settings, codec=AUTO))
     found = ((name, read_manifest(path), names) for name, (path, names) in made.items())
-    return [n for n, m, names in found if m and m.inputs.get("settings") != run.digest(names)]
+    return [
+        name
+        for name, manifest, names in found
+        if manifest
+        and manifest.inputs.get("settings") not in (run.digest(names), left_open.digest(names))
+    ]
 
 
 def pair_manifests(run: Run) -> list[tuple[str, Manifest]]:
@@ -260,7 +268,7 @@ def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
 
 
 def _hosts(urls: pa.ChunkedArray) -> pa.Array:
-    pattern = r"^https?://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/:?#]+)"
+    pattern = r"^https?://(?:[^/?#@]*@)?(?:www\.)?(?P<host>\[[^/?#\]]*\]|[^/:?#]+)"
     host = pc.extract_regex(pc.utf8_lower(urls), pattern)
     found = pc.struct_field(host, "host").combine_chunks()
     return pc.fill_null(found, "(no host: relative or other)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,4 +168,13 @@ def text(value: Any) -> str:
 
 def as_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print JSON on stdout and nothing else."""
-    print(json.dumps(value, indent=1, default=str))
+    print(json.dumps(_plain(value), indent=1, default=str))
+
+
+def _plain(value: Any) -> Any:
+    """The same, null in place of what JSON has no word for: NaN and the infinite."""
+    if isinstance(value, Mapping):
+        return {name: _plain(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

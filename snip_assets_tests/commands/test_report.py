@@ -73,12 +73,12 @@ def test_show_what_is_not_there(finished: Finished, snip: Snip) -> None:
 
 def test_review_counts(finished: Finished, tmp_path: Path, snip: Snip) -> None:
     path = tmp_path / "marks.csv"
-    path.write_text("row,earlier_row,set,mark\n5,3,random,wrong\n6,3,random,right\n")
+    path.write_text("row,earlier_row,set,mark\n5,3,outside,wrong\n6,3,outside,right\n")
     try:
         code, out, err = snip("review", "--labels", path, "--out", finished.layout.root, "--json")
         assert code == 0, err
         found = json.loads(out)
-        assert found["new"] == 2 and found["shares"]["random"]["successes"] == 1
+        assert found["new"] == 2 and found["shares"]["outside"]["successes"] == 1
         path.write_text("row,earlier_row,set,mark\n5,5,random,wrong\n")
         assert snip("review", "--labels", path, "--out", finished.layout.root)[0] == 2
     finally:

@@ -99,7 +99,7 @@ def test_keys_mark_and_move_on_and_marks_last(page: Any, folder: Path) -> None:
     _open(page, folder, "pairs")
     tally = page.locator(".tally output")
     assert tally.inner_text().startswith("nothing marked yet, 60")
-    for key in "rrw":
+    for key in "rrrw":  # the first leads to the first pair in sight
         page.keyboard.press(key)
     assert [_pressed(page, i) for i in range(4)] == [["Right"], ["Right"], ["Wrong"], []]
     found = wilson(2, 3)
@@ -120,7 +120,10 @@ def test_exported_marks_are_what_review_takes(
     _open(page, folder, "pairs")
     page.locator(".pair button.wrong").nth(4).click()
     _open(page, folder, "borderline")
-    page.locator("[data-set=inside].pair button.right").first.click()
+    page.locator("[data-set=inside][data-kind=inside].pair button.right").first.click()
+    taken_back = page.locator("[data-set=outside].pair button.right").last
+    taken_back.click()
+    taken_back.click()
     page.locator("[data-set=outside].pair button.wrong").first.click()
     with page.expect_download() as download:
         page.locator(".export").first.click()
@@ -130,6 +133,7 @@ def test_exported_marks_are_what_review_takes(
         marks = list(csv.DictReader(handle))
     assert sorted((m["set"], m["mark"]) for m in marks) == [
         ("inside", "right"),
+        ("outside", "none"),
         ("outside", "wrong"),
         ("random", "wrong"),
     ]
@@ -146,6 +150,30 @@ def test_exported_marks_are_what_review_takes(
     finally:
         labels.place(finished.layout).unlink()
         site.dedup_report(finished.run)
+
+
+def test_two_pages_side_by_side_keep_each_others_marks(page: Any, folder: Path) -> None:
+    _open(page, folder, "pairs")
+    other = page.context.new_page()
+    _open(other, folder, "borderline")
+    page.locator(".pair button.right").nth(1).click()
+    other.locator("[data-set=outside].pair button.wrong").first.click()
+    page.locator(".pair button.right").nth(2).click()
+    for shown in (page, other):
+        shown.reload()
+    assert [_pressed(page, i) for i in (1, 2)] == [["Right"], ["Right"]]
+    assert other.locator("[data-set=outside] button[aria-pressed=true]").count() == 1
+
+
+def test_no_pair_out_of_sight_is_marked(page: Any, folder: Path) -> None:
+    _open(page, folder, "pairs")
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight / 2)")
+    page.keyboard.press("w")
+    assert page.locator("button[aria-pressed=true]").count() == 0
+    assert page.evaluate("window.scrollY") > 500
+    page.keyboard.press("w")
+    assert page.locator("button[aria-pressed=true]").count() == 1
+    assert _pressed(page, 0) == []
 
 
 def test_lists_turn_their_pages_by_link_and_key(page: Any, folder: Path) -> None:

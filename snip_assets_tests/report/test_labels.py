@@ -37,16 +37,33 @@ def test_marks_add_up_and_the_last_one_counts(
     pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
     lines = [f"{p.row},{p.earlier_row},9,random,right" for p in pairs]
     taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
-    assert taken == {"read": 4, "new": 4, "changed": 0, "total": 4}
+    assert taken == {"read": 4, "new": 4, "changed": 0, "withdrawn": 0, "total": 4}
     again = f"{pairs[0].row},{pairs[0].earlier_row},9,random,wrong\n5,3,,outside,wrong\n"
     taken = labels.take_in(layout, _csv(tmp_path, HEAD + again))
-    assert taken == {"read": 2, "new": 1, "changed": 1, "total": 5}
+    assert taken == {"read": 2, "new": 1, "changed": 1, "withdrawn": 0, "total": 5}
     table = labels.load(layout)
-    assert labels.shares(table) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
+    assert labels.shares(table, 0.1) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
     by_pair = {(m["row"], m["earlier_row"]): m for m in table.to_pylist()}
     for pair in pairs:  # distances are computed, not believed
         assert by_pair[pair.row, pair.earlier_row]["distance"] == pytest.approx(pair.distance)
     assert sum(n for *_, n in labels.by_distance(table)) == 5
+
+
+def test_marks_are_taken_back_and_stay_with_the_random_sample(
+    layout: Layout, finished: Finished, tmp_path: Path
+) -> None:
+    pairs, _ = gallery_pairs.random_and_inside(finished.run, 3)
+    lines = [f"{p.row},{p.earlier_row},,random,right" for p in pairs]
+    labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    again = [f"{pairs[0].row},{pairs[0].earlier_row},,inside,wrong"]
+    again += [f"{pairs[1].row},{pairs[1].earlier_row},,random,none", "5,3,,outside,none"]
+    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(again)))
+    assert taken == {"read": 3, "new": 0, "changed": 1, "withdrawn": 1, "total": 2}
+    table = labels.load(layout)
+    assert labels.shares(table, 0.1) == {"random": wilson(1, 2)}
+    # At a smaller threshold none of them is a pair.
+    nearest = min(p.distance for p in pairs)
+    assert labels.shares(table, nearest / 2) == {}
 
 
 def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:

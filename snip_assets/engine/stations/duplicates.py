@@ -179,7 +179,7 @@ def duplicate_groups(run: Run) -> Manifest:
             former=_former(run, seen),
         )
         missing = [key for key in registry.keys if key not in found]
-        return {**facts, **seen, "shards_missing": missing}
+        return {**facts, **seen, "keep": settings.keep, "shards_missing": missing}
 
     return finish(layout.duplicate_groups, inputs, work)
 

@@ -44,8 +44,8 @@ function threshold() {
 function marking() {
   const pairs = [...document.querySelectorAll(".pair")];
   if (!pairs.length) return;
-  const place = "snip-marks-" + document.documentElement.dataset.report;
-  const marks = read(place);
+  const place = "snip-marks-" + document.documentElement.dataset.data;
+  let marks = read(place);
   const nameOf = (pair) => `${pair.dataset.row}-${pair.dataset.earlier}`;
   const markOf = (pair) => (marks[nameOf(pair)] || {}).mark ?? pair.dataset.mark;
   const show = () => {
@@ -55,9 +55,9 @@ function marking() {
     for (const tally of document.querySelectorAll(".tally")) count(tally, pairs, markOf);
   };
   const mark = (pair, value) => {
-    const { row, earlier, distance, set } = pair.dataset;
+    marks = read(place); // another page may have written since
     const same = markOf(pair) === value;
-    marks[nameOf(pair)] = { row, earlier, distance, set, mark: same ? "" : value };
+    marks[nameOf(pair)] = marked(pair, same ? "" : value);
     write(place, marks);
     show();
     return !same;
@@ -73,7 +73,7 @@ function marking() {
     if (button.classList.contains("export")) save(marks, pairs, markOf);
     else if (button.classList.contains("clear")) {
       if (window.confirm("Forget all marks made in this browser?")) {
-        Object.keys(marks).forEach((name) => delete marks[name]);
+        marks = {};
         write(place, marks);
         show();
       }
@@ -82,16 +82,33 @@ function marking() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const here = document.activeElement.closest(".pair");
-    const pair = here || pairs.find((other) => !markOf(other)) || pairs[0];
     const value = { r: "right", w: "wrong" }[event.key.toLowerCase()];
     const step = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[event.key];
-    if (value) mark(pair, value) ? go(pair, 1) : pair.focus();
-    else if (step && here) go(pair, step);
-    else if (step && event.key.length === 1) pair.focus();
-    else return;
+    if (value && here) mark(here, value) ? go(here, 1) : here.focus();
+    else if (step && here) go(here, step);
+    // No pair that is out of sight gets a mark: the first key only leads to the one in sight.
+    else if (value || (step && event.key.length === 1)) {
+      const seen = pairs.filter(inSight);
+      (seen.find((pair) => !markOf(pair)) || seen[0] || pairs[0]).focus();
+    } else return;
     event.preventDefault();
   });
+  window.addEventListener("storage", () => {
+    marks = read(place);
+    show();
+  });
   show();
+}
+
+function inSight(pair) {
+  const { top, bottom } = pair.getBoundingClientRect();
+  return top >= 0 && bottom <= window.innerHeight;
+}
+
+// What is kept of a mark: of a pair that is in the random sample too, on whichever page, that.
+function marked(pair, mark) {
+  const { row, earlier, distance, kind } = pair.dataset;
+  return { row, earlier, distance, set: kind, mark };
 }
 
 function count(tally, pairs, markOf) {
@@ -108,12 +125,12 @@ function count(tally, pairs, markOf) {
 function save(marks, pairs, markOf) {
   const all = new Map(Object.entries(marks));
   for (const pair of pairs) {
-    const { row, earlier, distance, set } = pair.dataset;
-    all.set(`${row}-${earlier}`, { row, earlier, distance, set, mark: markOf(pair) });
+    const name = `${pair.dataset.row}-${pair.dataset.earlier}`;
+    if (markOf(pair) || all.has(name)) all.set(name, marked(pair, markOf(pair)));
   }
-  const lines = [...all.values()].filter((m) => m.mark)
+  const lines = [...all.values()]
     .sort((a, b) => a.row - b.row || a.earlier - b.earlier)
-    .map((m) => [m.row, m.earlier, m.distance, m.set, m.mark].join(","));
+    .map((m) => [m.row, m.earlier, m.distance, m.set, m.mark || "none"].join(","));
   const text = ["row,earlier_row,distance,set,mark", ...lines, ""].join("\n");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
