@@ -19,7 +19,7 @@ from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.errors import SnipError
-from .engine.files import damage, open_npy, read_manifest
+from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
 from .engine.remote_files import is_remote
@@ -321,7 +321,8 @@ def checksums(
         found = [(p, m) for p in _outputs(data, asset) if (m := read_manifest(p)) is not None]
         problems: list[str] = []
         for path, manifest in track(found, f"checksums of {asset}", len(found), "outputs"):
-            problems += damage(path, manifest, "full")
+            cure = f"delete {manifest_path(path)} and materialise it again"
+            problems += [f"{line}; {cure}" for line in damage(path, manifest, "full")]
         result = _result(problems, len(found), bytes=sum(m.bytes for _, m in found))
         yield result._replace(asset_key=key.asset_key, check_name=key.name)
 

@@ -94,13 +94,18 @@ def apply(
     metadata: Annotated[Path, typer.Option(help="Folder of the other copy's parquet files.")],
     out: Annotated[Path, typer.Option(help="Folder for the copy without the dropped rows.")],
     on: Annotated[Match, typer.Option(help="What rows are matched by.")] = Match.url,
+    every: Annotated[
+        bool, typer.Option("--every", help="Drop rows too whose kept row this copy lacks.")
+    ] = False,
     memory_gb: Memory = 4.0,
     as_json: Json = False,
 ) -> None:
     """Apply drop lists to another copy of the metadata, whatever its files and row order."""
     from snip_assets.engine.apply_drop_list import On, apply_drop_list, summary
 
-    result = apply_drop_list(drop_list, metadata, out, on=cast(On, on.value), memory_gb=memory_gb)
+    result = apply_drop_list(
+        drop_list, metadata, out, on=cast(On, on.value), every=every, memory_gb=memory_gb
+    )
     if as_json:
         typer.echo(json.dumps(result))
         return

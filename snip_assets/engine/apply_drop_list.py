@@ -8,6 +8,10 @@ name and row in the shard). Urls and md5 sums need care, because the same one ma
 dropped row and to the kept row that explains it (copies of one url, equal files): if a value is
 also that of a representative, as many of its rows go as the drop lists name, the last in the
 order of files and rows, and at least the first one stays. Otherwise all rows with the value go.
+
+A row whose kept row the copy lacks stays, matched by url or md5, unless every one is to go:
+nothing else there may resemble it. (Where the kept row has no such value, that cannot be told, and
+the row goes.)
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ def apply_drop_list(
     out: Path,
     *,
     on: On = "url",
+    every: bool = False,
     memory_gb: float = 4.0,
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -57,6 +62,8 @@ def apply_drop_list(
         Another folder; files keep their names.
     on
         What rows are matched by.
+    every
+        Drop rows too whose kept row the copy lacks.
     memory_gb
         Limit of the join, in GiB.
     workers
@@ -67,7 +74,8 @@ def apply_drop_list(
     dict
         files: a dict for each file with file, rows, matched (its rows whose value is in a drop
         list), dropped, kept; and rows, matched, dropped, kept, listed (rows of the drop lists),
-        found (those whose value occurs in the copy).
+        found (those whose value occurs in the copy), alone (those of them of which the copy lacks
+        the row that was kept in their place).
 
     Raises
     ------
@@ -88,41 +96,59 @@ def apply_drop_list(
         duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
     ):
         _set_limits(connection, Path(spill), memory_gb, workers)
-        connection.execute(_LISTED[on], [[_literal(path) for path in lists]])
-        connection.execute("CREATE TABLE matched (file INTEGER, place BIGINT, value VARCHAR)")
+        connection.execute(_LISTS[on], [[_literal(path) for path in lists]])
+        connection.execute(_LOOKED_FOR)
+        connection.execute("CREATE TABLE present (file INTEGER, place BIGINT, value VARCHAR)")
         for path, select in zip(files, progress.track(selects, "Match", len(selects)), strict=True):
-            _execute(connection, f"INSERT INTO matched {select}", path)
-        counts = dict(_rows(connection, "SELECT file, count(*) FROM matched GROUP BY file"))
-        query = "SELECT coalesce(sum(rows), 0) FROM listed"
-        listed = _rows(connection, query)[0][0]
-        query += " WHERE value IN (SELECT value FROM matched)"
-        found = _rows(connection, query)[0][0]
+            _execute(connection, f"INSERT INTO present {select}", path)
+        connection.execute(_listed(every))
+        counts = dict(_rows(connection, _MATCHED))
+        ((listed, found, alone),) = _rows(connection, _COUNTED)
         dropped = _Places(connection.execute(_DROPPED))
         table = [
             _filter(number, path, out, dropped, counts.get(number, 0))
             for number, path in progress.track(list(enumerate(files)), "Write", len(files))
         ]
     total = {n: sum(row[n] for row in table) for n in ("rows", "matched", "dropped", "kept")}
-    return {"files": table, **total, "listed": int(listed), "found": int(found), "on": on}
+    return {"files": table, **total, "listed": listed, "found": found, "alone": alone, "on": on}
 
 
-def _listed(value: str, kept: str) -> str:
-    """Values that the drop lists name, how often, and whether a representative has one too."""
+def _lists(value: str, kept: str) -> str:
+    return f"CREATE TABLE lists AS SELECT {value} AS value, {kept} AS kept FROM read_parquet(?)"
+
+
+# What each row of the drop lists is matched by, and the row that was kept in its place.
+_LISTS = {
+    "url": _lists("url", "kept_url"),
+    "md5": _lists("md5", "kept_md5"),
+    "key": _lists("key || '/' || row_in_shard", "NULL::VARCHAR"),
+}
+
+_LOOKED_FOR = """
+    CREATE TABLE looked_for AS
+    SELECT value FROM lists WHERE value IS NOT NULL
+    UNION SELECT kept FROM lists WHERE kept IS NOT NULL"""
+
+
+def _listed(every: bool) -> str:
+    """Values of rows whose kept row is there, how often, and whether a kept row has one too."""
+    explained = "true" if every else "kept IS NULL OR kept IN (SELECT value FROM present)"
     return f"""
         CREATE TABLE listed AS
-        WITH lists AS (SELECT {value} AS value, {kept} AS kept FROM read_parquet(?))
         SELECT value, count(*) AS rows, value IN (SELECT kept FROM lists WHERE kept IS NOT NULL)
             AS shared
-        FROM lists WHERE value IS NOT NULL GROUP BY value"""
+        FROM lists WHERE value IS NOT NULL AND ({explained}) GROUP BY value"""
 
 
-_LISTED = {
-    "url": _listed("url", "kept_url"),
-    "md5": _listed("md5", "kept_md5"),
-    "key": """
-        CREATE TABLE listed AS SELECT DISTINCT key || '/' || row_in_shard AS value, 1 AS rows,
-            false AS shared FROM read_parquet(?)""",
-}
+_MATCHED = """
+    SELECT file, count(*) FROM present
+    WHERE value IN (SELECT value FROM lists WHERE value IS NOT NULL) GROUP BY file"""
+
+_COUNTED = """
+    SELECT count(*), count(*) FILTER (value IN (SELECT value FROM present)), count(*) FILTER (
+        value IN (SELECT value FROM present) AND kept IS NOT NULL
+        AND kept NOT IN (SELECT value FROM present))
+    FROM lists WHERE value IS NOT NULL"""
 
 # The last `rows` rows of a shared value go, never its first; all rows of other values.
 _DROPPED = """
@@ -130,7 +156,7 @@ _DROPPED = """
         SELECT file, place, rows, shared,
             row_number() OVER (PARTITION BY value ORDER BY file DESC, place DESC) AS from_last,
             count(*) OVER (PARTITION BY value) AS occurrences
-        FROM matched JOIN listed USING (value))
+        FROM present JOIN listed USING (value))
     WHERE NOT shared OR (from_last <= rows AND from_last < occurrences)
     ORDER BY file, place"""
 
@@ -155,7 +181,7 @@ def _require_columns(path: Path, on: On) -> None:
 
 
 def _select(number: int, path: Path, on: On) -> str:
-    """SQL that gives file, place and value of the rows of a metadata file that are listed."""
+    """SQL that gives file, place and value of the rows of a metadata file that lists name."""
     if on == "key":
         match = _KEY.fullmatch(path.name)
         if match is None:
@@ -176,7 +202,7 @@ def _select(number: int, path: Path, on: On) -> str:
     return f"""
         SELECT {number}, place, value FROM (SELECT file_row_number AS place, {value} AS value
             FROM read_parquet({_quoted(_literal(path))}, file_row_number = true))
-        WHERE value IN (SELECT value FROM listed)"""
+        WHERE value IN (SELECT value FROM looked_for)"""
 
 
 def _literal(path: Path) -> str:
@@ -260,5 +286,10 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
     if missing:
         lines.append(
             f"{missing} of {result['listed']} rows of the drop lists are not in this copy."
+        )
+    if result["alone"]:
+        lines.append(
+            f"Of {result['alone']} rows this copy lacks the row that was kept in their place; they "
+            "stay unless --every is given."
         )
     return lines

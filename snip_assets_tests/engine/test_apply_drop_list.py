@@ -57,12 +57,16 @@ def test_by_url_whatever_the_order_and_the_files(lists, tmp_path):
 def test_a_partial_copy_says_what_was_not_there(lists, tmp_path):
     drops, registry, layout = lists
     order = shuffled(registry, tmp_path / "copy", 900)
-    result = apply_drop_list(drops, tmp_path / "copy", tmp_path / "out")
     kept_row = np.load(layout.duplicate_groups / "kept_row.npy")
-    there = sum(kept_row[r] != r for r in order)
-    assert result["found"] == result["dropped"] == there
-    missing = f"{result['listed'] - there} of {result['listed']} rows"
+    dropped = [row for row in order if kept_row[row] != row]
+    explained = np.isin(kept_row[dropped], order)
+    for every, gone in ((False, explained.sum()), (True, len(dropped))):
+        result = apply_drop_list(drops, tmp_path / "copy", tmp_path / "out", every=every)
+        assert result["found"] == len(dropped) and result["alone"] == (~explained).sum()
+        assert result["dropped"] == gone
+    missing = f"{result['listed'] - len(dropped)} of {result['listed']} rows"
     assert summary(result)[1].startswith(missing)
+    assert f"Of {result['alone']} rows this copy lacks" in summary(result)[2]
 
 
 def test_by_key_gives_the_deduped_metadata(lists, tmp_path):
