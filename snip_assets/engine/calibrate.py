@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,10 @@ from .threads import ordered_map
 from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
-FEWEST_PAIRS = 400
+# Pairs without stand-ins; of more than so many rows, where the candidates that these ask for cost
+# more than all else, and so a few pairs must do.
+FEWEST_PAIRS, MANY_ROWS, FEW_PAIRS = 400, 1_000_000, 50
+FEWEST_TO_REFUSE = 100
 PAIRS_AT_ONCE = 1 << 13
 FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
@@ -178,40 +182,41 @@ def calibrate(
     one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
     some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
     needs = _Needs.either_way(sample.snip, placed, later[some], earlier[some], axes)
+    theirs = None
     if known is not None:
         theirs = _Placed.of(trained, known.snip, probes, settings.workers)
         one, other = known.later[known.true], known.earlier[known.true]
         some = one_a_row(one, other, known.weight[known.true])
         needs += _Needs.either_way(known.snip, theirs, one[some], other[some], axes)
     pairs = len(needs.snip) // 2
-    planted = pairs < FEWEST_PAIRS
-    if planted:
-        x = stand_ins(sample, queries, settings.max_distance, settings.seed, settings.workers)
+    _require_reach(needs.margin, settings.target_recall, placed.lists.shape[1])
+    if planted := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
+        limit, seed = settings.max_distance, settings.seed
+        x = stand_ins(sample, known, queries, limit, seed, settings.workers)
         moved = _Placed.of(trained, x, probes, settings.workers)
         one, other = np.split(np.arange(len(x)), 2)
         needs += _Needs.either_way(x, moved, one, other, axes)
     loss = choices.loss(sample.rows, settings)
-    short = _Short.of(sample, placed, needs, axes, loss)
+    # Stand-ins are no farther apart than pairs may be.
+    beyond = partial(exceeded_by, bounded=planted)
+    short = _Short.of(sample, placed, needs, axes, loss, beyond)
     width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
     chosen_axes = np.ascontiguousarray(axes[:, :width])
     margin, excess, snip = needs.margin, needs.excess, needs.snip
     histogram = _candidate_curve(placed, sample, queries[:512])
-    _require_reach(margin, settings.target_recall, placed.lists.shape[1])
     slack, radius, snip_limit = _choose(
-        margin, np.where(lost_short, np.inf, excess), snip, placed, histogram, sample.rows, loss
+        *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
+        *(sample.rows, loss, beyond),
     )
     found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
     if expected is None:
         expected = CodeErrors.learn(trained, sample.snip, settings.workers)
-    if known is None:
-        coded = placed.decoded, expected.of(placed.codes)
-        true = np.unique(later.astype(np.int64) * n + earlier)
-        # Of the copies, as many as of the other pairs are seen: those with an end among queries.
-        copies = sample.copies * (1 - (1 - len(queries) / n) ** 2)
-        tiers = accuracy(sample.snip, *coded, queries, true, copies, settings)
-    else:
+    if known is not None and theirs is not None:
         tiers = known_accuracy(known, theirs.decoded, expected.of(theirs.codes))
+    else:
+        coded = placed.decoded, expected.of(placed.codes)
+        tiers = _accuracy(sample, *coded, queries, later * n + earlier, settings)
     calibration = Calibration(
         slack=slack,
         radius=radius,
@@ -238,17 +243,26 @@ def calibrate(
     return calibration, chosen_axes
 
 
-def exceeded_by(values: np.ndarray, share: float) -> float:
+def _accuracy(sample, decoded, errors, queries, keys, settings) -> dict[str, Any]:
+    """Thresholds of the coarser tiers; `keys` name the true pairs."""
+    # Of the copies, as many as of the other pairs are seen: those with an end among queries.
+    copies = sample.copies * (1 - (1 - len(queries) / len(sample.snip)) ** 2)
+    true = np.unique(keys)
+    return accuracy(sample.snip, decoded, errors, queries, true, copies, settings)
+
+
+def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> float:
     """The value that a share of all is expected to exceed, of which these are a sample.
 
     Where fewer than ten of the sample lie beyond, their order says little; the tail is then taken
-    to fall off exponentially beyond the 95th percentile, and the larger of both is returned.
+    to fall off exponentially beyond the 95th percentile, and the larger of both is returned, unless
+    the values are bounded.
 
     Source: the peaks-over-threshold method, see Coles, "An Introduction to Statistical Modeling of
     Extreme Values" (2001), chapter 4, with shape 0.
     """
     found = float(np.quantile(values, 1 - share, method="higher"))
-    if not np.isfinite(found) or share * len(values) >= FEWEST_BEYOND:
+    if bounded or not np.isfinite(found) or share * len(values) >= FEWEST_BEYOND:
         return found
     known = values[np.isfinite(values)]
     floor = float(np.quantile(known, 1 - TAIL))
@@ -284,20 +298,22 @@ def _candidates(histogram: np.ndarray, slack: float, rows: int, sampled: int) ->
 
 
 def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:
-    lost = 1 - np.isfinite(margin).mean()
-    if 1 - lost < target:
+    lost = 1 - np.isfinite(margin).mean() if len(margin) else 0.0
+    if 1 - lost < target and len(margin) >= FEWEST_TO_REFUSE:
         raise SnipError(
             f"recall {target} cannot be reached: {lost:.4f} of the sampled pairs lie further apart "
             f"than {probes} probes; raise max_probes, use fewer lists, or lower target_recall."
         )
 
 
-def _choose(margin, excess, snip, placed, histogram, rows, loss) -> tuple[float, float, float]:
+def _choose(
+    margin, excess, snip, placed, histogram, rows, loss, beyond
+) -> tuple[float, float, float]:
     """The cheapest (slack, radius) that lose no more of the sampled pairs than they may."""
     # Half of the allowed loss is kept for the error of the sample.
     aim = 1 - loss / 2
     lost_snip = (1 - aim) / 10
-    snip_limit = ALLOWANCE * exceeded_by(snip, lost_snip) + 1e-4
+    snip_limit = ALLOWANCE * beyond(snip, lost_snip) + 1e-4
     reached = np.isfinite(margin)
     aim = min(aim, float(reached.mean()))
     # Pairs beyond all probes are lost, and no radius brings them back.
@@ -305,12 +321,12 @@ def _choose(margin, excess, snip, placed, histogram, rows, loss) -> tuple[float,
     list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
     best: tuple[float, float, float] | None = None
     for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
-        radius = min(ALLOWANCE * exceeded_by(margin, (1 - aim) * share) + 1e-6, farthest)
+        radius = min(ALLOWANCE * beyond(margin, (1 - aim) * share) + 1e-6, farthest)
         inside = np.sort(excess[margin <= radius])
         needed = int(np.ceil(aim * len(margin)))
         if needed > len(inside):
             continue
-        slack = ALLOWANCE * exceeded_by(inside, 1 - needed / len(inside)) + 1e-5
+        slack = ALLOWANCE * beyond(inside, 1 - needed / len(inside)) + 1e-5
         if not np.isfinite(slack):
             continue
         probes = float((placed.margin <= radius).sum(1).mean())
@@ -336,13 +352,13 @@ class _Short:
     errors: np.ndarray
 
     @classmethod
-    def of(cls, sample, placed, needs, axes, loss) -> _Short:
+    def of(cls, sample, placed, needs, axes, loss, beyond) -> _Short:
         widths = _widths(axes)
         # A tenth of the allowed loss may be due to the preselection.
         allowed = loss / 10
         ends = np.array(widths) - 1
         errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
-        slacks = [ALLOWANCE * exceeded_by(own, allowed) + 1e-4 for own in needs.short.T]
+        slacks = [ALLOWANCE * beyond(own, allowed) + 1e-4 for own in needs.short.T]
         lost = [e > s for e, s in zip(needs.short.T, slacks, strict=True)]
         return cls(axes, widths, slacks, lost, errors)
 

@@ -27,6 +27,7 @@ from .run import Run
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
+from .stations.base import source_state
 
 
 def curve(
@@ -157,9 +158,8 @@ def rule_version(rule: str, registry: Registry) -> str:
     return repr((parsed, _metadata_version(registry)))
 
 
-def _metadata_version(registry: Registry) -> list[tuple[str, int, int]]:
-    stats = [(s.key, s.metadata.stat()) for s in registry.shards]
-    return [(key, stat.st_size, stat.st_mtime_ns) for key, stat in stats]
+def _metadata_version(registry: Registry) -> list[tuple[str, str]]:
+    return [(s.key, source_state(s.metadata)) for s in registry.shards]
 
 
 def _pair_versions(layout: Layout, registry: Registry, max_distance: float) -> dict[str, str]:
