@@ -99,12 +99,13 @@ def default_source(environment: Mapping[str, str] = os.environ) -> Source:
     )
 
 
-def chosen_source(features: Path, metadata: Path, out: Path) -> Source:
+def chosen_source(features: Path | None, metadata: Path | None, out: Path) -> Source:
     """The folders that were named; else those that the output folder is of, or the sample."""
-    layout, named = Layout(out), Source(features, metadata)
-    if named == Source(SAMPLE_FEATURES, SAMPLE_METADATA) and layout.registry.exists():
-        return load(layout).source
-    return named
+    layout = Layout(out)
+    other = Source(SAMPLE_FEATURES, SAMPLE_METADATA)
+    if layout.registry.exists():
+        other = load(layout).source
+    return Source(features or other.features, metadata or other.metadata)
 
 
 def default_out(environment: Mapping[str, str] = os.environ) -> Path:
@@ -116,7 +117,7 @@ Out = Annotated[
     Path, typer.Option(help="Output folder.", envvar="SNIP_OUT", rich_help_panel="Data")
 ]
 Features = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         parser=place,
         metavar="PATH|URL",
@@ -127,11 +128,12 @@ Features = Annotated[
     ),
 ]
 Metadata = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         parser=place,
         metavar="PATH|URL",
-        help="Folder or url of metadata_{key}.parquet: row i belongs to row i of the features.",
+        help="Folder or url of metadata_{key}.parquet: row i belongs to row i of the features. Not "
+        "given: as for --features.",
         envvar="SNIP_METADATA",
         rich_help_panel="Data",
     ),

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.engine import stations
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.fanout import fan_out
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
@@ -51,9 +52,18 @@ def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
     keys = chosen(context.partition_keys)
     with station(context):
         run = data.run()
-        together = context.job_def.asset_layer.executable_asset_keys
-        if dg.AssetKey("duplicate_pairs") not in together:
-            # Other rows would leave the pairs as they are, and nothing here would tell.
-            stations.require_same_rows(run, keys)
-        manifests = fan_out(stations.clip_features, run, keys)
+        # Other rows would leave the pairs as they are, and nothing here would tell.
+        refused = {} if _makes_pairs(context) else stations.replaced(run, keys)
+        good = [key for key in keys if key not in refused]
+        manifests = fan_out(stations.clip_features, run, good) if good else {}
+        if refused:
+            raise BadInputError(" ".join(refused.values()))
     return show.of_shards(context, manifests)
+
+
+def _makes_pairs(context: dg.AssetExecutionContext) -> bool:
+    """Whether this run makes pairs as well, and all of it is run."""
+    some = context.run.step_keys_to_execute
+    pairs = "duplicate_pairs"
+    together = context.job_def.asset_layer.executable_asset_keys
+    return dg.AssetKey(pairs) in together and (some is None or pairs in some)

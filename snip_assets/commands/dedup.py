@@ -9,8 +9,6 @@ import typer
 from snip_assets.engine.settings import Settings
 from snip_assets.options import (
     DEFAULT_OUT,
-    SAMPLE_FEATURES,
-    SAMPLE_METADATA,
     Features,
     Json,
     Metadata,
@@ -47,8 +45,8 @@ def register(app: typer.Typer) -> None:
 
 def dedup(
     settings: Settings,
-    features: Features = SAMPLE_FEATURES,
-    metadata: Metadata = SAMPLE_METADATA,
+    features: Features = None,
+    metadata: Metadata = None,
     out: Out = DEFAULT_OUT,
     limit_shards: Annotated[
         int, typer.Option(help="Use only this many shards; 0: all.", rich_help_panel="Data")

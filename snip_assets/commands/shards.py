@@ -8,8 +8,6 @@ import typer
 
 from snip_assets.options import (
     DEFAULT_OUT,
-    SAMPLE_FEATURES,
-    SAMPLE_METADATA,
     Features,
     Json,
     Metadata,
@@ -27,8 +25,8 @@ def register(app: typer.Typer) -> None:
 
 
 def sync(
-    features: Features = SAMPLE_FEATURES,
-    metadata: Metadata = SAMPLE_METADATA,
+    features: Features = None,
+    metadata: Metadata = None,
     out: Out = DEFAULT_OUT,
     limit_shards: Annotated[int, typer.Option(help="At most this many; 0: all.")] = 0,
 ) -> None:

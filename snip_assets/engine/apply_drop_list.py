@@ -74,8 +74,8 @@ def apply_drop_list(
     dict
         files: a dict for each file with file, rows, matched (its rows whose value is in a drop
         list), dropped, kept; and rows, matched, dropped, kept, listed (rows of the drop lists),
-        found (those whose value occurs in the copy), alone (those of them of which the copy lacks
-        the row that was kept in their place).
+        found (those whose value occurs in the copy), alone (those of them that stay, as the copy
+        lacks the row that was kept in their place).
 
     Raises
     ------
@@ -146,8 +146,7 @@ _MATCHED = """
 
 _COUNTED = """
     SELECT count(*), count(*) FILTER (value IN (SELECT value FROM present)), count(*) FILTER (
-        value IN (SELECT value FROM present) AND kept IS NOT NULL
-        AND kept NOT IN (SELECT value FROM present))
+        value IN (SELECT value FROM present) AND value NOT IN (SELECT value FROM listed))
     FROM lists WHERE value IS NOT NULL"""
 
 # The last `rows` rows of a shared value go, never its first; all rows of other values.
@@ -289,7 +288,7 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
         )
     if result["alone"]:
         lines.append(
-            f"Of {result['alone']} rows this copy lacks the row that was kept in their place; they "
-            "stay unless --every is given."
+            f"{result['alone']} rows stay, as this copy lacks the row that was kept in their "
+            "place; --every drops them too."
         )
     return lines

@@ -352,8 +352,10 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
 
 
 def _newer(output: Path, members: Iterable[Path]) -> bool:
-    sealed = manifest_path(output).stat().st_mtime_ns
-    return any(member.stat().st_mtime_ns > sealed for member in members)
+    with suppress(FileNotFoundError):
+        sealed = manifest_path(output).stat().st_mtime_ns
+        return any(member.stat().st_mtime_ns > sealed for member in members)
+    return True
 
 
 def _parts(output: Path, manifest: Manifest) -> dict[Path, Manifest]:

@@ -67,8 +67,8 @@ class Holdings:
         keys = None if offsets is None else row_offsets.keys_beside(offsets)
         if bounds is not None and keys is not None and len(keys) == len(bounds) - 1:
             # The number of a shard is not its place: that is the order of registration.
-            texts = _named(metadata, METADATA_PATTERN, keys)
-            vectors = _named(features, FEATURES_PATTERN, keys)
+            texts = _named(metadata, METADATA_PATTERN, ".parquet", keys)
+            vectors = _named(features, FEATURES_PATTERN, ".npy", keys)
         else:
             texts, vectors = _numbered(metadata, ".parquet"), _numbered(features, ".npy")
             if bounds is None:
@@ -134,11 +134,14 @@ def normalised(x: np.ndarray) -> np.ndarray:
     return x / np.where(length > 0, length, 1)
 
 
-def _named(folder: Path | None, pattern: str, keys: list[str]) -> dict[int, Path]:
+def _named(folder: Path | None, pattern: str, suffix: str, keys: list[str]) -> dict[int, Path]:
     if folder is None:
         return {}
     paths = {n: folder / pattern.format(key=key) for n, key in enumerate(keys)}
     found = {n: path for n, path in paths.items() if path.exists()}
+    if not found and keys == sorted(keys):
+        # Files of other names, in the order of the keys.
+        return _numbered(folder, suffix)
     if not found:
         raise BadInputError(f"{folder}: no file of a registered shard, such as {paths[0].name}.")
     return found

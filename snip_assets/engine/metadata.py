@@ -18,6 +18,8 @@ from .shards import Registry
 URL_NAMES = ("url",)
 CAPTION_NAMES = ("caption", "text")
 MD5_NAMES = ("md5",)
+# What views are read as: Arrow neither takes from them nor filters them.
+PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def _take_shard(
 
 def taken(values: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
     """Some of a column; Arrow takes nothing from views."""
-    viewed = values.type == pa.string_view()
-    return (values.cast(pa.large_string()) if viewed else values).take(places)
+    plain = PLAIN.get(values.type)
+    return (values.cast(plain) if plain else values).take(places)
 
 
 def row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
@@ -146,8 +148,15 @@ def require_text_columns(path: Path, schema: pa.Schema) -> None:
     Raises
     ------
     BadInputError
-        There are two of that name, or it holds no text; other columns may be anything.
+        There are two of that name, or it holds no text; other columns may be anything but views
+        inside of something else.
     """
+    for field in schema:
+        if field.type not in PLAIN and "_view" in str(field.type):
+            raise BadInputError(
+                f"{path}: column {field.name} holds {field.type}, which Arrow does not filter; "
+                "write it without views."
+            )
     for names in (URL_NAMES, CAPTION_NAMES, MD5_NAMES):
         column = find_column(schema, names)
         if column is None:
@@ -171,9 +180,9 @@ def as_text(path: Path, values: pa.ChunkedArray) -> pa.ChunkedArray:
     BadInputError
         It holds something that is no text.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     try:
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
         return values.cast(pa.large_string())
     except pa.ArrowException as error:
         raise BadInputError(f"{path}: a column of text is {values.type}: {error}.") from error

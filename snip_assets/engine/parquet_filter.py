@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from .errors import BadInputError
 from .files import atomic_path
+from .metadata import PLAIN
 from .parquet_source import parquet_file
 
 BATCH_ROWS = 1 << 16
@@ -123,10 +124,6 @@ def writer_options(file: pq.ParquetFile) -> dict:
     return options
 
 
-# Arrow filters no views.
-_VIEWED = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-
-
 def _filtered(column: pa.Array, mask: pa.Array) -> pa.Array:
-    plain = _VIEWED.get(column.type)
+    plain = PLAIN.get(column.type)
     return column.cast(plain).filter(mask).cast(column.type) if plain else column.filter(mask)

@@ -239,7 +239,7 @@ def run_curve(
 ) -> list[dict[str, Any]]:
     """`curve` of a finished run in the folder `root`; as many at once as memory allows."""
     layout = Layout(root)
-    registry = load(layout)
+    registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
     for threshold in thresholds:
         _pair_versions(layout, registry, threshold)
     files = [layout.duplicate_pairs(key) for key in registry.keys]
@@ -249,6 +249,6 @@ def run_curve(
         thresholds,
         rule=rule,
         metadata=Metadata.of(registry),
-        copies=Run(layout, Settings()).copies_by_hash(),
+        copies=copies,
         workers=groupings(registry.rows, Settings(memory_gb=memory_gb)),
     )

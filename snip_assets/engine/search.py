@@ -16,6 +16,7 @@ from .holdings import Holdings
 from .metadata import CAPTION_NAMES, URL_NAMES, as_text, find_column, read_group, row_groups
 from .parquet_source import parquet_file
 from .progress import track
+from .remote_files import is_remote
 from .searcher import Rerank, Searcher
 
 MOST_QUERIES = 10_000
@@ -43,7 +44,7 @@ class Queries:
 def finest(searcher: Searcher, queries: Queries) -> Rerank:
     """The finest features by which all hits can be compared with these queries."""
     paths = searcher.holdings.features
-    if not paths or any(path is None for path in paths):
+    if not paths or any(path is None or is_remote(path) for path in paths):
         return "none"
     width = open_npy(next(path for path in paths if path is not None)).shape[1]
     return "raw" if width == queries.features.shape[1] else "none"

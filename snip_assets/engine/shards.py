@@ -310,7 +310,8 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
             continue
         last = (known + new)[-1] if known or new else None
         shard = inspect(source, key)
-        if reason := unlike(shard, last.kind if last else None):
+        first = (known + new)[0] if last else None
+        if reason := unlike(shard, first.kind if first else None):
             raise BadInputError(reason)
         start = last.stop if last else 0
         new.append(replace(shard, ordinal=len(known) + len(new), start=start))

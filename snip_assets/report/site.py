@@ -26,6 +26,7 @@ from snip_assets.engine.files import (
     seal,
     write_parquet,
 )
+from snip_assets.engine.locks import lock
 from snip_assets.engine.progress import track
 from snip_assets.engine.run import Run
 
@@ -77,10 +78,11 @@ def dedup_report(run: Run) -> Manifest:
     inputs = _inputs(run)
     if (manifest := current(layout.report, inputs)) is not None:
         return manifest
-    with measured() as cost, atomic_path(layout.report) as folder:
-        folder.mkdir(parents=True)
-        facts = _Site(run, folder).write()
-    return seal(layout.report, inputs, **cost.facts, **facts)
+    with lock(layout.report):
+        with measured() as cost, atomic_path(layout.report) as folder:
+            folder.mkdir(parents=True)
+            facts = _Site(run, folder).write()
+        return seal(layout.report, inputs, **cost.facts, **facts)
 
 
 class _Site:

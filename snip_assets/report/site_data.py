@@ -53,12 +53,11 @@ def as_made(run: Run) -> Run:
     facts = [m.facts for _, m in pair_manifests(run) if "max_distance" in m.facts]
     most = min((f["max_distance"] for f in facts), default=run.settings.max_distance)
     tier = facts[0]["tier"] if facts else run.settings.tier
-    known = _recorded(run) | {"max_distance": most, "tier": tier}
-    for keep in dict.fromkeys((run.settings.keep, "neighbours", "first")):
-        settings = dataclasses.replace(run.settings, **known, keep=keep)
-        made = Run(run.layout, settings)
-        if made.digest(("keep", "max_distance")) == groups.inputs["settings"]:
-            return made
+    keep = groups.facts.get("keep", run.settings.keep)
+    known = _recorded(run) | {"max_distance": most, "tier": tier, "keep": keep}
+    made = Run(run.layout, dataclasses.replace(run.settings, **known))
+    if made.digest(("keep", "max_distance")) == groups.inputs["settings"]:
+        return made
     raise StaleOutputError(
         f"{run.layout.duplicate_groups}: made with another keep rule or threshold; give the same "
         "--keep, or materialise duplicate_groups again."

@@ -149,7 +149,13 @@ def test_runs_are_about_the_shards_that_something_changes_for(data: DataSet) -> 
     assert sensors._publishable(data) == []
 
 
-def test_features_that_changed_are_refused_unless_their_pairs_are_made_again(data: DataSet) -> None:
+def arrival_of_environment() -> dg.JobDefinition:
+    return build_defs().resolve_job_def("arrival")
+
+
+def test_features_that_changed_are_refused_unless_their_pairs_are_made_again(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph.materialize(data)
     path = data.source.features / "img_emb_b.npy"
     former, times = np.load(path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
@@ -165,6 +171,16 @@ def test_features_that_changed_are_refused_unless_their_pairs_are_made_again(dat
     assert not result.success
     said = [str(e.event_specific_data) for e in result.all_events if e.is_step_failure]
     assert any("img_emb_b.npy: has other rows than when shard b was read" in text for text in said)
+    with home.instance(data.layout) as instance:
+        (whole,) = instance.get_run_records(dg.RunsFilter(job_name="arrival"))
+        step = dg.ReexecutionOptions(whole.dagster_run.run_id, ["clip_features"])
+        job = dg.reconstructable(arrival_of_environment)
+        monkeypatch.setenv("SNIP_OUT", str(data.layout.root))
+        monkeypatch.setenv("SNIP_FEATURES", str(data.source.features))
+        monkeypatch.setenv("SNIP_METADATA", str(data.source.metadata))
+        with dg.execute_job(job, instance, reexecution_options=step) as again:
+            failed = [str(e.event_specific_data) for e in again.all_events if e.is_step_failure]
+            assert failed and "has other rows than when" in failed[0]
     np.save(path, former)
     os.utime(path, ns=times)
     assert ingest().success

@@ -60,13 +60,13 @@ def test_a_partial_copy_says_what_was_not_there(lists, tmp_path):
     kept_row = np.load(layout.duplicate_groups / "kept_row.npy")
     dropped = [row for row in order if kept_row[row] != row]
     explained = np.isin(kept_row[dropped], order)
-    for every, gone in ((False, explained.sum()), (True, len(dropped))):
+    for every, gone in ((True, len(dropped)), (False, explained.sum())):
         result = apply_drop_list(drops, tmp_path / "copy", tmp_path / "out", every=every)
-        assert result["found"] == len(dropped) and result["alone"] == (~explained).sum()
-        assert result["dropped"] == gone
+        assert result["found"] == len(dropped) and result["dropped"] == gone
+        assert result["alone"] == len(dropped) - gone
     missing = f"{result['listed'] - len(dropped)} of {result['listed']} rows"
     assert summary(result)[1].startswith(missing)
-    assert f"Of {result['alone']} rows this copy lacks" in summary(result)[2]
+    assert f"{result['alone']} rows stay, as this copy lacks" in summary(result)[2]
 
 
 def test_by_key_gives_the_deduped_metadata(lists, tmp_path):

@@ -287,6 +287,10 @@ def test_lengths_that_float32_cannot_square_are_named(tmp_path: Path, length: fl
             "2 columns are named url",
         ),
         (lambda n: pa.table({"url": [["a"]] * n}), "column url holds list"),
+        (
+            lambda n: pa.table({"tags": pa.array([["a"]] * n, pa.list_(pa.string_view()))}),
+            "column tags holds list<.*without views",
+        ),
     ],
 )
 def test_texts_that_could_not_be_read_later_are_refused_first(
@@ -305,7 +309,7 @@ def test_views_of_text_are_text(tmp_path: Path) -> None:
     x = sampled(60, 0)
     write_shard(tmp_path, "0000", np.concatenate([x, x]))
     urls = pa.array([f"http://x/{row}" for row in range(120)], pa.string_view())
-    source = pa.table({"url": urls, "hash": pa.array([b"h"] * 120, pa.binary_view())})
+    source = pa.table({"url": urls, "md5": pa.array([b"h"] * 120, pa.binary_view())})
     pq.write_table(source, tmp_path / "metadata_0000.parquet")
     layout = Layout(tmp_path / "out")
     shards.register(layout, shards.Source(tmp_path, tmp_path))

@@ -74,33 +74,34 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     )
 
 
-def require_same_rows(run: Run, keys: list[str]) -> None:
-    """Refuse shards whose features hold other rows than when they were hashed.
+def replaced(run: Run, keys: list[str]) -> dict[str, str]:
+    """Shards whose features hold other rows than when they were hashed, and what to do.
 
-    Only what has another size or time since is read.
-
-    Raises
-    ------
-    BadInputError
-        One does; nothing is written.
+    Only what has another size or time since is read; what cannot be read is left to
+    `clip_features` to refuse.
     """
+    found: dict[str, str] = {}
     for shard in run.registry.only(keys):
         output = run.layout.clip_features(shard.key)
         former = read_manifest(output)
-        if former is None or former.inputs.get("source") == source_state(shard.features):
+        try:
+            if former is None or former.inputs.get("source") == source_state(shard.features):
+                continue
+            shards.changed(shard)
+            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
+                hashes = Path(folder) / output.name
+                copies.hash_shard(shard.features, hashes, run.settings.workers)
+                same = checksum(hashes) == former.files[output.name]["xxh3"]
+        except BadInputError:
             continue
-        shards.changed(shard)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
-            hashes = Path(folder) / output.name
-            copies.hash_shard(shard.features, hashes, run.settings.workers)
-            same = checksum(hashes) == former.files[output.name]["xxh3"]
         if not same:
-            raise BadInputError(
+            found[shard.key] = (
                 f"{shard.features}: has other rows than when shard {shard.key} was read; its pairs "
                 "and those of later shards are of the former ones. Put the former file back (with "
                 "its time), or give the new data a new key. `snip dedup`, or the job `arrival` "
                 "over all shards, takes it as it is now and makes them again."
             )
+    return found
 
 
 def snip_model(run: Run, *, again: bool = False) -> Manifest:

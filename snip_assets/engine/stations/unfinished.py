@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snip_assets.engine.errors import SnipError
@@ -31,7 +31,6 @@ def unfinished(run: Run) -> list[str]:
             return run.registry.keys
         pairs = pair_inputs(run)
         outputs: list[tuple[Callable[[str], Path], Inputs]] = [
-            (layout.metadata, metadata_inputs),
             (layout.clip_features, features_inputs),
             (layout.snip_features, compressed_inputs(run)),
             (layout.index_shard, encoded_inputs(run)),
@@ -40,21 +39,19 @@ def unfinished(run: Run) -> list[str]:
         # The station that it concerns says so better.
         return run.registry.keys
 
-    def encoded(shard: Shard) -> bool:
+    def made(shard: Shard, some: Sequence[tuple[Callable[[str], Path], Inputs]]) -> bool:
         try:
-            return all(
-                current(place(shard.key), made(shard)) is not None for place, made in outputs
-            )
+            return all(current(place(shard.key), inputs(shard)) for place, inputs in some)
         except SnipError:
             return False
 
-    shards = run.registry.shards
-    ready = [*ordered_map(encoded, shards, run.settings.workers)]
-    first = ready.index(False) if False in ready else len(shards)
-
-    def paired(shard: Shard) -> bool:
-        return current(layout.duplicate_pairs(shard.key), pairs[shard.key]) is not None
-
-    done = ordered_map(paired, shards[:first], run.settings.workers)
+    shards, workers = run.registry.shards, run.settings.workers
+    encoded = [*ordered_map(lambda shard: made(shard, outputs), shards, workers)]
+    first = encoded.index(False) if False in encoded else len(shards)
+    rest = [
+        (layout.metadata, metadata_inputs),
+        (layout.duplicate_pairs, lambda shard: pairs[shard.key]),
+    ]
+    done = ordered_map(lambda shard: made(shard, rest), shards[:first], workers)
     before = [s.key for s, whole in zip(shards[:first], done, strict=True) if not whole]
     return before + [s.key for s in shards[first:]]

@@ -47,7 +47,12 @@ function marking() {
   const place = "snip-marks-" + document.documentElement.dataset.data;
   let marks = read(place);
   const nameOf = (pair) => `${pair.dataset.row}-${pair.dataset.earlier}`;
-  const markOf = (pair) => (marks[nameOf(pair)] || {}).mark ?? pair.dataset.mark;
+  // At another distance it is a mark of other rows: the shard was replaced since.
+  const own = (pair) => {
+    const found = marks[nameOf(pair)];
+    return found && found.distance === pair.dataset.distance ? found : undefined;
+  };
+  const markOf = (pair) => (own(pair) || {}).mark ?? pair.dataset.mark;
   const show = () => {
     for (const pair of pairs)
       for (const button of pair.querySelectorAll("button"))
@@ -88,8 +93,10 @@ function marking() {
     else if (step && here) go(here, step);
     // No pair that is out of sight gets a mark: the first key only leads to the one in sight.
     else if (value || (step && event.key.length === 1)) {
-      const seen = pairs.filter(inSight);
-      (seen.find((pair) => !markOf(pair)) || seen[0] || pairs[0]).focus();
+      const seen = pairs.filter((pair) => shown(pair) > 0).sort((a, b) => shown(b) - shown(a));
+      const whole = seen.filter((pair) => shown(pair) > 0.99);
+      const some = whole.length ? pairs.filter((pair) => whole.includes(pair)) : seen;
+      (some.find((pair) => !markOf(pair)) || some[0] || pairs[0]).focus();
     } else return;
     event.preventDefault();
   });
@@ -100,9 +107,10 @@ function marking() {
   show();
 }
 
-function inSight(pair) {
-  const { top, bottom } = pair.getBoundingClientRect();
-  return top >= 0 && bottom <= window.innerHeight;
+// The share of a pair that is in sight.
+function shown(pair) {
+  const { top, bottom, height } = pair.getBoundingClientRect();
+  return Math.max(0, Math.min(bottom, window.innerHeight) - Math.max(top, 0)) / Math.max(height, 1);
 }
 
 // What is kept of a mark: of a pair that is in the random sample too, on whichever page, that.
