@@ -32,7 +32,7 @@ def alert(context: dg.RunFailureSensorContext) -> None:
         context.log.info("SNIP_WEBHOOK is not set: nothing is sent.")
         return
     run = context.dagster_run
-    text = failure_text(run.job_name, run.run_id, context.failure_event.message or "")
+    text = failure_text(run.job_name, run.run_id, _reason(context))
     try:
         post(address, {"text": text, "job": run.job_name, "run_id": run.run_id})
     except (OSError, ValueError) as error:
@@ -95,6 +95,19 @@ def _failure(record: AssetCheckExecutionRecord, warnings: bool) -> dict[str, str
         "check": found.check_name,
         "severity": severity,
     }
+
+
+def _reason(context: dg.RunFailureSensorContext) -> str:
+    """What the first step that failed said, or the run where none did."""
+    for event in context.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            return f"{event.step_key}: {data.user_failure_data.description}"
+        if (error := data.error) is not None:
+            while error.cause is not None:
+                error = error.cause
+            return f"{event.step_key}: {error.message}"
+    return context.failure_event.message or ""
 
 
 def failure_text(job: str, run_id: str, message: str) -> str:

@@ -57,6 +57,27 @@ def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called(hook: Hook
         alerts.post("file:///etc/passwd", {})
 
 
+@pytest.mark.parametrize("error", [dg.Failure("shard 7: put it back"), ValueError("shard 7: no")])
+def test_a_failed_run_is_told_with_what_its_step_said(hook: Hook, error: Exception) -> None:
+    @dg.op
+    def read() -> None:
+        raise error
+
+    @dg.job
+    def arrival() -> None:
+        read()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = arrival.execute_in_process(instance=instance, raise_on_error=False)
+        (failed,) = [e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE"]
+        context = dg.build_run_status_sensor_context(
+            "alert", failed, instance, result.dagster_run
+        ).for_run_failure()
+        alerts.alert(context)
+    (told,) = hook.got
+    assert "of arrival failed. read: " in told["text"] and "shard 7: " in told["text"]
+
+
 class Watched:
     """An instance whose checks give results, and ticks of the sensor."""
 
