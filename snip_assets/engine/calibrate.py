@@ -30,7 +30,7 @@ from .trained import TrainedIndex
 # Pairs without stand-ins; of more than so many rows, where the candidates that these ask for cost
 # more than all else, and so a few pairs must do.
 FEWEST_PAIRS, MANY_ROWS, FEW_PAIRS = 400, 1_000_000, 50
-FEWEST_TO_REFUSE = 100
+FEWEST_TO_REFUSE, MOST_CANDIDATES = 100, 16.0
 PAIRS_AT_ONCE = 1 << 13
 FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
@@ -208,6 +208,9 @@ def calibrate(
         *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
         *(sample.rows, loss, beyond),
     )
+    if planted and sample.rows > MANY_ROWS:
+        # Hardly a row has a pair: what looking for them costs is bounded.
+        slack = min(slack, _slack_for(MOST_CANDIDATES, histogram, sample.rows, n))
     found = (margin <= radius) & (excess <= slack) & ~lost_short
     probes_per_row = float((placed.margin <= radius).sum(1).mean())
     if expected is None:
@@ -295,6 +298,12 @@ def _candidate_curve(placed: _Placed, sample: Sample, queries: np.ndarray) -> np
 def _candidates(histogram: np.ndarray, slack: float, rows: int, sampled: int) -> float:
     """Earlier candidates a row at the size of the data set."""
     return float(np.interp(slack, GRID, histogram) * rows / sampled / 2)
+
+
+def _slack_for(candidates: float, histogram: np.ndarray, rows: int, sampled: int) -> float:
+    """The largest slack on the grid with so many candidates a row at the most."""
+    a_row = histogram * rows / sampled / 2
+    return max(0.0, float(GRID[max(int(np.searchsorted(a_row, candidates, "right")) - 1, 0)]))
 
 
 def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:

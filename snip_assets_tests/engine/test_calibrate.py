@@ -79,6 +79,16 @@ def test_without_any_pair_rows_that_were_moved_stand_in() -> None:
     assert 0.09 < apart.max() < 0.11 and 0.045 < apart.mean() < 0.055
 
 
+def test_many_rows_without_pairs_cost_a_bounded_number_of_candidates() -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 24)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    trained = TrainedIndex.train(x, 20, "PQ8")
+    sample = calibration.Sample(None, x, np.ones(len(x), bool), 20_000_000)
+    found, _ = calibrate.calibrate(trained, sample, Settings())
+    assert found.planted and found.slack >= 0
+    assert found.candidates_per_row <= calibrate.MOST_CANDIDATES
+
+
 def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     x = rows(1)
     trained = TrainedIndex.train(x, 20, "PQ8")
