@@ -62,7 +62,7 @@ def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
 
 
 def _makes_pairs(context: dg.AssetExecutionContext) -> bool:
-    """Whether this run makes pairs as well, and all of it is run."""
+    """Whether this run makes pairs as well: not where some of its steps are run again alone."""
     some = context.run.step_keys_to_execute
     pairs = "duplicate_pairs"
     together = context.job_def.asset_layer.executable_asset_keys

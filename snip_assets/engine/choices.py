@@ -19,7 +19,7 @@ JOIN_ROWS_PER_GB = 4_000_000
 # SNIP features do not fit in memory: from 25 million rows on.
 LONG_LIST = 8_333
 FEWEST_INDEX_ROWS = 65_536
-# Lists that a row may probe, and all rows of a small data set together: 160 MB in calibration.
+# Lists that a row may probe, and all rows of a small data set together: 100 MB in calibration.
 FEWEST_PROBES, PROBES = 8, 1 << 23
 # Least share of the allowed loss that is made use of, and rows from which on all of it is: with
 # fewer, more candidates cost little.

@@ -45,6 +45,37 @@ def exact_pairs(
     return later[once], earlier[once], distance[once].astype(np.float32)
 
 
+def nearest_other(
+    x: np.ndarray, queries: np.ndarray, workers: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other row of some rows.
+
+    Parameters
+    ----------
+    x, queries
+        As in `exact_pairs`; two rows or more.
+
+    Returns
+    -------
+    other : int64[q]
+        Positions.
+    distance : float32[q]
+        Squared.
+    """
+    columns = torch.from_numpy(x).T
+
+    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = np.arange(len(part))
+        score = (torch.from_numpy(x[part]) @ columns).numpy()
+        score[own, part] = -np.inf
+        other = score.argmax(1)
+        return other, 2 - 2 * score[own, other]
+
+    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
+    other, distance = zip(*ordered_map(work, blocks, workers), strict=True)
+    return np.concatenate(other), np.concatenate(distance)
+
+
 def sum_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Squared distance of each row of one to that of the other: float32[n]."""
     out = np.empty(len(a), np.float32)

@@ -33,6 +33,13 @@ def as_float32(rows: np.ndarray) -> np.ndarray:
     return rows.astype(np.float32, copy=False)
 
 
+def normalised(x: np.ndarray) -> np.ndarray:
+    """float32, rows at unit length (zero rows stay zero)."""
+    x = np.asarray(x, np.float32)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length > 0, length, 1)
+
+
 def at_least(score: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the entries >= floor; `np.nonzero` takes five times as long for a few."""
     row, column = np.divmod(np.flatnonzero(score >= floor), score.shape[1])

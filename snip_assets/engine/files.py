@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ import xxhash
 
 from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
-from .folders import replace_folder
+from .folders import remove, replace_folder
 from .resident import watch
 
 BLOCK = 1 << 22
@@ -69,11 +68,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         flushing.end(temporary)
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        remove(temporary)
 
 
 def _temporary(path: Path) -> Path:

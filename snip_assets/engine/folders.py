@@ -10,6 +10,14 @@ import shutil
 from pathlib import Path
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def replace_folder(new: Path, place: Path) -> None:
     """Move a folder to a place; if that fails, what was there stays."""
     aside = _aside(place)

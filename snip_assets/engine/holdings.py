@@ -12,6 +12,7 @@ import numpy as np
 from . import row_offsets
 from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
+from .features import normalised
 from .files import open_npy
 from .metadata import Metadata
 from .parquet_source import parquet_rows
@@ -125,13 +126,6 @@ class Holdings:
     @cached_property
     def _opened(self) -> Features:
         return Features([path or _NOWHERE for path in self.features], self.offsets)
-
-
-def normalised(x: np.ndarray) -> np.ndarray:
-    """float32, rows at unit length (zero rows stay zero)."""
-    x = np.asarray(x, np.float32)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
 
 
 def _named(folder: Path | None, pattern: str, suffix: str, keys: list[str]) -> dict[int, Path]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .folders import put_back
+from .folders import put_back, remove
 
 
 @contextmanager
@@ -52,7 +51,4 @@ def _remove_temporaries(output: Path) -> None:
     with os.scandir(output.parent) as entries:
         left = [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]
     for path in left:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)

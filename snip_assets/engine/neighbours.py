@@ -16,7 +16,7 @@ from . import half_rows
 from .axes import Axes, leading_axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
-from .features import Features, as_float32, search_blocks, take_rows
+from .features import Features, as_float32, normalised, search_blocks, take_rows
 from .join import in_steps, scanned_by
 from .whole_rows import STEPS, Decoded, whole_rows
 
@@ -245,7 +245,7 @@ def _rounding(limit: float, dim: int) -> float:
 
 def _rows(block: np.ndarray, unit: bool) -> np.ndarray:
     wide = as_float32(block)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True) if unit else wide
+    return normalised(wide) if unit else wide
 
 
 def _whole(block: np.ndarray, unit: bool) -> np.ndarray:

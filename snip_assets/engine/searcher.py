@@ -14,7 +14,8 @@ import torch
 
 from . import shards
 from .errors import BadInputError
-from .holdings import Holdings, normalised
+from .features import normalised
+from .holdings import Holdings
 from .index import SnipIndex
 from .layout import Layout
 from .model import SnipNet, load_model

@@ -308,13 +308,11 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     for key in found:
         if key in names:
             continue
-        last = (known + new)[-1] if known or new else None
-        shard = inspect(source, key)
-        first = (known + new)[0] if last else None
-        if reason := unlike(shard, first.kind if first else None):
+        shard, before = inspect(source, key), known + new
+        if reason := unlike(shard, before[0].kind if before else None):
             raise BadInputError(reason)
-        start = last.stop if last else 0
-        new.append(replace(shard, ordinal=len(known) + len(new), start=start))
+        start = before[-1].stop if before else 0
+        new.append(replace(shard, ordinal=len(before), start=start))
     if new:
         _save(layout, Registry(source, tuple(known + new)))
     return new

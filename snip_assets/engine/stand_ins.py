@@ -9,11 +9,11 @@ features.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from .calibration import Sample
+from .exact import nearest_other
+from .features import normalised
 from .known_pairs import KnownPairs
-from .threads import ordered_map
 
 FEWEST_NEAR = 256
 
@@ -46,7 +46,7 @@ def stand_ins(
         x, other = known.snip[known.later[some]], known.snip[known.earlier[some]]
         apart = ((other - x) ** 2).sum(1)
     elif sample.raw is not None and len(sample.raw) > 1:
-        near, apart = _nearest(sample.raw, queries, workers)
+        near, apart = nearest_other(sample.raw, queries, workers)
         x, other = sample.snip[queries], sample.snip[near]
     else:
         x = sample.snip[queries]
@@ -55,20 +55,4 @@ def stand_ins(
     wanted = max_distance * random.random(len(x))
     share = np.sqrt(np.minimum(1.0, wanted / np.maximum(apart, 1e-12)))
     moved = x + share[:, None].astype(np.float32) * (other - x)
-    moved /= np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([x, moved])
-
-
-def _nearest(x: np.ndarray, queries: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Position of the nearest other row of each query, and the squared distance to it."""
-    columns = torch.from_numpy(x).T
-
-    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        score = (torch.from_numpy(x[part]) @ columns).numpy()
-        score[np.arange(len(part)), part] = -np.inf
-        other = score.argmax(1)
-        return other, 2 - 2 * score[np.arange(len(part)), other]
-
-    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
-    other, apart = zip(*ordered_map(work, blocks, workers), strict=True)
-    return np.concatenate(other), np.concatenate(apart)
+    return np.concatenate([x, normalised(moved)])

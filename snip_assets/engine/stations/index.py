@@ -13,7 +13,7 @@ from snip_assets.engine.code_distance import CodeErrors
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.features import as_float32
+from snip_assets.engine.features import as_float32, normalised
 from snip_assets.engine.files import (
     Manifest,
     atomic_path,
@@ -110,7 +110,7 @@ def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
     out = np.empty((len(rows), features.shard(0).shape[1]), np.float32)
     for start in range(0, len(rows), 8192):
         part = as_float32(features.take(rows[start : start + 8192]))
-        out[start : start + 8192] = part / np.linalg.norm(part, axis=1, keepdims=True)
+        out[start : start + 8192] = normalised(part)
     return out
 
 

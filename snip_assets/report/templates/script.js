@@ -44,7 +44,7 @@ function threshold() {
 function marking() {
   const pairs = [...document.querySelectorAll(".pair")];
   if (!pairs.length) return;
-  const place = "snip-marks-" + document.documentElement.dataset.data;
+  const place = "snip-marks-" + document.documentElement.dataset.id;
   let marks = read(place);
   const nameOf = (pair) => `${pair.dataset.row}-${pair.dataset.earlier}`;
   // At another distance it is a mark of other rows: the shard was replaced since.
@@ -93,10 +93,9 @@ function marking() {
     else if (step && here) go(here, step);
     // No pair that is out of sight gets a mark: the first key only leads to the one in sight.
     else if (value || (step && event.key.length === 1)) {
-      const seen = pairs.filter((pair) => shown(pair) > 0).sort((a, b) => shown(b) - shown(a));
-      const whole = seen.filter((pair) => shown(pair) > 0.99);
-      const some = whole.length ? pairs.filter((pair) => whole.includes(pair)) : seen;
-      (some.find((pair) => !markOf(pair)) || some[0] || pairs[0]).focus();
+      let seen = pairs.filter((pair) => shown(pair) > 0.99);
+      if (!seen.length) seen = [...pairs].sort((a, b) => shown(b) - shown(a)).slice(0, 1);
+      (seen.find((pair) => !markOf(pair)) || seen[0]).focus();
     } else return;
     event.preventDefault();
   });
