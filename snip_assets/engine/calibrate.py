@@ -173,7 +173,7 @@ def calibrate(
     SnipError
         The target recall cannot be reached; the message says by what.
     """
-    n, probes = len(sample.snip), choices.probes(sample.rows, settings)
+    n, probes = len(sample.snip), min(trained.lists, choices.probes(sample.rows, settings))
     queries, later, earlier = _own_pairs(sample, settings)
     placed = _Placed.of(trained, sample.snip, probes, settings.workers)
     home = placed.lists[:, 0]
@@ -189,7 +189,7 @@ def calibrate(
         some = one_a_row(one, other, known.weight[known.true])
         needs += _Needs.either_way(known.snip, theirs, one[some], other[some], axes)
     pairs = len(needs.snip) // 2
-    _require_reach(needs.margin, settings.target_recall, placed.lists.shape[1])
+    _require_reach(needs.margin, settings.target_recall, probes)
     if planted := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
         limit, seed = settings.max_distance, settings.seed
         x = stand_ins(sample, known, queries, limit, seed, settings.workers)
