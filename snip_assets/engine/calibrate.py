@@ -1,9 +1,8 @@
 """Calibration: the slack and the probe radius that reach a target recall at the least cost.
 
-Rows are sampled, their true pairs found by exact search in the raw features, and for each pair it
-is noted what it would take to find it: the margin within which the later row must probe (see
-`assign`), and the excess ADC(i, j) - ADC(i, i) that must be allowed (see `join`). Both losses are
-kept apart. The same sample gives the thresholds and the accuracy of the coarser tiers.
+Rows are sampled, their true pairs found by exact search in the raw features, and what it would
+take to find them is weighed (see `evidence`): both losses are kept apart. The same sample gives
+the thresholds and the accuracy of the coarser tiers.
 """
 
 from __future__ import annotations
@@ -15,133 +14,23 @@ from typing import Any
 import numpy as np
 
 from . import choices
-from .axes import leading_axes, scale_of
-from .calibration import QUERIES, Calibration, Sample, affordable
+from .axes import scale_of
+from .calibration import Calibration, Sample
 from .code_distance import CodeErrors
-from .errors import SnipError
-from .exact import exact_pairs, sum_squares
+from .evidence import MANY_ROWS, Evidence, Placed, gather, widths_of
 from .known_pairs import KnownPairs
 from .settings import Settings
-from .stand_ins import stand_ins
-from .threads import ordered_map
 from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
-# Pairs without stand-ins; of more than so many rows, where the candidates that these ask for cost
-# more than all else, and so a few pairs must do.
-FEWEST_PAIRS, MANY_ROWS, FEW_PAIRS = 400, 1_000_000, 50
-FEWEST_TO_REFUSE, MOST_CANDIDATES = 100, 16.0
-PAIRS_AT_ONCE = 1 << 13
+# Of stand-ins among many rows.
+MOST_CANDIDATES = 16.0
 FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
 ALLOWANCE = 1.1
-WIDTHS = (16, 24, 32, 48, 64)
 # Nanoseconds of one core; only their ratios matter. A pair and an axis as the join's kernel took
 # them with 16 to 64 axes.
 NS_PER_PAIR, NS_PER_AXIS, NS_PER_EXCESS, NS_PER_CANDIDATE = 0.075, 0.0066, 30.0, 1000.0
-
-
-@dataclass
-class _Placed:
-    """A sample as the index sees it."""
-
-    lists: np.ndarray
-    margin: np.ndarray
-    decoded: np.ndarray  # float32[n, dim]: centroid + decoded residual
-    codes: np.ndarray
-    error: np.ndarray
-
-    @classmethod
-    def of(cls, trained: TrainedIndex, x: np.ndarray, probes: int, workers: int) -> _Placed:
-        def work(block: np.ndarray) -> tuple[np.ndarray, ...]:
-            lists, distance = trained.assigner.nearest(block, probes)
-            margin = trained.assigner.margins(lists, distance)
-            residual = block - trained.centroids[lists[:, 0]]
-            codes = trained.codec.encode(residual)
-            decoded = trained.codec.decode(codes)
-            error = ((residual - decoded) ** 2).sum(1)
-            return lists, margin, decoded + trained.centroids[lists[:, 0]], codes, error
-
-        blocks = (x[i : i + 2048] for i in range(0, len(x), 2048))
-        parts = list(ordered_map(work, blocks, workers))
-        return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-
-
-@dataclass
-class _Needs:
-    """What it takes to find each true pair.
-
-    Margin, whole and short excess (one column a width) and SNIP distance.
-    """
-
-    margin: np.ndarray
-    excess: np.ndarray
-    short: np.ndarray
-    snip: np.ndarray
-
-    @classmethod
-    def of(cls, x, placed, later, earlier, axes) -> _Needs:
-        ends = np.array(_widths(axes)) - 1
-
-        def block(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
-            at = placed.lists[one] == placed.lists[other, :1]
-            margin = np.where(at.any(1), placed.margin[one, at.argmax(1)], np.inf)
-            excess = sum_squares(x[one], placed.decoded[other]) - placed.error[one]
-            apart = np.cumsum(((x[one] - placed.decoded[other]) @ axes) ** 2, axis=1)
-            own = np.cumsum(((x[one] - placed.decoded[one]) @ axes) ** 2, axis=1)
-            return margin, excess, (apart - own)[:, ends], sum_squares(x[one], x[other])
-
-        starts = range(0, max(len(later), 1), PAIRS_AT_ONCE)
-        parts = [
-            block(later[s : s + PAIRS_AT_ONCE], earlier[s : s + PAIRS_AT_ONCE]) for s in starts
-        ]
-        return cls(*(np.concatenate(own) for own in zip(*parts, strict=True)))
-
-    @classmethod
-    def either_way(cls, x, placed, one, other, axes) -> _Needs:
-        """Which row of a pair is the later one is chance: both ways tell what pairs need."""
-        return cls.of(x, placed, one, other, axes) + cls.of(x, placed, other, one, axes)
-
-    def __add__(self, other: _Needs) -> _Needs:
-        names = ("margin", "excess", "short", "snip")
-        return _Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
-
-
-def _widths(axes: np.ndarray) -> list[int]:
-    return [w for w in WIDTHS if w < len(axes)] or [len(axes)]
-
-
-def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries, and the true pairs of these in the sample."""
-    if sample.raw is None:
-        none = np.empty(0, np.int64)
-        return sample.queries(QUERIES, settings.seed), none, none
-    n, dim = sample.raw.shape
-    count = max(QUERIES, int(affordable(sample.rows, dim) / (2.0 * n * (dim + 128))))
-    for every in (False, True):
-        queries = sample.queries(count, settings.seed, every=every)
-        later, earlier, _ = exact_pairs(
-            sample.raw, queries, settings.max_distance, settings.workers
-        )
-        if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
-            break
-    return queries, later, earlier
-
-
-def _one_a_row(
-    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, most: int, seed: int
-) -> np.ndarray:
-    """Places of one random pair of each row, that of its end with more partners.
-
-    All pairs of a large group would outnumber, by the square of its rows, all other pairs of the
-    data set, and decide alone. Of a row with more than `most` partners not all must be found.
-    """
-    ends = np.concatenate([later, earlier])
-    partners = np.bincount(ends, np.concatenate([weight, weight]))
-    owner = np.where(partners[later] >= partners[earlier], later, earlier)
-    order = np.random.default_rng(seed).permutation(len(owner))
-    chosen = order[np.unique(owner[order], return_index=True)[1]]
-    return np.sort(chosen[partners[owner[chosen]] <= most])
 
 
 def calibrate(
@@ -173,85 +62,94 @@ def calibrate(
     SnipError
         The target recall cannot be reached; the message says by what.
     """
-    n, probes = len(sample.snip), min(trained.lists, choices.probes(sample.rows, settings))
-    queries, later, earlier = _own_pairs(sample, settings)
-    placed = _Placed.of(trained, sample.snip, probes, settings.workers)
-    home = placed.lists[:, 0]
-    residuals = (sample.snip - trained.centroids[home])[:65_536]
-    axes = leading_axes(residuals, trained.dim)
-    one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
-    some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
-    needs = _Needs.either_way(sample.snip, placed, later[some], earlier[some], axes)
-    theirs = None
-    if known is not None:
-        theirs = _Placed.of(trained, known.snip, probes, settings.workers)
-        one, other = known.later[known.true], known.earlier[known.true]
-        some = one_a_row(one, other, known.weight[known.true])
-        needs += _Needs.either_way(known.snip, theirs, one[some], other[some], axes)
-    pairs = len(needs.snip) // 2
-    _require_reach(needs.margin, settings.target_recall, probes)
-    if planted := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
-        limit, seed = settings.max_distance, settings.seed
-        x = stand_ins(sample, known, queries, limit, seed, settings.workers)
-        moved = _Placed.of(trained, x, probes, settings.workers)
-        one, other = np.split(np.arange(len(x)), 2)
-        needs += _Needs.either_way(x, moved, one, other, axes)
-    loss = choices.loss(sample.rows, settings)
-    # Stand-ins are no farther apart than pairs may be.
-    beyond = partial(exceeded_by, bounded=planted)
-    short = _Short.of(sample, placed, needs, axes, loss, beyond)
-    width, short_slack, lost_short = short.choose(placed, sample, queries[:256])
-    chosen_axes = np.ascontiguousarray(axes[:, :width])
-    margin, excess, snip = needs.margin, needs.excess, needs.snip
-    histogram = _candidate_curve(placed, sample, queries[:512])
-    slack, radius, snip_limit = _choose(
-        *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
-        *(sample.rows, loss, beyond),
-    )
-    if planted and sample.rows > MANY_ROWS:
-        # Hardly a row has a pair: what looking for them costs is bounded.
-        slack = min(slack, _slack_for(MOST_CANDIDATES, histogram, sample.rows, n))
-    found = (margin <= radius) & (excess <= slack) & ~lost_short
-    probes_per_row = float((placed.margin <= radius).sum(1).mean())
+    probes = min(trained.lists, choices.probes(sample.rows, settings))
+    seen = gather(trained, sample, settings, known, probes)
+    limits = _Limits.choose(seen, choices.loss(sample.rows, settings))
+    chosen_axes = np.ascontiguousarray(seen.axes[:, : limits.width])
     if expected is None:
         expected = CodeErrors.learn(trained, sample.snip, settings.workers)
-    if known is not None and theirs is not None:
-        tiers = known_accuracy(known, theirs.decoded, expected.of(theirs.codes))
-    else:
-        coded = placed.decoded, expected.of(placed.codes)
-        tiers = _accuracy(sample, *coded, queries, later * n + earlier, settings)
+    tiers = _tiers(seen, settings, known, expected)
     calibration = Calibration(
-        slack=slack,
-        radius=radius,
+        **vars(limits),
         probes=probes,
-        width=width,
-        axis_scale=scale_of(residuals, chosen_axes),
-        short_slack=short_slack,
-        snip_limit=snip_limit,
+        axis_scale=scale_of(seen.residuals, chosen_axes),
         snip_max_distance=tiers["snip"]["max_distance"],
         code_max_distance=tiers["codes"]["max_distance"],
         code_power=tiers["codes"].get("power", 0.0),
-        recall=float((found & (snip <= snip_limit)).mean()),
-        lost_by_probe=float((margin > radius).mean()),
-        lost_by_code=float((excess > slack).mean()),
-        lost_by_short_code=float(lost_short.mean()),
-        lost_by_snip_limit=float((snip > snip_limit).mean()),
-        pairs=pairs,
-        candidates_per_row=_candidates(histogram, slack, sample.rows, n),
-        probes_per_row=probes_per_row,
-        planted=planted,
-        curve=_curve(excess, margin, radius, histogram, sample.rows, n),
+        pairs=seen.pairs,
+        planted=seen.planted,
         tiers=tiers,
     )
     return calibration, chosen_axes
 
 
-def _accuracy(sample, decoded, errors, queries, keys, settings) -> dict[str, Any]:
-    """Thresholds of the coarser tiers; `keys` name the true pairs."""
+@dataclass
+class _Limits:
+    """What pairs are found by, and how many that finds: as in `Calibration`."""
+
+    slack: float
+    radius: float
+    width: int
+    short_slack: float
+    snip_limit: float
+    recall: float
+    lost_by_probe: float
+    lost_by_code: float
+    lost_by_short_code: float
+    lost_by_snip_limit: float
+    candidates_per_row: float
+    probes_per_row: float
+    curve: list[dict[str, float]]
+
+    @classmethod
+    def choose(cls, seen: Evidence, loss: float) -> _Limits:
+        """The cheapest that lose no more of the sampled pairs than they may."""
+        sample, placed, needs = seen.sample, seen.placed, seen.needs
+        n, rows = len(sample.snip), sample.rows
+        # Stand-ins are no farther apart than pairs may be.
+        beyond = partial(exceeded_by, bounded=seen.planted)
+        short = _Short.of(sample, placed, needs, seen.axes, loss, beyond)
+        width, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
+        margin, excess, snip = needs.margin, needs.excess, needs.snip
+        histogram = _candidate_curve(placed, sample, seen.queries[:512])
+        slack, radius, snip_limit = _choose(
+            *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
+            *(rows, loss, beyond),
+        )
+        if seen.planted and rows > MANY_ROWS:
+            # Hardly a row has a pair: what looking for them costs is bounded.
+            slack = min(slack, _slack_for(MOST_CANDIDATES, histogram, rows, n))
+        found = (margin <= radius) & (excess <= slack) & ~lost_short
+        return cls(
+            slack=slack,
+            radius=radius,
+            width=width,
+            short_slack=short_slack,
+            snip_limit=snip_limit,
+            recall=float((found & (snip <= snip_limit)).mean()),
+            lost_by_probe=float((margin > radius).mean()),
+            lost_by_code=float((excess > slack).mean()),
+            lost_by_short_code=float(lost_short.mean()),
+            lost_by_snip_limit=float((snip > snip_limit).mean()),
+            candidates_per_row=_candidates(histogram, slack, rows, n),
+            probes_per_row=float((placed.margin <= radius).sum(1).mean()),
+            curve=_curve(excess, margin, radius, histogram, rows, n),
+        )
+
+
+def _tiers(
+    seen: Evidence, settings: Settings, known: KnownPairs | None, expected: CodeErrors
+) -> dict[str, Any]:
+    """Thresholds and accuracy of the coarser tiers."""
+    sample, placed, queries = seen.sample, seen.placed, seen.queries
+    if known is not None and seen.theirs is not None:
+        return known_accuracy(known, seen.theirs.decoded, expected.of(seen.theirs.codes))
+    n = len(sample.snip)
     # Of the copies, as many as of the other pairs are seen: those with an end among queries.
-    copies = sample.copies * (1 - (1 - len(queries) / len(sample.snip)) ** 2)
-    true = np.unique(keys)
-    return accuracy(sample.snip, decoded, errors, queries, true, copies, settings)
+    copies = sample.copies * (1 - (1 - len(queries) / n) ** 2)
+    true = np.unique(seen.later * n + seen.earlier)
+    coded = placed.decoded, expected.of(placed.codes)
+    return accuracy(sample.snip, *coded, queries, true, copies, settings)
 
 
 def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> float:
@@ -279,7 +177,7 @@ def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> f
 GRID = np.linspace(-0.2, 1.0, 481)
 
 
-def _candidate_curve(placed: _Placed, sample: Sample, queries: np.ndarray) -> np.ndarray:
+def _candidate_curve(placed: Placed, sample: Sample, queries: np.ndarray) -> np.ndarray:
     """Candidates a query over the grid of slacks, among the sampled rows of all probed lists."""
     home = placed.lists[:, 0]
     counts = np.zeros(len(GRID))
@@ -304,15 +202,6 @@ def _slack_for(candidates: float, histogram: np.ndarray, rows: int, sampled: int
     """The largest slack on the grid with so many candidates a row at the most."""
     a_row = histogram * rows / sampled / 2
     return max(0.0, float(GRID[max(int(np.searchsorted(a_row, candidates, "right")) - 1, 0)]))
-
-
-def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:
-    lost = 1 - np.isfinite(margin).mean() if len(margin) else 0.0
-    if 1 - lost < target and len(margin) >= FEWEST_TO_REFUSE:
-        raise SnipError(
-            f"recall {target} cannot be reached: {lost:.4f} of the sampled pairs lie further apart "
-            f"than {probes} probes; raise max_probes, use fewer lists, or lower target_recall."
-        )
 
 
 def _choose(
@@ -362,7 +251,7 @@ class _Short:
 
     @classmethod
     def of(cls, sample, placed, needs, axes, loss, beyond) -> _Short:
-        widths = _widths(axes)
+        widths = widths_of(axes)
         # A tenth of the allowed loss may be due to the preselection.
         allowed = loss / 10
         ends = np.array(widths) - 1

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from snip_assets.engine import calibrate, calibration
+from snip_assets.engine import calibrate, calibration, evidence
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.exact import exact_pairs
 from snip_assets.engine.settings import Settings
@@ -48,7 +48,7 @@ def test_target_is_reached_on_other_rows() -> None:
     assert found.recall >= 0.98
     assert axes.shape == (48, found.width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
-    placed = calibrate._Placed.of(trained, other, found.probes, 1)
+    placed = evidence.Placed.of(trained, other, found.probes, 1)
     later, earlier, _ = exact_pairs(other, np.arange(len(other)), 0.1)
     at = placed.lists[later] == placed.lists[earlier, :1]
     margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)

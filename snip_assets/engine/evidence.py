@@ -1,0 +1,240 @@
+"""What calibration goes by: sampled rows as the index sees them, and what their pairs need.
+
+For each true pair it is noted what it would take to find it: the margin within which the later row
+must probe (see `assign`), and the excess ADC(i, j) - ADC(i, i) that must be allowed (see `join`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .axes import leading_axes
+from .calibration import QUERIES, Sample, affordable
+from .errors import SnipError
+from .exact import exact_pairs, sum_squares
+from .known_pairs import KnownPairs
+from .settings import Settings
+from .stand_ins import stand_ins
+from .threads import ordered_map
+from .trained import TrainedIndex
+
+# Pairs without stand-ins; of more than so many rows, where the candidates that these ask for cost
+# more than all else, and so a few pairs must do.
+FEWEST_PAIRS, MANY_ROWS, FEW_PAIRS = 400, 1_000_000, 50
+FEWEST_TO_REFUSE = 100
+PAIRS_AT_ONCE = 1 << 13
+RESIDUALS = 65_536
+WIDTHS = (16, 24, 32, 48, 64)
+
+
+@dataclass
+class Placed:
+    """Rows as the index sees them.
+
+    Attributes
+    ----------
+    lists, margin
+        int64 and float32[n, probes]: the nearest lists, and the margin within which each is probed.
+    decoded
+        float32[n, dim]: centroid and decoded residual.
+    codes
+        uint8[n, code size].
+    error
+        float32[n]: squared distance of a row and its decoded code.
+    """
+
+    lists: np.ndarray
+    margin: np.ndarray
+    decoded: np.ndarray
+    codes: np.ndarray
+    error: np.ndarray
+
+    @classmethod
+    def of(cls, trained: TrainedIndex, x: np.ndarray, probes: int, workers: int) -> Placed:
+        """Place SNIP features, float32[n, dim]."""
+
+        def work(block: np.ndarray) -> tuple[np.ndarray, ...]:
+            lists, distance = trained.assigner.nearest(block, probes)
+            margin = trained.assigner.margins(lists, distance)
+            residual = block - trained.centroids[lists[:, 0]]
+            codes = trained.codec.encode(residual)
+            decoded = trained.codec.decode(codes)
+            error = ((residual - decoded) ** 2).sum(1)
+            return lists, margin, decoded + trained.centroids[lists[:, 0]], codes, error
+
+        blocks = (x[i : i + 2048] for i in range(0, len(x), 2048))
+        parts = list(ordered_map(work, blocks, workers))
+        return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+
+@dataclass
+class Needs:
+    """What it takes to find each true pair.
+
+    Attributes
+    ----------
+    margin, excess
+        float[m]: of the later row for the earlier one's list, and of both; see the module.
+    short
+        float[m, widths]: the excess on each of `widths` leading axes alone.
+    snip
+        float[m]: SNIP distance.
+    """
+
+    margin: np.ndarray
+    excess: np.ndarray
+    short: np.ndarray
+    snip: np.ndarray
+
+    @classmethod
+    def of(cls, x, placed, later, earlier, axes) -> Needs:
+        """Those of pairs of the placed rows `x`, by position."""
+        ends = np.array(widths_of(axes)) - 1
+
+        def block(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
+            at = placed.lists[one] == placed.lists[other, :1]
+            margin = np.where(at.any(1), placed.margin[one, at.argmax(1)], np.inf)
+            excess = sum_squares(x[one], placed.decoded[other]) - placed.error[one]
+            apart = np.cumsum(((x[one] - placed.decoded[other]) @ axes) ** 2, axis=1)
+            own = np.cumsum(((x[one] - placed.decoded[one]) @ axes) ** 2, axis=1)
+            return margin, excess, (apart - own)[:, ends], sum_squares(x[one], x[other])
+
+        starts = range(0, max(len(later), 1), PAIRS_AT_ONCE)
+        parts = [
+            block(later[s : s + PAIRS_AT_ONCE], earlier[s : s + PAIRS_AT_ONCE]) for s in starts
+        ]
+        return cls(*(np.concatenate(own) for own in zip(*parts, strict=True)))
+
+    @classmethod
+    def either_way(cls, x, placed, one, other, axes) -> Needs:
+        """Which row of a pair is the later one is chance: both ways tell what pairs need."""
+        return cls.of(x, placed, one, other, axes) + cls.of(x, placed, other, one, axes)
+
+    def __add__(self, other: Needs) -> Needs:
+        names = ("margin", "excess", "short", "snip")
+        return Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+
+def widths_of(axes: np.ndarray) -> list[int]:
+    """Numbers of leading axes to choose from, for axes float[dim, most]."""
+    return [w for w in WIDTHS if w < len(axes)] or [len(axes)]
+
+
+@dataclass
+class Evidence:
+    """All that is known of a sample and its true pairs.
+
+    Attributes
+    ----------
+    sample
+        See `Sample`.
+    placed
+        Its rows.
+    theirs
+        The rows of known pairs, if there are any.
+    queries
+        int64[q], ascending: positions in the sample of rows whose pairs were searched for.
+    later, earlier
+        int64[m]: all true pairs of these.
+    residuals, axes
+        float32[n, dim] and [dim, most]: of the first rows, and their leading axes.
+    needs
+        Of one pair a row, and of stand-ins.
+    pairs
+        True pairs among these, each counted once.
+    planted
+        Whether there are stand-ins.
+    """
+
+    sample: Sample
+    placed: Placed
+    theirs: Placed | None
+    queries: np.ndarray
+    later: np.ndarray
+    earlier: np.ndarray
+    residuals: np.ndarray
+    axes: np.ndarray
+    needs: Needs
+    pairs: int
+    planted: bool
+
+
+def gather(
+    trained: TrainedIndex, sample: Sample, settings: Settings, known: KnownPairs | None, probes: int
+) -> Evidence:
+    """Place the sample, find its true pairs and what they need; few pairs get stand-ins.
+
+    Raises
+    ------
+    SnipError
+        Too many pairs lie further apart than the probes reach.
+    """
+    n, workers = len(sample.snip), settings.workers
+    queries, later, earlier = _own_pairs(sample, settings)
+    placed = Placed.of(trained, sample.snip, probes, workers)
+    residuals = (sample.snip - trained.centroids[placed.lists[:, 0]])[:RESIDUALS]
+    axes = leading_axes(residuals, trained.dim)
+    one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
+    some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
+    needs = Needs.either_way(sample.snip, placed, later[some], earlier[some], axes)
+    theirs = None
+    if known is not None:
+        theirs = Placed.of(trained, known.snip, probes, workers)
+        one, other = known.later[known.true], known.earlier[known.true]
+        some = one_a_row(one, other, known.weight[known.true])
+        needs += Needs.either_way(known.snip, theirs, one[some], other[some], axes)
+    pairs = len(needs.snip) // 2
+    _require_reach(needs.margin, settings.target_recall, probes)
+    if planted := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
+        x = stand_ins(sample, known, queries, settings.max_distance, settings.seed, workers)
+        moved = Placed.of(trained, x, probes, workers)
+        one, other = np.split(np.arange(len(x)), 2)
+        needs += Needs.either_way(x, moved, one, other, axes)
+    return Evidence(
+        *(sample, placed, theirs, queries, later, earlier, residuals, axes, needs, pairs, planted)
+    )
+
+
+def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries, and the true pairs of these in the sample."""
+    if sample.raw is None:
+        none = np.empty(0, np.int64)
+        return sample.queries(QUERIES, settings.seed), none, none
+    n, dim = sample.raw.shape
+    count = max(QUERIES, int(affordable(sample.rows, dim) / (2.0 * n * (dim + 128))))
+    for every in (False, True):
+        queries = sample.queries(count, settings.seed, every=every)
+        later, earlier, _ = exact_pairs(
+            sample.raw, queries, settings.max_distance, settings.workers
+        )
+        if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
+            break
+    return queries, later, earlier
+
+
+def _one_a_row(
+    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, most: int, seed: int
+) -> np.ndarray:
+    """Places of one random pair of each row, that of its end with more partners.
+
+    All pairs of a large group would outnumber, by the square of its rows, all other pairs of the
+    data set, and decide alone. Of a row with more than `most` partners not all must be found.
+    """
+    ends = np.concatenate([later, earlier])
+    partners = np.bincount(ends, np.concatenate([weight, weight]))
+    owner = np.where(partners[later] >= partners[earlier], later, earlier)
+    order = np.random.default_rng(seed).permutation(len(owner))
+    chosen = order[np.unique(owner[order], return_index=True)[1]]
+    return np.sort(chosen[partners[owner[chosen]] <= most])
+
+
+def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:
+    lost = 1 - np.isfinite(margin).mean() if len(margin) else 0.0
+    if 1 - lost < target and len(margin) >= FEWEST_TO_REFUSE:
+        raise SnipError(
+            f"recall {target} cannot be reached: {lost:.4f} of the sampled pairs lie further apart "
+            f"than {probes} probes; raise max_probes, use fewer lists, or lower target_recall."
+        )
