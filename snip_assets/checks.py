@@ -7,18 +7,15 @@ run, or at all shards on disk when it runs on its own. Blocking ones stop what l
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import dagster as dg
 import numpy as np
-import pyarrow as pa
 
 from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
-from .engine.errors import SnipError
 from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
@@ -53,24 +50,6 @@ def _result(problems: list[str], looked_at: int, **metadata: Any) -> dg.AssetChe
     )
 
 
-Check = TypeVar("Check", bound=Callable[..., dg.AssetCheckResult])
-
-
-def _judged(check: Check) -> Check:
-    """Fail a check that finds its asset missing or damaged, with the words of who found it."""
-
-    @wraps(check)
-    def judge(*given: Any, **named: Any) -> dg.AssetCheckResult:
-        try:
-            return check(*given, **named)
-        except (SnipError, pa.ArrowException, OSError) as error:
-            return dg.AssetCheckResult(
-                passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error)
-            )
-
-    return cast(Check, judge)
-
-
 def _some_rows(array: np.ndarray, seed: int) -> np.ndarray:
     """Row numbers to look at: the first, the last and a random sample, ascending."""
     if len(array) <= SAMPLE_ROWS:
@@ -80,7 +59,7 @@ def _some_rows(array: np.ndarray, seed: int) -> np.ndarray:
 
 
 @dg.asset_check(asset="clip_features", blocking=True)
-@_judged
+@verification.judged
 def same_rows_as_metadata(
     context: dg.AssetCheckExecutionContext, data: DataSet
 ) -> dg.AssetCheckResult:
@@ -97,7 +76,7 @@ def same_rows_as_metadata(
 
 
 @dg.asset_check(asset="clip_features", blocking=True)
-@_judged
+@verification.judged
 def finite_and_not_zero(
     context: dg.AssetCheckExecutionContext, data: DataSet
 ) -> dg.AssetCheckResult:
@@ -115,7 +94,7 @@ def finite_and_not_zero(
 
 
 @dg.asset_check(asset="snip_features", blocking=True)
-@_judged
+@verification.judged
 def unit_length(context: dg.AssetCheckExecutionContext, data: DataSet) -> dg.AssetCheckResult:
     """SNIP features are finite and have length 1 within float16, in a sample of each shard."""
     problems, looked_at, worst = [], 0, 0.0
@@ -130,7 +109,7 @@ def unit_length(context: dg.AssetCheckExecutionContext, data: DataSet) -> dg.Ass
 
 
 @dg.asset_check(asset="snip_index", blocking=True)
-@_judged
+@verification.judged
 def every_row_once(data: DataSet) -> dg.AssetCheckResult:
     """The index holds each row of the shards it was made from once, and no other."""
     registry = shards.load(data.layout)
@@ -145,7 +124,7 @@ def every_row_once(data: DataSet) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset="duplicate_pairs", blocking=True)
-@_judged
+@verification.judged
 def pair_precision(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
 ) -> dg.AssetCheckResult:
@@ -157,7 +136,7 @@ def pair_precision(
 
 
 @dg.asset_check(asset="duplicate_pairs")
-@_judged
+@verification.judged
 def drift(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
 ) -> dg.AssetCheckResult:
@@ -193,7 +172,7 @@ def drift(
 
 
 @dg.asset_check(asset="duplicate_groups", blocking=True)
-@_judged
+@verification.judged
 def query_recall(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
 ) -> dg.AssetCheckResult:
@@ -210,7 +189,7 @@ def query_recall(
 
 
 @dg.asset_check(asset="dup_bitmap", blocking=True)
-@_judged
+@verification.judged
 def bitmap_has_all_rows(data: DataSet) -> dg.AssetCheckResult:
     """The bitmap is as long as the data set: its length is the last row offset."""
     length = len(open_npy(data.layout.dup_bitmap / "dup_bitmap.npy"))
@@ -219,7 +198,7 @@ def bitmap_has_all_rows(data: DataSet) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset="dup_bitmap", blocking=True)
-@_judged
+@verification.judged
 def no_orphans(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
 ) -> dg.AssetCheckResult:
@@ -231,7 +210,7 @@ def no_orphans(
 
 
 @dg.asset_check(asset="deduped_metadata", blocking=True)
-@_judged
+@verification.judged
 def kept_and_dropped_add_up(
     context: dg.AssetCheckExecutionContext, data: DataSet
 ) -> dg.AssetCheckResult:
@@ -249,7 +228,7 @@ def kept_and_dropped_add_up(
 
 
 @dg.asset_check(asset="metadata")
-@_judged
+@verification.judged
 def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     """No registered shard has changed or disappeared in the source folders since it was read.
 

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import dagster as dg
+import pyarrow as pa
 
 from .engine.audit import Interval
+from .engine.errors import SnipError
 from .report import metadata as show
 from .report import plots
 
 # Rounding of the end of an interval that is exactly 1 or 0.
 ROUNDING = 1e-9
 HISTORY = 90
+
+
+Check = TypeVar("Check", bound=Callable[..., dg.AssetCheckResult])
+
+
+def judged(check: Check) -> Check:
+    """Fail a check that finds its asset missing or damaged, with the words of who found it."""
+
+    @wraps(check)
+    def judge(*given: Any, **named: Any) -> dg.AssetCheckResult:
+        try:
+            return check(*given, **named)
+        except (SnipError, pa.ArrowException, OSError) as error:
+            return dg.AssetCheckResult(
+                passed=False, severity=dg.AssetCheckSeverity.ERROR, description=str(error)
+            )
+
+    return cast(Check, judge)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,6 @@ from snip_assets.engine.settings import Settings
 from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
 
 PANEL = "Look at the data"
-_IDS = ("row", "row_in_shard", "group", "representative", "kept_row", "earlier_row")
 
 
 def register(app: typer.Typer) -> None:
@@ -98,18 +97,13 @@ def show(
         terminal.as_json(known)
         return
 
-    def cells(line: dict[str, Any]) -> list[Any]:
-        # Texts come from the web: what looks like markup of the terminal must not act as such.
-        # Row ids are names, not amounts.
-        return [
-            escape(v) if isinstance(v, str) else str(v) if k in _IDS else v for k, v in line.items()
-        ]
-
     metadata = known.pop("metadata")
     tables = {key: known.pop(key) for key in ("earlier_duplicates", "nearest") if key in known}
     for title, line in ((f"Row {known['row']}", known), ("Metadata", metadata)):
-        rows = zip(map(escape, line), cells(line), strict=True)
+        rows = zip(map(escape, line), terminal.cells(line), strict=True)
         terminal.table(title, ["", ""], list(rows))
     for title, lines in tables.items():
         columns = list(lines[0]) if lines else ["none"]
-        terminal.table(title.replace("_", " ").capitalize(), columns, [cells(v) for v in lines])
+        terminal.table(
+            title.replace("_", " ").capitalize(), columns, [terminal.cells(v) for v in lines]
+        )

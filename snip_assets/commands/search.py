@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snip_assets.options import Json
+from snip_assets.options import Json, default_out
 
 if TYPE_CHECKING:
     from snip_assets.engine.search import Queries
@@ -25,6 +25,14 @@ class RerankOption(str, Enum):
     none = "none"
     snip = "snip"
     raw = "raw"
+
+
+class PicturesOption(str, Enum):
+    """As `Settings.pictures`."""
+
+    all = "all"
+    local = "local"
+    none = "none"
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +53,12 @@ def search(
         Path | None, typer.Option(help="An image file (extra `clip`).", rich_help_panel=QUERY)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder of `snip dedup`.", rich_help_panel=DATA)
+        Path | None,
+        typer.Option(
+            help="Output folder of `snip dedup`.",
+            show_default="SNIP_OUT or out/demo, where no other data is named",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     index: Annotated[
         Path | None,
@@ -84,6 +97,12 @@ def search(
         Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the hits as a page of pictures.")] = None,
+    pictures: Annotated[
+        PicturesOption,
+        typer.Option(
+            envvar="SNIP_PICTURES", help="On that page: of hosts on the web too, local ones, none."
+        ),
+    ] = PicturesOption.all,
     json: Json = False,
 ) -> None:
     """Print the k nearest rows."""
@@ -93,6 +112,8 @@ def search(
 
     if sum(q is not None for q in (row or None, url, npy, text, image)) != 1:
         raise typer.BadParameter("give one of --row, --url, --npy, --text, --image")
+    if not any((out, index, features, metadata, offsets)):
+        out = default_out()
     searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
     queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
     by = engine.finest(searcher, queries) if rerank is RerankOption.auto else rerank.value
@@ -102,20 +123,13 @@ def search(
     if html is not None:
         from snip_assets.report.gallery_search import write_page
 
-        write_page(found, queries, searcher.holdings, html)
+        write_page(found, queries, searcher.holdings, html, pictures.value)
     if json:
         terminal.as_json(found.to_pylist())
     else:
         shown = [c for c in found.column_names if c != "row_in_shard"]
-        rows = zip(*(map(_plain, found[c].to_pylist()) for c in shown), strict=True)
-        terminal.table(f"{len(queries.names)} queries", shown, list(rows))
-
-
-def _plain(value: object) -> object:
-    """Captions come from the web: what looks like markup of the terminal must not act as such."""
-    from rich.markup import escape
-
-    return escape(value) if isinstance(value, str) else value
+        rows = [terminal.cells(line) for line in found.select(shown).to_pylist()]
+        terminal.table(f"{len(queries.names)} queries", shown, rows)
 
 
 def _queries(

@@ -35,6 +35,7 @@ INDEX_SETTINGS = ("codec", "lists", "max_probes", "target_recall", "max_distance
 PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
 TIERS = ("raw", "snip", "codes")
 CHECKS: tuple[CheckLevel, ...] = get_args(CheckLevel)
+PICTURES = ("all", "local", "none")
 
 
 @dataclass
@@ -57,14 +58,10 @@ class Run:
         folder = Path(self.settings.cache) if self.settings.cache else self.layout.cache
         remote_files.use(remote_files.Cache(folder, int(self.settings.cache_gb * 1e9)))
         comparisons.note_in(self.layout.root, self.layout.compared)
-        if self.settings.tier not in TIERS:
-            raise BadInputError(
-                f"tier {self.settings.tier!r} is unknown; one of {', '.join(TIERS)}."
-            )
-        if self.settings.check not in CHECKS:
-            raise BadInputError(
-                f"check {self.settings.check!r} is unknown; one of {', '.join(CHECKS)}."
-            )
+        for name, known in (("tier", TIERS), ("check", CHECKS), ("pictures", PICTURES)):
+            value = getattr(self.settings, name)
+            if value not in known:
+                raise BadInputError(f"{name} {value!r} is unknown; one of {', '.join(known)}.")
 
     @cached_property
     def registry(self) -> Registry:

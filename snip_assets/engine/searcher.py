@@ -64,9 +64,10 @@ class FaissIndex:
         if not self.rows:
             return _nothing(len(x), k)
         values, ids = self.index.search(np.ascontiguousarray(x, np.float32), k)
+        # Where there are fewer than k, the value is the lowest of float32.
+        values, ids = np.where(ids >= 0, values, -np.inf), np.where(ids >= 0, ids + self.start, -1)
         if self.index.metric_type == faiss.METRIC_INNER_PRODUCT:
             values = 2 - 2 * values
-        ids = np.where(ids >= 0, ids + self.start, -1)
         return np.where(ids >= 0, values, np.inf).astype(np.float32), ids
 
 

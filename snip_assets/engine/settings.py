@@ -100,6 +100,9 @@ class Settings:
         How outputs are checked before a later station reads them: `recent` compares checksums,
         but for files that held within the last week and have not changed since; `full` compares
         each file once in every process; `size` looks at sizes only.
+    pictures
+        What the report shows: `all` pictures, also those that hosts on the web have, `local` ones,
+        so that no host is asked, or `none`.
     seed
         Of everything random.
 
@@ -135,6 +138,7 @@ class Settings:
     cache: str = ""
     cache_gb: float = 50.0
     check: str = "recent"
+    pictures: str = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -85,20 +85,25 @@ class Pictures:
         Where the page will lie at last.
     copies
         Folder to copy into; None links every file where it lies.
+    shown
+        See `Settings.pictures`.
     """
 
-    def __init__(self, root: Path, page_folder: Path, copies: Path | None) -> None:
+    def __init__(
+        self, root: Path, page_folder: Path, copies: Path | None, shown: str = "all"
+    ) -> None:
         self.root = None if is_remote(root) else root.resolve()
         self.page_folder = page_folder.resolve()
         self.copies = copies
+        self.shown = shown
         self.copied = 0
 
     def source(self, url: str | None) -> str | None:
         """What an `img` may load for this url, or None."""
-        if not url:
+        if not url or self.shown == "none":
             return None
         if (address := web(url)) is not None:
-            return address
+            return address if self.shown == "all" else None
         if len(url) <= LONGEST_DATA and _DATA.fullmatch(url):
             return url
         path = self._local(url)

@@ -16,7 +16,9 @@ from . import site_pages
 from .gallery import Card, Pictures, shorten, web
 
 
-def write_page(table: pa.Table, queries: Queries, holdings: Holdings, path: Path) -> None:
+def write_page(
+    table: pa.Table, queries: Queries, holdings: Holdings, path: Path, shown: str = "all"
+) -> None:
     """Write the page; pictures are linked where they lie, none is copied.
 
     Parameters
@@ -27,21 +29,24 @@ def write_page(table: pa.Table, queries: Queries, holdings: Holdings, path: Path
         What it was given.
     path
         The file to write.
+    shown
+        See `Settings.pictures`.
     """
     known = next((p for p in holdings.metadata if p is not None), None)
     root = known.parent.parent if known else path.parent
-    pictures = Pictures(root, path.parent, None)
+    pictures = Pictures(root, path.parent, None, shown)
     hits: dict[str, list[dict[str, Any]]] = {name: [] for name in queries.names}
     for line in table.to_pylist():
         hits[line["query"]].append({"card": _card(pictures, line), "distance": line["distance"]})
     own = _own(pictures, queries, holdings)
-    shown = [{"name": shorten(n), "card": own.get(n), "hits": found} for n, found in hits.items()]
+    asked = [{"name": shorten(n), "card": own.get(n), "hits": found} for n, found in hits.items()]
     text = site_pages.render(
         "search.html",
         title="Search",
         pages={},
         data_set=f"{root.name}, {holdings.rows:,} rows",
-        queries=shown,
+        pictures=shown,
+        queries=asked,
     )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -51,7 +51,10 @@ def load(layout: Layout) -> pa.Table:
     try:
         return pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
-        raise BadInputError(f"{path}: cannot be read ({error}); delete it.") from error
+        raise BadInputError(
+            f"{path}: cannot be read ({error}); put a copy of it back, or "
+            "delete it: then its marks are lost."
+        ) from error
 
 
 def version(layout: Layout) -> str:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from snip_assets.resources import DataSet
+from snip_assets.verification import judged
 
 from . import labels
 from .metadata import of_interval
@@ -12,6 +13,7 @@ LEAST_RIGHT = 0.9
 
 
 @dg.asset_check(asset="dedup_report")
+@judged
 def reviewed_pairs(data: DataSet) -> dg.AssetCheckResult:
     """Random pairs that people marked (`snip review`) are the same picture.
 

@@ -91,19 +91,21 @@ class _Site:
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         root = gallery.root_of(run.registry)
-        self.pictures = gallery.Pictures(root, run.layout.report, folder / "images")
+        shown = run.settings.pictures
+        self.pictures = gallery.Pictures(root, run.layout.report, folder / "images", shown)
         self.marks = labels.load(run.layout)
         self.curves, self.quality, groups, pairs, outside = self._found()
         self.copied, self.doubtful = groups
-        shown = {"random": pairs[0], "inside": pairs[1], "outside": outside}
-        drawn = {(p.row, p.earlier_row) for p in shown["random"]}
-        self.pairs = {kind: self._marked(some, drawn) for kind, some in shown.items()}
+        found = {"random": pairs[0], "inside": pairs[1], "outside": outside}
+        drawn = {(p.row, p.earlier_row) for p in found["random"]}
+        self.pairs = {kind: self._marked(some, drawn) for kind, some in found.items()}
         self.cards = self._cards()
         first = read_manifest(run.layout.clip_features(run.registry.keys[0]))
         self.common = {
             "data_set": f"{root.name}, {run.registry.rows:,} rows",
             # Row ids stay when shards arrive, and so do the marks in a browser.
             "data_id": first.version[:16] if first else "",
+            "pictures": shown,
         }
 
     def _found(self) -> list[Any]:

@@ -90,5 +90,5 @@ def render(template: str, **values: Any) -> str:
         text = (TEMPLATES / file).read_text()
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         parts |= {name: Markup(text), f"{name}_hash": f"sha256-{digest}"}
-    defaults = {"pages": PAGES, "version_of_code": __version__, "data_id": ""}
+    defaults = {"pages": PAGES, "version_of_code": __version__, "data_id": "", "pictures": "all"}
     return environment().get_template(template).render(**{**defaults, **parts, **values})

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -26,6 +27,7 @@ from rich.text import Text
 
 from snip_assets.engine import progress
 
+_IDS = ("row", "row_in_shard", "group", "representative", "kept_row", "earlier_row")
 # Work that took less leaves no line behind.
 _WORTH_A_LINE = 1.0
 
@@ -145,14 +147,34 @@ def _lines(console: Console) -> progress.Reporter:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right."""
-    shown = Table(title=title, title_justify="left", header_style="bold", show_header=any(columns))
+    """Print a table; numbers to the right, names at the left in one piece where there is room."""
+    console = Console(soft_wrap=False)
+    shown = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        show_header=any(columns),
+        min_width=min(len(title), console.width),
+    )
     numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
     for name, right in zip(columns, numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*map(text, row))
-    Console(soft_wrap=False).print(shown)
+    if rows and max(len(text(row[0])) for row in rows) <= console.width // 2:
+        shown.columns[0].no_wrap = True
+    console.print(shown)
+
+
+def cells(line: Mapping[str, Any]) -> list[Any]:
+    """Values by column, for a table of rows.
+
+    Texts come from the web: what looks like markup of the terminal must not act as such. Row ids
+    are names, not amounts.
+    """
+    return [
+        escape(v) if isinstance(v, str) else str(v) if k in _IDS else v for k, v in line.items()
+    ]
 
 
 def text(value: Any) -> str:

@@ -176,6 +176,19 @@ def test_no_pair_out_of_sight_is_marked(page: Any, folder: Path) -> None:
     assert _pressed(page, 0) == []
 
 
+def test_pictures_stay_blurred_until_told_otherwise(page: Any, folder: Path) -> None:
+    _open(page, folder, "pairs")
+    picture = page.locator(".frame img").nth(3)
+    blurred = "e => getComputedStyle(e).filter !== 'none'"
+    assert not picture.evaluate(blurred)
+    page.keyboard.press("b")
+    _open(page, folder, "copied")
+    assert page.locator(".frame img").nth(3).evaluate(blurred)
+    page.locator("button.blur").click()
+    page.reload()
+    assert not page.locator(".frame img").nth(3).evaluate(blurred)
+
+
 def test_lists_turn_their_pages_by_link_and_key(page: Any, folder: Path) -> None:
     _open(page, folder, "copied")
     first = page.locator(".group h2").first.inner_text()

@@ -25,6 +25,15 @@ def pictures(tmp_path: Path) -> Pictures:
     return Pictures(root, tmp_path / "report", tmp_path / "report" / "images")
 
 
+def test_no_host_is_asked_for_a_picture_when_only_local_ones_are_shown(pictures: Pictures) -> None:
+    urls = ("https://example.org/a.jpg", "images/a.jpg")
+    shown = {}
+    for what in ("all", "local", "none"):
+        pictures.shown = what
+        shown[what] = [pictures.source(url) is not None for url in urls]
+    assert shown == {"all": [True, True], "local": [False, True], "none": [False, False]}
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,21 @@ def test_precision_and_recall_are_the_audit_s(finished: Finished) -> None:
     found: dict[str, Any] = site_data.quality(finished.run)
     assert found["precision"] == audit.pair_precision(finished.run, choices.AUDITED_PAIRS, 0)
     assert found["recall"] == audit.query_recall(finished.run, choices.AUDITED_ROWS, 0)
+
+
+def test_local_pictures_ask_no_host(finished: Finished, pages: dict[str, Page]) -> None:
+    def hosts(page: Page) -> int:
+        sources = [dict(found).get("src") or "" for tag, found in page.elements if tag == "img"]
+        return sum(source.startswith("http") for source in sources)
+
+    assert sum(map(hosts, pages.values()))
+    site.dedup_report(
+        Run(finished.layout, dataclasses.replace(finished.run.settings, pictures="local"))
+    )
+    for path in finished.layout.report.glob("*.html"):
+        assert not hosts(Page(path))
+        assert "img-src 'self' data: file:;" in path.read_text()
+    site.dedup_report(finished.run)
 
 
 def test_another_keep_rule_is_refused(finished: Finished) -> None:

@@ -7,6 +7,32 @@ document.addEventListener("error", (event) => {
   frame.textContent = "no picture: " + event.target.alt.slice(0, 60);
 }, true);
 
+// Blurred in this browser until told otherwise; before the page is drawn.
+const BLURRED = "snip-blurred";
+document.documentElement.classList.toggle(BLURRED, read(BLURRED) === true);
+
+function blurring() {
+  const header = document.querySelector("body > header p");
+  if (!document.querySelector(".frame img")) return;
+  const button = document.createElement("button");
+  const show = () => {
+    const blurred = document.documentElement.classList.contains(BLURRED);
+    button.textContent = blurred ? "Show pictures (b)" : "Blur pictures (b)";
+  };
+  const turn = () => {
+    write(BLURRED, document.documentElement.classList.toggle(BLURRED));
+    show();
+  };
+  button.type = "button";
+  button.className = "blur";
+  button.addEventListener("click", turn);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "b" && !event.ctrlKey && !event.metaKey && !event.altKey) turn();
+  });
+  header.append(" ", button);
+  show();
+}
+
 function wilson(right, all) {
   if (!all) return null;
   const z = 1.959963984540054, share = right / all, spread = z * z / all;
@@ -16,6 +42,7 @@ function wilson(right, all) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  blurring();
   threshold();
   marking();
   document.addEventListener("keydown", turnPage);
