@@ -16,6 +16,7 @@ import numpy as np
 from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
+from .engine.errors import without_secrets
 from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
@@ -163,7 +164,7 @@ def drift(
     source = run.registry.source
     command = ["snip", "dedup", "--train-again", "--features", source.features]
     command += ["--metadata", source.metadata, "--out", data.out]
-    cure = f"Train again: `{shlex.join(map(str, command))}`, with your settings."
+    cure = without_secrets(f"Train again: `{shlex.join(map(str, command))}`, with your settings.")
     severity = dg.AssetCheckSeverity.WARN if why else None
     rows = {"trained_rows": found.trained_rows, "fresh_rows": found.fresh_rows}
     more = {**rows, "growth": found.growth, "target": target}

@@ -26,6 +26,7 @@ _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
 DEFAULT_OUT = Path("out") / "demo"
 PREFIX = "SNIP_"
+_CACHE = ("cache", "cache_gb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,15 @@ def variable(
     except ValueError as error:
         what = "a whole number" if kind is int else "a number"
         raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error
+
+
+def keep_copies(out: Path | None) -> None:
+    """Say where copies of remote features lie, for a command that takes no settings."""
+    from .engine.run import use_cache
+
+    if out is not None:
+        known = {o.name: default_of(o) for o in settings_options() if o.name in _CACHE}
+        use_cache(Layout(out), **known)
 
 
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:

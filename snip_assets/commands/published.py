@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snip_assets.options import Json
+from snip_assets.options import Json, keep_copies
 
 if TYPE_CHECKING:
     from snip_assets.engine.apply_bitmap import Applied
@@ -193,6 +193,7 @@ def verify(
     from snip_assets.report import terminal
 
     with terminal.bars():
+        keep_copies(out)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
         marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
         found = engine.verify_bitmap(

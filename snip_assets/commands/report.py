@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from snip_assets.engine.settings import Settings
-from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, keep_copies, with_settings
 
 PANEL = "Look at the data"
 
@@ -63,6 +63,7 @@ def review(
     from snip_assets.report import labels as marks
     from snip_assets.report import terminal
 
+    keep_copies(out)
     layout = Layout(out)
     taken = marks.take_in(layout, labels)
     found = marks.shares(marks.load(layout), thresholds(out)[-1])
@@ -92,6 +93,7 @@ def show(
     from snip_assets.report import gallery_row, terminal
 
     layout = Layout(out)
+    keep_copies(out)
     known = gallery_row.about(layout, gallery_row.find(layout, name), nearest)
     if json:
         terminal.as_json(known)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from . import row_offsets
 from .bitmap import Bitmap, digest
 from .errors import BadInputError
 from .files import Manifest, checksum, current, seal
-from .parquet_filter import filter_parquet
+from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_rows
 from .progress import track
 
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
+# As Hugging Face names shards, often with a hash behind.
+_OF = re.compile(r"(?<!\d)(\d+)-of-\d+(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,7 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
     BadInputError
         The bitmap does not fit the files; nothing is written.
     """
-    if out.resolve() == metadata.resolve():
-        raise BadInputError(f"{out}: the output would overwrite the metadata; choose another.")
+    require_apart(_files(metadata), out)
     marks, parts, missing = place(metadata, bitmap, offsets)
     done = Applied(missing=missing)
     for part in track(parts, "apply bitmap", len(parts), "files"):
@@ -141,8 +143,8 @@ def require_rows(path: Path | str, rows: int, bounds: np.ndarray, ordinal: int) 
 
 
 def number_of(path: Path) -> int | None:
-    """The last number in a file's name."""
-    found = _NUMBER.search(path.stem)
+    """The number in a file's name: that of `00000-of-00002`, else the last one."""
+    found = _OF.search(path.stem) or _NUMBER.search(path.stem)
     return int(found[1]) if found else None
 
 
@@ -155,14 +157,29 @@ def _files(metadata: Path) -> list[Path]:
     if not files:
         raise BadInputError(f"{metadata}: no .parquet file in this folder.")
     # By number, so that shard 10000 comes after shard 9999.
-    return sorted(files, key=lambda p: (-1 if (n := number_of(p)) is None else n, p.name))
+    ordered = sorted(files, key=lambda p: (-1 if (n := number_of(p)) is None else n, p.name))
+    for one, other in pairwise(ordered):
+        if _natural(one) > _natural(other):
+            raise BadInputError(
+                f"{metadata}: is {one.name} before or after {other.name}? Their numbers say one "
+                "thing and the rest of their names another. Name the files by their shard number "
+                "(metadata_0000.parquet)."
+            )
+    return ordered
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A name as people sort it: numbers in it by their value."""
+    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t]
 
 
 def _require_all(marks: Bitmap, files: list[Path], sizes: list[int], metadata: Path) -> None:
     if len(marks) == sum(sizes):
         return
-    numbers = [n for n in map(number_of, files) if n is not None]
-    gaps = sorted(set(range(max(numbers, default=0))) - set(numbers))
+    numbers = {n for n in map(number_of, files) if n is not None}
+    # A date in a name is no number of a shard.
+    likely = max(numbers, default=0) < 100 * len(files)
+    gaps = sorted(set(range(max(numbers))) - numbers) if numbers and likely else []
     if len(marks) > sum(sizes) and gaps:
         shown = ", ".join(map(str, gaps[:20])) + (" …" if len(gaps) > 20 else "")
         raise BadInputError(

@@ -29,7 +29,7 @@ import pyarrow as pa
 from . import progress
 from .errors import BadInputError
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
-from .parquet_filter import filter_parquet
+from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_file
 from .shards import METADATA_PATTERN
 
@@ -82,11 +82,10 @@ def apply_drop_list(
     BadInputError
         A folder is empty, a file lacks the column, or `out` is `metadata` or has a '?'.
     """
-    if out.resolve() == metadata.resolve():
-        raise BadInputError(f"{out}: would overwrite its own source; choose another folder.")
     if "?" in str(out.resolve()):
         raise BadInputError(f"{out}: DuckDB opens no file below a '?'; choose another folder.")
     lists, files = _parquet_files(drop_lists), _parquet_files(metadata)
+    require_apart(files, out)
     for path in lists:
         _require_columns(path, on)
     selects = [_select(number, path, on) for number, path in enumerate(files)]
@@ -163,7 +162,8 @@ _DROPPED = """
 def _parquet_files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    found = folder.glob("*.parquet") if folder.is_dir() else []
+    files = sorted(path for path in found if path.name[0] != ".")
     if not files:
         raise BadInputError(f"{folder}: no parquet file here.")
     return files

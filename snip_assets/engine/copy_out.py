@@ -11,7 +11,7 @@ from .errors import BadInputError, StaleOutputError
 from .files import Manifest, manifest_path, require
 from .layout import Layout
 from .remote import DownloadError
-from .remote_files import BLOCK, place
+from .remote_files import BLOCK, exists, place
 from .shards import load
 
 
@@ -66,7 +66,7 @@ def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
 
 def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, count: Count) -> None:
     there = root / manifest_path(output).relative_to(layout.root).as_posix()
-    if there.exists() and there.read_bytes() == manifest_path(output).read_bytes():
+    if exists(there) and there.read_bytes() == manifest_path(output).read_bytes():
         count.there += len(manifest.files)
         return
     for name in manifest.files:
@@ -77,7 +77,7 @@ def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, co
 
 def _copy(path: Path, target: Any, count: Count) -> None:
     size = path.stat().st_size
-    if size <= BLOCK and target.exists() and target.read_bytes() == path.read_bytes():
+    if size <= BLOCK and exists(target) and target.read_bytes() == path.read_bytes():
         count.there += 1
         return
     try:

@@ -1,13 +1,27 @@
 """What can go wrong for a user, each with its cure."""
 
+import re
+
+_USER = re.compile(r"(\w://)[^/\s@'\"]+@")
+_QUERY = re.compile(r"(https?://[^\s?#'\"]+)[?#]\S*?(?=[:;,.)\]'\"]*(?:\s|$))")
+
+
+def without_secrets(text: str) -> str:
+    """A text whose urls have no user, no password, and with http(s) no query and no fragment."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+
 
 class SnipError(Exception):
     """A condition that the user can mend: the message names the file and says what to do.
 
-    The command line prints it without a stack trace and exits with `exit_code`.
+    The command line prints it without a stack trace and exits with `exit_code`. What is secret in
+    the urls that a message names is left out.
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(without_secrets(message))
 
 
 class BadInputError(SnipError):

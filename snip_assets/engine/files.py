@@ -52,7 +52,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.is_dir():
-            flushes.wait()
+            flushes.wait(temporary)
             replace_folder(temporary, path)
         else:
             flushing.flush(temporary, path.parent)

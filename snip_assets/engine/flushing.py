@@ -14,13 +14,18 @@ class Flushes:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "flush")
         self._waiting: list[Future[None]] = []
+        self._known: set[int] = set()
 
     def add(self, file: BinaryIO) -> None:
         """Begin with a file; it may be renamed meanwhile."""
+        self._known.add(os.fstat(file.fileno()).st_ino)
         self._waiting.append(self._pool.submit(_sync, file))
 
-    def wait(self) -> None:
-        """Raise OSError unless all have arrived."""
+    def wait(self, folder: Path) -> None:
+        """Raise OSError unless all files of the folder have arrived, those not added too."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.stat().st_ino not in self._known:
+                self.add(path.open("rb+"))
         for future in self._waiting:
             future.result()
         self._pool.shutdown()

@@ -16,6 +16,7 @@ from .features import normalised
 from .files import open_npy
 from .metadata import Metadata
 from .parquet_source import parquet_rows
+from .remote_files import exists
 from .shards import FEATURES_PATTERN, METADATA_PATTERN, Features, Registry
 
 _NOWHERE = Path()
@@ -46,8 +47,8 @@ class Holdings:
         found = registry.shards
         return cls(
             registry.offsets,
-            [s.metadata if s.metadata.exists() else None for s in found],
-            [s.features if s.features.exists() else None for s in found],
+            [s.metadata if exists(s.metadata) else None for s in found],
+            [s.features if exists(s.features) else None for s in found],
             registry.keys,
         )
 

@@ -7,7 +7,8 @@
 
 An expression is arithmetic over metadata columns: numbers, column names (any case; "in double
 quotes" if they are no plain names), + - * / and parentheses. Nothing else parses. Values are
-float64; missing values come last, whatever the direction; ties go to the lowest row id.
+float64, times are microseconds since 1970 whatever the unit of their column; missing values come
+last, whatever the direction; ties go to the lowest row id.
 """
 
 from __future__ import annotations
@@ -216,7 +217,8 @@ def _number(column: pa.Array) -> pa.Array:
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"), safe=False)
     if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64(), safe=False)
+        # One unit for all shards and columns.
+        column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     return column.cast(pa.float64(), safe=False)
 
 

@@ -29,7 +29,12 @@ def drive_id(location: str) -> str | None:
 def local_path(location: str) -> Path | None:
     """The local path that a location names, None if it is remote."""
     if location.startswith("file://"):
-        return Path(unquote(urlsplit(location).path))
+        parts = urlsplit(location)
+        if parts.netloc not in ("", "localhost"):
+            raise BadInputError(
+                f"{location}: names the machine {parts.netloc}; write file:///path."
+            )
+        return Path(unquote(parts.path))
     if "://" in location or location.startswith("hf:") or drive_id(location):
         return None
     return Path(location).expanduser()

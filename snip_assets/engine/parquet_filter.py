@@ -6,7 +6,7 @@ a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from .errors import BadInputError
 from .files import atomic_path
 from .metadata import PLAIN
 from .parquet_source import parquet_file
+from .remote_files import is_remote
 
 BATCH_ROWS = 1 << 16
 MOST_GROUP_ROWS = 1 << 20
@@ -48,8 +49,9 @@ def filter_parquet(
     Raises
     ------
     BadInputError
-        The file is damaged, has another number of rows, or has a column of the same name.
+        The file is damaged, has another number of rows, has a column of the same name, or is `out`.
     """
+    _require_other(source, out)
     with parquet_file(source) as file:
         if file.metadata.num_rows != len(keep):
             raise BadInputError(
@@ -76,6 +78,17 @@ def filter_parquet(
                 start += len(batch)
                 waiting = _flush(writer, waiting, group_rows)
             _flush(writer, waiting, None)
+
+
+def require_apart(sources: Iterable[Path], out: Path) -> None:
+    """Raise BadInputError if a copy in `out`, by the name of its source, would overwrite it."""
+    for source in sources:
+        _require_other(source, out / source.name)
+
+
+def _require_other(source: Path, target: Path) -> None:
+    if not is_remote(source) and target.exists() and source.samefile(target):
+        raise BadInputError(f"{target}: would overwrite its own source; choose another folder.")
 
 
 def _batches(source: Path, file: pq.ParquetFile):  # type: ignore[no-untyped-def]
@@ -110,6 +123,7 @@ def writer_options(file: pq.ParquetFile) -> dict:
     options: dict = {
         "version": file.metadata.format_version,
         "store_schema": b"ARROW:schema" in (file.metadata.metadata or {}),
+        "use_deprecated_int96_timestamps": _int96(file.schema),
     }
     if file.num_row_groups:
         group = file.metadata.row_group(0)
@@ -122,6 +136,13 @@ def writer_options(file: pq.ParquetFile) -> dict:
             c.path_in_schema for c in chunks if any("DICTIONARY" in e for e in c.encodings)
         ]
     return options
+
+
+def _int96(schema: pq.ParquetSchema) -> bool:
+    """Whether times are numbers of 96 bits, as Spark writes them, and none is another."""
+    columns = [schema.column(n) for n in range(len(schema))]
+    other = any(c.logical_type.type == "TIMESTAMP" for c in columns)
+    return not other and any(c.physical_type == "INT96" for c in columns)
 
 
 def _filtered(column: pa.Array, mask: pa.Array) -> pa.Array:

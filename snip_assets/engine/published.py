@@ -7,7 +7,7 @@ nothing that is done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .errors import BadInputError, SnipError
 from .fetch import Wanted, fetch_all, localise
 from .files import Manifest, checksum, current, digest_of, manifest_path, read_manifest
 from .locations import drive_id, local_path, shown
+from .parquet_filter import require_apart
 from .parquet_source import parquet_rows
 from .progress import track
 from .remote import NotThereError, Policy, Session
@@ -174,6 +175,7 @@ def _shards(
     if not numbers:
         raise BadInputError(f"no shard from {request.start} on: the data set ends before {end}.")
     ready = {n: m for n in numbers if (m := _finished(request, marks, bounds, n))}
+    require_apart(_local(request, numbers), target_of(request.out, 0).parent)
     originals = _originals(request, [n for n in numbers if n not in ready], policy)
     start = int(bounds[request.start]) if bounds is not None else 0
     for shard in track(numbers, "de-duplicate", len(numbers), "shards"):
@@ -207,6 +209,12 @@ def _originals(request: Request, numbers: list[int], policy: Policy) -> Iterator
     names = [METADATA_PATTERN.format(key=f"{n:04d}") for n in numbers]
     wanted = [Wanted(w, folder / n, "parquet") for w, n in zip(locations, names, strict=True)]
     yield from (fetched.path for fetched in fetch_all(wanted, policy))
+
+
+def _local(request: Request, numbers: Iterable[int]) -> list[Path]:
+    """Places of those of these shards that lie on this machine."""
+    places = (local_path(row_offsets.location_of(request.metadata, n)) for n in numbers)
+    return [place for place in places if place is not None]
 
 
 def _folder(request: Request) -> Path:

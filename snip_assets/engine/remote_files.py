@@ -11,6 +11,7 @@ import datetime
 import fcntl
 import io
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from upath import UPath
 
 from . import files
 from .errors import BadInputError, SnipError
+from .locations import local_path
 from .locks import lock
 from .remote import DownloadError, redacted
 
@@ -34,6 +36,8 @@ _STAMPS = (
     *("LastModified", "last_modified", "Last-Modified", "mtime", "created"),
 )
 HEADER = 4096
+# What a copy in the cache is called; all else in its folder is not ours.
+_COPY = re.compile(r"[0-9a-f]{32}-.+")
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -81,8 +85,8 @@ def place(text: str | Path) -> Path:
     """
     if "://" not in str(text) or isinstance(text, UPath):
         return Path(text) if isinstance(text, str) else text
-    if str(text).startswith("file://"):
-        return Path(str(text).removeprefix("file://"))
+    if (local := local_path(str(text))) is not None:
+        return local
     try:
         found: Any = UPath(str(text))
         assert found.fs is not None
@@ -124,7 +128,13 @@ def _info(path: Any) -> dict[str, Any]:
     with _reading(path):
         # Not every store knows `refresh=True`.
         path.fs.invalidate_cache()
-        return path.fs.info(path.path)
+        info = path.fs.info(path.path)
+    if info.get("size") is None:
+        raise BadInputError(
+            f"{path}: the server does not say how long the file is; copy it to a local folder, or "
+            "to a server that does (and does not compress)."
+        )
+    return info
 
 
 def _state(info: dict[str, Any]) -> str:
@@ -173,6 +183,22 @@ def listing(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, str | 
     return found
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file, here or remote.
+
+    Raises
+    ------
+    DownloadError
+        The store cannot be reached.
+    """
+    if not is_remote(path):
+        return path.exists()
+    remote: Any = path
+    with _reading(path):
+        remote.fs.invalidate_cache()
+        return remote.fs.exists(remote.path)
+
+
 def open_file(path: Any) -> Any:
     """A handle that reads by ranges."""
     with _reading(path):
@@ -219,7 +245,8 @@ def open_npy(path: Any) -> np.ndarray:
         array: Any = files.open_npy(local)
     except BadInputError as error:
         os.close(handle)
-        raise BadInputError(str(error).replace(str(local), str(path))) from error
+        said = str(error).replace(str(local), str(path))
+        raise BadInputError(f"{said} (The copy that was read is {local}.)") from error
     weakref.finalize(array._mmap, os.close, handle)
     return array
 
@@ -230,7 +257,9 @@ def _held(cache: Cache, path: Any) -> tuple[Path, int]:
     local = cache.folder / f"{files.digest_of([str(path), _state(info)])}-{path.name}"
     while True:
         with lock(local):
-            if not local.exists():
+            # A copy of another length was cut by other hands: it is fetched again.
+            if not local.exists() or local.stat().st_size != info["size"]:
+                local.unlink(missing_ok=True)
                 _make_room(cache, info["size"], path)
                 _fetch(path, info["size"], local)
             handle = os.open(local, os.O_RDONLY)
@@ -253,10 +282,11 @@ def _fetch(path: Any, size: int, local: Path) -> None:
 
 def _make_room(cache: Cache, size: int, path: Any) -> None:
     with lock(cache.folder / "room"):
-        found = [p for p in cache.folder.iterdir() if not p.name.startswith(".")]
+        found = [p for p in cache.folder.iterdir() if _COPY.fullmatch(p.name) and p.is_file()]
         oldest = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in found)
         total = sum(bytes_ for _, bytes_, _ in oldest)
-        for _, bytes_, copy in oldest:
+        # For what can never fit, none need go.
+        for _, bytes_, copy in oldest if size <= cache.limit else ():
             if total + size <= cache.limit:
                 return
             total -= bytes_ if _evicted(copy) else 0

@@ -38,6 +38,12 @@ CHECKS: tuple[CheckLevel, ...] = get_args(CheckLevel)
 PICTURES = ("all", "local", "none")
 
 
+def use_cache(layout: Layout, cache: str, cache_gb: float) -> None:
+    """Set where this process keeps copies of remote features; see `Settings`."""
+    folder = Path(cache) if cache else layout.cache
+    remote_files.use(remote_files.Cache(folder, int(cache_gb * 1e9)))
+
+
 @dataclass
 class Run:
     """What every station takes.
@@ -55,8 +61,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layout = Layout(Path(self.layout.root))
-        folder = Path(self.settings.cache) if self.settings.cache else self.layout.cache
-        remote_files.use(remote_files.Cache(folder, int(self.settings.cache_gb * 1e9)))
+        use_cache(self.layout, self.settings.cache, self.settings.cache_gb)
         comparisons.note_in(self.layout.root, self.layout.compared)
         for name, known in (("tier", TIERS), ("check", CHECKS), ("pictures", PICTURES)):
             value = getattr(self.settings, name)

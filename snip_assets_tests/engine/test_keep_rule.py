@@ -39,11 +39,24 @@ def evaluate(text, file):
         ("lowest(2 - 1 - WIDTH)", [-2, np.nan, -4]),
         ("largest(8 / 2 / 2 * ok)", [2, 0, np.nan]),
         ('largest(1 / "my height")', [0.5, 0.25, np.inf]),
-        ("largest(day)", [1578009600, 1577836800, 1577923200]),
+        ("largest(day)", [1578009600e6, 1577836800e6, 1577923200e6]),
     ],
 )
 def test_arithmetic_over_columns(file, text, expected):
     np.testing.assert_array_equal(evaluate(text, file), expected)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.timestamp("s"), pa.timestamp("ms", "UTC"), pa.timestamp("us"), pa.timestamp("ns"),
+     pa.date32(), pa.date64()],
+)  # fmt: skip
+def test_a_time_is_the_same_number_in_every_unit(tmp_path, kind):
+    days = [datetime.datetime(2020, 1, 1), None, datetime.datetime(1969, 12, 31)]
+    table = pa.table({"seen": pa.array(days, pa.timestamp("s")).cast(kind)})
+    pq.write_table(table, tmp_path / "metadata_0.parquet")
+    found = evaluate("largest(seen)", tmp_path / "metadata_0.parquet")
+    np.testing.assert_array_equal(found, [1577836800e6, np.nan, -86400e6])
 
 
 @pytest.mark.parametrize(

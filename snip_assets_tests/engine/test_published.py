@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -201,6 +202,62 @@ def test_apply_to_some_files_needs_offsets_and_says_which_are_missing(served, tm
     done = apply_bitmap(some, tmp_path / "out", served / "is_dup.npy", served / "cum_sz.npy")
     assert right(served, tmp_path / "out", [0, 2, 7, 9])
     assert done.missing == ["1", "3", "4", "5", "6", "8"]
+
+
+def copied(served, tmp_path):
+    shutil.copytree(served / "metadata", tmp_path / "source" / "metadata")
+    (tmp_path / "link").symlink_to(tmp_path / "source" / "metadata")
+    return tmp_path / "source"
+
+
+@pytest.mark.parametrize("way", ["folder", "one file", "link", "download"])
+def test_no_source_is_overwritten(served, tmp_path, way):
+    source = copied(served, tmp_path)
+    folder, marks = source / "metadata", served / "is_dup.npy"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(BadInputError, match="overwrite its own source"):
+        if way == "download":
+            download(Request(out=source, metadata=str(folder), bitmap=str(marks)), QUICK)
+        elif way == "one file":
+            bounds = tmp_path / "offsets.npy"
+            np.save(bounds, OFFSETS)
+            apply_bitmap(folder / "metadata_0000.parquet", folder, marks, bounds)
+        else:
+            apply_bitmap(tmp_path / "link" if way == "link" else folder, folder, marks)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def named(folder, names):
+    folder.mkdir()
+    for n, name in enumerate(names):
+        pq.write_table(pa.table({"row": [3 * n, 3 * n + 1, 3 * n + 2]}), folder / name)
+    marks = np.zeros(3 * len(names), bool)
+    marks[1:3] = True
+    np.save(folder.parent / "marks.npy", marks)
+    return folder.parent / "marks.npy"
+
+
+def test_a_hash_in_a_name_is_no_number(tmp_path):
+    names = ("train-00000-of-00002-6f3344faa23e9b7a", "train-00001-of-00002-1c0de5a1f3b2c1ee")
+    files = [f"{name}.parquet" for name in names]
+    marks = named(tmp_path / "hub", files)
+    apply_bitmap(tmp_path / "hub", tmp_path / "out", marks)
+    rows = [pq.read_table(tmp_path / "out" / file)["row"].to_pylist() for file in files]
+    assert rows == [[0], [3, 4, 5]]
+
+
+def test_names_that_tell_no_order_are_refused(tmp_path):
+    marks = named(tmp_path / "some", ["a-9e1.parquet", "b-3c0.parquet"])
+    with pytest.raises(BadInputError, match="before or after"):
+        apply_bitmap(tmp_path / "some", tmp_path / "out", marks)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_date_in_a_name_costs_no_memory(tmp_path):
+    marks = named(tmp_path / "some", ["part-20231231235959.parquet"])
+    np.save(marks, np.zeros(9, bool))
+    with pytest.raises(BadInputError, match="9"):
+        apply_bitmap(tmp_path / "some", tmp_path / "out", marks)
 
 
 def test_packed_bits_and_bytes_are_the_same_bitmap(served, tmp_path):

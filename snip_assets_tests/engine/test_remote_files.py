@@ -320,6 +320,35 @@ def test_errors_name_the_url(memory: Source, tmp_path: Path) -> None:
         place("nonsense://bucket")
 
 
+def test_only_copies_leave_the_cache_and_none_for_what_cannot_fit(
+    memory: Source, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tar").write_bytes(bytes(2 * SIZE))
+    os.utime(tmp_path / "thesis.tar", (0, 0))
+    (tmp_path / "photos").mkdir()
+    remote_files.use(Cache(tmp_path, SIZE + 1))
+    for key in ("0000", "0001"):
+        remote_files.open_npy(memory.features / f"img_emb_{key}.npy")
+        gc.collect()
+    copies = [path for path in tmp_path.iterdir() if path.suffix == ".npy"]
+    assert [path.name.endswith("img_emb_0001.npy") for path in copies] == [True]
+    (memory.features / "large.npy").write_bytes(bytes(SIZE + 2))
+    with pytest.raises(CacheFullError):
+        remote_files.open_npy(memory.features / "large.npy")
+    assert copies[0].exists()
+    assert (tmp_path / "thesis.tar").exists()
+
+
+def test_a_copy_that_was_cut_is_fetched_again(memory: Source, tmp_path: Path) -> None:
+    remote_files.use(Cache(tmp_path, 10 * SIZE))
+    path = memory.features / "img_emb_0000.npy"
+    whole = np.array(remote_files.open_npy(path))
+    gc.collect()
+    (copy,) = tmp_path.glob("*.npy")
+    os.truncate(copy, 1000)
+    assert (remote_files.open_npy(path) == whole).all()
+
+
 def test_cache_keeps_what_is_in_use(memory: Source, tmp_path: Path) -> None:
     remote_files.use(Cache(tmp_path / "cache", 2 * SIZE))
     paths = [memory.features / f"img_emb_{n:04d}.npy" for n in range(4)]
