@@ -28,8 +28,8 @@ snip show 982 --out OUT
 
 [bold]Exit codes[/bold]
 
-0 done; 1 a fault of ours (see --debug); 2 wrong usage or input; 3 an output is missing or stale;\
- 4 the disk is full, or a server fails; 5 the machines of --compute fail;\
+0 done; 1 a fault of ours (see --debug); 2 wrong usage or input; 3 an output is missing, stale or\
+ fails its check; 4 the disk is full, or a server fails; 5 the machines of --compute fail;\
  130 stopped by Ctrl-C. The message says what to do.
 
 NO_COLOR or --no-color turns colours off; --json prints for scripts; progress goes to stderr.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterAssetCheckFailedError
 
 from . import automation, checks, home, partitions, versions
 from .assets.station import PROGRESS_TAG
+from .dead_runs import bury
 from .definitions import build_defs
 from .engine import stations
 from .engine.arrivals import reach
@@ -81,6 +84,8 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     outcome = Outcome(partitions.register(data.layout, data.source, limit))
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
+        # No daemon need run: a killed run must not keep this one waiting.
+        bury(instance)
         defs, every = build_defs({"data": data}), load(data.layout).keys
 
         def work(job: str, keys: list[str], assets: Sequence[str] = (), **config: Any) -> None:
@@ -91,11 +96,13 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
                     asset_selection={dg.AssetKey(name) for name in assets},
                     asset_check_selection=set(checks.keys_of(assets, sources=True)),
                 )
-            with _engine_errors():
+            run_id = str(uuid.uuid4())
+            with _engine_errors(), _failed_checks(instance, run_id):
                 result = definition.execute_in_process(
                     run_config={**_QUIET, **config},
                     instance=instance,
                     tags={**automation.shard_range(data.layout, keys), PROGRESS_TAG: "bars"},
+                    run_id=run_id,
                 )
             outcome.add(result)
 
@@ -110,6 +117,31 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
             work(automation.arrival.name, keys, most, ops=training)
             work(automation.publish.name, reach(every, stations.unpublished(data.run(), every)))
     return outcome
+
+
+class FailedCheckError(SnipError):
+    """A blocking check found an output wrong; nothing that follows it was made."""
+
+    exit_code = 3
+
+
+@contextmanager
+def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Say of a blocking check that failed what it found: Dagster tells its name alone."""
+    try:
+        yield
+    except DagsterAssetCheckFailedError as error:
+        said = []
+        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        for entry in instance.all_logs(run_id, of_type=kind):
+            check = entry.dagster_event.asset_check_evaluation_data if entry.dagster_event else None
+            if check and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
+                asset = check.asset_key.to_user_string()
+                said.append(f"check {check.check_name} of {asset} failed: {check.description}")
+        raise FailedCheckError(
+            f"{'; '.join(said)}. What follows was not made. The section `A check is red` of "
+            "docs/operations.md says what to do."
+        ) from error
 
 
 @contextmanager

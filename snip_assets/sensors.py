@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import dagster as dg
-import psutil
 from dagster._core.launcher import DefaultRunLauncher
 
 from . import alerts, automation, checks
+from .dead_runs import bury
 from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
@@ -236,44 +236,10 @@ def _publishable(data: DataSet) -> list[list[str]]:
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look for the process of each run that is said to be at work."""
-    instance = context.instance
-    if not isinstance(instance.run_launcher, DefaultRunLauncher):
+    if not isinstance(context.instance.run_launcher, DefaultRunLauncher):
         return dg.SkipReason("Runs are not processes of this machine.")
-    at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-    records = instance.get_run_records(dg.RunsFilter(statuses=at_work))
-    buried = 0
-    for record in records:
-        pid, told = _process_of(instance, record.dagster_run.run_id)
-        # Killed before it told its process: Dagster's own limit for starting is for that.
-        if pid is not None and not lives(pid, told):
-            instance.report_run_failed(
-                record.dagster_run,
-                f"Its process ({pid}) is gone: killed, out of memory, or its machine or code "
-                "server was restarted. Outputs are whole or absent; a new run goes on from there.",
-            )
-            # Or its place in the pool would stay taken, and the next run wait for ever.
-            instance.event_log_storage.free_concurrency_slots_for_run(record.dagster_run.run_id)
-            buried += 1
-    return dg.SkipReason(f"{len(records)} runs at work, {buried} of them were dead.")
-
-
-def _process_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int | None, float]:
-    """The process of a run, and when the run said so."""
-    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
-        data = event.dagster_event.engine_event_data if event.dagster_event else None
-        if data is not None and "pid" in data.metadata:
-            return int(str(data.metadata["pid"].value)), event.timestamp
-    return None, 0.0
-
-
-def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
-    """Whether a process runs that was there at a moment (numbers are used again)."""
-    try:
-        process = psutil.Process(pid)
-        dead = process.status() == psutil.STATUS_ZOMBIE
-        return not dead and process.create_time() <= since + tolerance
-    except psutil.NoSuchProcess:
-        return False
+    at_work, buried = bury(context.instance)
+    return dg.SkipReason(f"{at_work} runs at work, {buried} of them were dead.")
 
 
 SENSORS = [new_shards, clean_output, dead_runs, alerts.alert, alerts.check_alert]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.events import EngineEventData
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from snip_assets import graph, home, partitions, versions
 from snip_assets.engine import stations
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import manifest_path
+from snip_assets.engine.files import manifest_path, read_manifest, seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
@@ -148,9 +152,42 @@ def test_what_is_lost_or_changed_is_unfinished(run: Run, tmp_path: Path) -> None
     assert left() == [*keys[:1], *keys[2:]]
 
 
-def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) -> None:
+def _copy(run: Run, tmp_path: Path) -> DataSet:
     data = DataSet.of(run.data.source, tmp_path / "out", Settings())
     shutil.copytree(run.layout.root, data.layout.root)
+    return data
+
+
+def test_a_killed_run_keeps_no_other_waiting(run: Run, tmp_path: Path) -> None:
+    data = _copy(run, tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with home.instance(data.layout) as instance:
+        dead = dg.DagsterRun(job_name="arrival", status=dg.DagsterRunStatus.STARTED)
+        instance.add_run(dead)
+        told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
+        instance.report_engine_event("Executing steps", dead, told)
+        instance.event_log_storage.claim_concurrency_slot("memory", dead.run_id, "trained_index")
+    manifest_path(data.layout.duplicate_pairs(run.registry.keys[3])).unlink()
+    assert graph.materialize(data).checks["pair_precision"]["passed"]
+
+
+def test_a_blocking_check_that_fails_says_what_it_found(run: Run, tmp_path: Path) -> None:
+    data = _copy(run, tmp_path)
+    key = run.registry.keys[3]
+    path = data.layout.duplicate_pairs(key)
+    pairs = pq.read_table(path)
+    wrong = pairs.set_column(1, "earlier_row", pa.array(np.zeros(len(pairs)), pa.uint64()))
+    pq.write_table(wrong, path)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    seal(path, manifest.inputs, **manifest.facts)
+    with pytest.raises(graph.FailedCheckError, match=r"pair_precision of duplicate_pairs .*apart"):
+        graph.materialize(data)
+
+
+def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) -> None:
+    data = _copy(run, tmp_path)
     shutil.rmtree(data.layout.dagster_home)
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)

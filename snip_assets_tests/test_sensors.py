@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
-from snip_assets import automation, sensors, verification
+from snip_assets import automation, dead_runs, sensors, verification
 from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
@@ -191,13 +191,13 @@ def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
 
 
 def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
-    assert sensors.lives(os.getpid(), time.time())
-    assert not sensors.lives(os.getpid(), 1000.0)
+    assert dead_runs.lives(os.getpid(), time.time())
+    assert not dead_runs.lives(os.getpid(), 1000.0)
     child = subprocess.Popen(["true"])
     time.sleep(0.2)
-    assert not sensors.lives(child.pid, time.time())
+    assert not dead_runs.lives(child.pid, time.time())
     child.wait()
-    assert not sensors.lives(child.pid, time.time())
+    assert not dead_runs.lives(child.pid, time.time())
 
 
 def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:

@@ -1,9 +1,7 @@
-"""One command a station, for those who want to run them one by one, and Dagster's own commands."""
+"""One command a station, for those who want to run them one by one."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +20,6 @@ Keys = Annotated[
 ]
 _SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds", "peak_memory")
 PANEL = "Stations"
-_MODULE = ["-m", "snip_assets.definitions"]
-_NEEDS_MODULE = ("asset", "definitions", "dev", "job", "schedule", "sensor")
 
 
 def register(app: typer.Typer) -> None:
@@ -38,9 +34,6 @@ def register(app: typer.Typer) -> None:
     app.command("pairs", rich_help_panel=PANEL)(with_settings(pairs))
     app.command("groups", rich_help_panel=PANEL)(with_settings(groups))
     app.command("publish", rich_help_panel=PANEL)(with_settings(publish))
-    app.command("ui", rich_help_panel="Dagster")(ui)
-    passed = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    app.command("dagster", rich_help_panel="Dagster", context_settings=passed)(dagster)
 
 
 def check(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:
@@ -146,35 +139,3 @@ def _manifests(
 def _row(name: str, key: str | None, manifest: Manifest) -> dict[str, Any]:
     facts = {k: v for k, v in manifest.facts.items() if k in _SHOWN}
     return {"station": name, "shard": key, **facts, "bytes": manifest.bytes}
-
-
-def ui(
-    out: Out = DEFAULT_OUT,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 3000,
-) -> None:
-    """Open Dagster's UI on an output folder (webserver and daemon)."""
-    serve = ["dev", *_MODULE, "-h", host, "-p", str(port)]
-    raise typer.Exit(_dagster(serve, out))
-
-
-def dagster(context: typer.Context, out: Out = DEFAULT_OUT) -> None:
-    """Run a `dagster` command on an output folder, DAGSTER_HOME set: `snip dagster asset list`."""
-    raise typer.Exit(_dagster(context.args, out))
-
-
-def _dagster(arguments: list[str], out: Path) -> int:
-    import os
-
-    from snip_assets import home
-    from snip_assets.engine.layout import Layout
-    from snip_assets.engine.shards import load
-
-    layout = Layout(out)
-    source = load(layout).source if layout.registry.exists() else None
-    variables = {**os.environ, **home.environment(layout, source)}
-    # Most of Dagster's commands do not look into pyproject.toml for the module.
-    if arguments and arguments[0] in _NEEDS_MODULE:
-        arguments = arguments + ([] if {"-m", "-w", "-f", "-d"} & set(arguments) else _MODULE)
-    command = [sys.executable, "-m", "dagster", *arguments]
-    return subprocess.run(command, env=variables, check=False).returncode

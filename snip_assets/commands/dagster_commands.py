@@ -1,0 +1,90 @@
+"""`snip ui` and `snip dagster`: Dagster's own commands on an output folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from snip_assets.options import DEFAULT_OUT, Out
+
+_MODULE = ["-m", "snip_assets.definitions"]
+_NEEDS_MODULE = ("asset", "definitions", "dev", "job", "schedule", "sensor")
+_RUNS = (["asset", "materialize"], ["job", "execute"])
+PANEL = "Dagster"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("ui", rich_help_panel=PANEL)(ui)
+    passed = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command("dagster", rich_help_panel=PANEL, context_settings=passed)(dagster)
+
+
+def ui(
+    out: Out = DEFAULT_OUT,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65_535)] = 3000,
+) -> None:
+    """Open Dagster's UI on an output folder (webserver and daemon)."""
+    _require_free(host, port)
+    raise typer.Exit(_dagster(["dev", *_MODULE, "-h", host, "-p", str(port)], out))
+
+
+def dagster(context: typer.Context, out: Out = DEFAULT_OUT) -> None:
+    """Run a `dagster` command on an output folder, DAGSTER_HOME set: `snip dagster asset list`."""
+    raise typer.Exit(_dagster(context.args, out))
+
+
+def _require_free(host: str, port: int) -> None:
+    """Dagster goes on without a page where another one has the port: perhaps of other data."""
+    from snip_assets.engine.errors import BadInputError
+
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise BadInputError(f"{host}:{port}: {why}; choose another --port.") from error
+
+
+def _dagster(arguments: list[str], out: Path) -> int:
+    from snip_assets import home
+    from snip_assets.dead_runs import bury
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.shards import load
+
+    layout = Layout(out)
+    source = load(layout).source if layout.registry.exists() else None
+    if source is None:
+        typer.echo(f"{out}: no shards registered here yet; see `snip shards sync`.", err=True)
+    variables = {**os.environ, **home.environment(layout, source)}
+    if arguments[:2] in _RUNS:
+        with home.instance(layout) as instance:
+            bury(instance)
+    # Most of Dagster's commands do not look into pyproject.toml for the module.
+    if arguments and arguments[0] in _NEEDS_MODULE:
+        arguments = arguments + ([] if {"-m", "-w", "-f", "-d"} & set(arguments) else _MODULE)
+    return _run([sys.executable, "-m", "dagster", *arguments], variables)
+
+
+def _run(command: list[str], variables: dict[str, str]) -> int:
+    """Run a command that ends when this one is told to: Dagster's services end by SIGINT alone."""
+    # In the background of a script it is ignored, and would be by the command too.
+    former = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, env=variables)
+    # A terminal sends it to all processes of the group itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        former[number] = signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+    try:
+        return process.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
