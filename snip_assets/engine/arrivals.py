@@ -250,7 +250,7 @@ def _disorder(now: Listing, registered: Mapping[str, State | None]) -> dict[str,
             which = shards.FEATURES_PATTERN if changed[0] else shards.METADATA_PATTERN
             problems[key] = (
                 f"{which.format(key=key)} has changed since its shard was read; nothing is made "
-                "again. Put the former file back (with its time), or give the new data a new key."
+                "again. Put the former file back (with its time), and give the new data a new key."
             )
     return problems
 

@@ -139,7 +139,7 @@ def _counts(found: Interval) -> tuple[int, int]:
 
 
 def _subject(run: Run, sample: int, seed: int) -> str:
-    made = {s.key: run.version(run.layout.duplicate_pairs(s.key), s.key) for s in with_pairs(run)}
+    made = {s.key: run.version("duplicate_pairs", s.key) for s in with_pairs(run)}
     most = run.settings.max_distance, run.settings.max_partners
     return digest_of([made, sample, seed, *most])
 

@@ -23,6 +23,7 @@ from .files import (
     CheckLevel,
     NpyWriter,
     atomic_path,
+    damage,
     digest_of,
     manifest_path,
     open_npy,
@@ -342,9 +343,10 @@ def update(
 
     def whole(segment: dict[str, Any]) -> bool:
         versions = {k: by_key[k].version for k in segment["keys"] if k in by_key}
-        return (
-            versions == segment["versions"] and read_manifest(folder / segment["name"]) is not None
-        )
+        place = folder / segment["name"]
+        manifest = read_manifest(place) if versions == segment["versions"] else None
+        # One that is damaged is merged again.
+        return manifest is not None and not damage(place, manifest, check)
 
     kept = [s for s in present if whole(s)]
     held = {k for s in kept for k in s["keys"]}

@@ -227,7 +227,7 @@ def thresholds(root: Path) -> list[float]:
     manifests = [read_manifest(layout.duplicate_pairs(key)) for key in load(layout).keys]
     found = [m.facts["max_distance"] for m in manifests if m and "max_distance" in m.facts]
     most = min(found) if found else Settings().max_distance
-    return [round(most * tenth / 10, 10) for tenth in range(1, 11)]
+    return [*(min(most, round(most * tenth / 10, 10)) for tenth in range(1, 10)), most]
 
 
 def run_curve(

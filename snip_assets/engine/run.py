@@ -36,6 +36,12 @@ PAIR_SETTINGS = ("max_distance", "max_partners", "tier")
 TIERS = ("raw", "snip", "codes")
 CHECKS: tuple[CheckLevel, ...] = get_args(CheckLevel)
 PICTURES = ("all", "local", "none")
+# What the output of a station must agree with, beside its settings.
+MADE_FROM = {
+    "snip_features": ("snip_model", "clip_features"),
+    "trained_index": ("snip_model",),
+    "index_shards": ("trained_index", "snip_features"),
+}
 
 
 def use_cache(layout: Layout, cache: str, cache_gb: float) -> None:
@@ -86,21 +92,37 @@ class Run:
         """How thoroughly outputs are checked before use."""
         return next(level for level in CHECKS if level == self.settings.check)
 
-    def version(self, output: Path, station: str) -> str:
-        """Version of an upstream output that must be there, and whole."""
-        return require(output, station, self.check).version
+    def place(self, station: str, key: str) -> Path:
+        """Where the output of a station is; of a shard, where it has one for each."""
+        if station == "index_shards":
+            return self.layout.index_shard(key)
+        found = getattr(self.layout, station)
+        return found(key) if callable(found) else found
+
+    def version(self, station: str, key: str = "") -> str:
+        """Version of an upstream output that must be there, whole, and made from what is there.
+
+        Raises
+        ------
+        StaleOutputError
+            It is missing, damaged, or was made from an output that has been made again since.
+        """
+        name = f"{station} {key}".strip()
+        manifest = require(self.place(station, key), name, self.check)
+        for before in MADE_FROM.get(station, ()):
+            now = read_manifest(self.place(before, key))
+            if now is not None and manifest.inputs.get(before) != now.version:
+                raise StaleOutputError(
+                    f"{name} was made from another {before} than there is now; materialise {name} "
+                    "again (`snip dedup` makes all that is stale)."
+                )
+        return manifest.version
 
     def require_shards(self, station: str, shards: list[Shard]) -> None:
-        """Raise unless a station's outputs for these shards are there and whole."""
-        place = {
-            "clip_features": self.layout.clip_features,
-            "snip_features": self.layout.snip_features,
-            "index_shards": self.layout.index_shard,
-            "duplicate_pairs": self.layout.duplicate_pairs,
-        }[station]
+        """Raise unless a station's outputs for these shards are as `version` asks."""
 
         def require_one(shard: Shard) -> None:
-            self.version(place(shard.key), f"{station} {shard.key}")
+            self.version(station, shard.key)
 
         # What is read for its checksum is read by all cores.
         for _ in threads.ordered_map(require_one, shards, self.settings.workers):

@@ -341,7 +341,7 @@ def changed(shard: Shard) -> None:
         raise BadInputError(
             f"shard {shard.key}: {shard.features} changed after registration ({shard.rows} x "
             f"{shard.dim} {shard.dtype} became {now.rows} x {now.dim} {now.dtype}); put the "
-            "former file back, or use a new key or output folder."
+            "former file back and give the new data a new key, or use a new output folder."
         )
 
 

@@ -49,6 +49,8 @@ def _inputs(run: Run) -> dict[str, str]:
     }
     return {
         "shown": digest_of(found),
+        # Captions and urls of rows that went are in no other output.
+        "metadata": digest_of([m.inputs for m in site_data.manifests(run, "metadata")]),
         "settings": digest_of(run.settings.__dict__ | {"workers": 0}),
         "reviewed": labels.version(run.layout),
         "pages": digest_of([site_pages.templates_version(), site_data.versions()]),

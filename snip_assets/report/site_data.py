@@ -196,7 +196,7 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
         cuts = recut.curve(
             files,
             run.registry.rows,
-            [round(most * i / steps, 10) for i in range(steps + 1)],
+            [*(min(most, round(most * i / steps, 10)) for i in range(steps)), most],
             rule=run.settings.keep,
             metadata=Metadata.of(run.registry),
             copies=run.copies_by_hash(),

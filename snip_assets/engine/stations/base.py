@@ -88,14 +88,12 @@ def each(
     return result
 
 
-def made_with(
-    run: Run, trained: str, output: Path, station: str, place: Callable[[str], Path]
-) -> Inputs:
+def made_with(run: Run, trained: str, station: str) -> Inputs:
     """What a shard's output is made from: what was trained, and an earlier output of the shard."""
-    version = run.version(output, trained)
+    version = run.version(trained)
 
     def inputs(shard: Shard) -> dict[str, str]:
-        return {trained: version, station: run.version(place(shard.key), f"{station} {shard.key}")}
+        return {trained: version, station: run.version(station, shard.key)}
 
     return inputs
 

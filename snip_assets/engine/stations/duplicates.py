@@ -33,6 +33,7 @@ from snip_assets.engine.slices import Slices
 from snip_assets.engine.verify import Pairs
 
 from .base import finish, source_state
+from .features import replaced
 
 
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -40,12 +41,8 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     layout, wanted = run.layout, run.registry.only(keys)
     inputs = pair_inputs(run)
     todo = [s for s in wanted if current(layout.duplicate_pairs(s.key), inputs[s.key]) is None]
-    merged = {k for s in index.read_segments(layout.snip_index) for k in s["keys"]}
-    if absent := [s.key for s in wanted if s.key not in merged]:
-        raise StaleOutputError(
-            f"shard {absent[0]}: not in snip_index yet; materialise index_shards for it, then "
-            "snip_index."
-        )
+    if todo:
+        _require_merged(run, todo)
     most = choices.join_rows(run.settings)
     for group in choices.together(todo, [s.rows for s in todo], most):
         _join_group(run, group, inputs)
@@ -53,10 +50,29 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
 
+def _require_merged(run: Run, todo: list[Shard]) -> None:
+    """Raise unless the index holds the codes of these shards and of all before as they are."""
+    merged: dict[str, str] = {}
+    for segment in index.read_segments(run.layout.snip_index):
+        merged |= segment["versions"]
+    last = max(s.ordinal for s in todo)
+    before = {s.key for s in run.registry.shards if s.ordinal <= last}
+    for shard in run.indexed():
+        if shard.key in before and merged.get(shard.key) != shard.version:
+            raise StaleOutputError(
+                f"shard {shard.key}: snip_index does not hold its codes as they are now; "
+                "materialise snip_index."
+            )
+    if absent := [s.key for s in todo if s.key not in merged]:
+        raise StaleOutputError(
+            f"shard {absent[0]}: not in snip_index yet; materialise index_shards for it, then "
+            "snip_index."
+        )
+
+
 def pair_inputs(run: Run) -> dict[str, dict[str, str]]:
     """What the pairs of each shard are made from: the shards up to itself, never later ones."""
-    trained = run.version(run.layout.trained_index, "trained_index")
-    settings = run.digest(PAIR_SETTINGS)
+    trained, settings = run.version("trained_index"), run.digest(PAIR_SETTINGS)
     return {
         key: {"trained_index": trained, "rows": chain, "settings": settings}
         for key, chain in _chains(run).items()
@@ -87,11 +103,19 @@ def unpaired(run: Run) -> list[str]:
 def _require_earlier(run: Run, last: int) -> None:
     """Check what the join of shards up to ordinal `last` reads, before it reads it."""
     earlier = [s for s in run.hashed() if s.ordinal <= last]
-    run.version(run.layout.snip_index, "snip_index")
+    run.version("snip_index")
     run.require_shards("clip_features", earlier)
     run.require_shards("index_shards", earlier)
     if run.settings.tier != "codes":
         run.require_shards("snip_features", earlier)
+    if run.settings.tier == "raw":
+        _require_unchanged(run, [s.key for s in earlier])
+
+
+def _require_unchanged(run: Run, keys: list[str]) -> None:
+    """Raise if the raw rows of a shard are others than those that its codes were made from."""
+    if others := replaced(run, keys):
+        raise StaleOutputError(next(iter(others.values())))
 
 
 def _paired(run: Run, last: int, inputs: dict[str, dict[str, str]]) -> list[str]:
@@ -115,6 +139,9 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         queries = [run.query_shard(s) for s in group]
         most = choices.query_rows(run.settings)
         found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
+        if run.settings.tier == "raw":
+            # Files may have been exchanged while they were read.
+            _require_unchanged(run, [s.key for s in run.hashed() if s.ordinal <= last])
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
@@ -148,12 +175,13 @@ def duplicate_groups(run: Run) -> Manifest:
     """Connected components of all pairs, and who stays."""
     layout, registry, settings = run.layout, run.registry, run.settings
     found = {
-        key: run.version(layout.duplicate_pairs(key), f"duplicate_pairs {key}")
+        key: run.version("duplicate_pairs", key)
         for key in registry.keys
         if read_manifest(layout.duplicate_pairs(key))
     }
     if not found:
         raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
+    _require_wide_enough(run, list(found))
     described = {s.key: source_state(s.metadata) for s in registry.shards}
     inputs = {
         "duplicate_pairs": digest_of(found),
@@ -184,6 +212,18 @@ def duplicate_groups(run: Run) -> Manifest:
     return finish(layout.duplicate_groups, inputs, work)
 
 
+def _require_wide_enough(run: Run, keys: list[str]) -> None:
+    """Raise if pairs were searched within a smaller distance than is asked for."""
+    for key in keys:
+        manifest = read_manifest(run.layout.duplicate_pairs(key))
+        searched = manifest.facts.get("max_distance") if manifest else None
+        if searched is not None and searched < run.settings.max_distance:
+            raise StaleOutputError(
+                f"duplicate_pairs {key} has pairs up to {searched:g} only; choose a max_distance "
+                "of that at most, or materialise duplicate_pairs with the larger one."
+            )
+
+
 def _former(run: Run, seen: dict[str, Any]) -> Former | None:
     """The last run, if all that went into its labels still holds, and what else of it does."""
     folder = run.layout.duplicate_groups
@@ -212,7 +252,7 @@ def dup_bitmap(run: Run) -> Manifest:
     something else explains them: what the outputs of the shard depend on.
     """
     decided = run.layout.duplicate_groups
-    version = run.version(decided, "duplicate_groups")
+    version = run.version("duplicate_groups")
     rows = len(open_npy(decided / "kept_row.npy"))
     shards = [s for s in run.registry.shards if s.stop <= rows]
 

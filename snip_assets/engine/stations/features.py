@@ -43,9 +43,7 @@ def model_inputs(run: Run) -> dict[str, str]:
 
 def compressed_inputs(run: Run) -> Inputs:
     """What the SNIP features of a shard are made from."""
-    layout = run.layout
-    features = "clip_features", layout.clip_features
-    return made_with(run, "snip_model", layout.snip_model, *features)
+    return made_with(run, "snip_model", "clip_features")
 
 
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -98,7 +96,7 @@ def replaced(run: Run, keys: list[str]) -> dict[str, str]:
             found[shard.key] = (
                 f"{shard.features}: has other rows than when shard {shard.key} was read; its pairs "
                 "and those of later shards are of the former ones. Put the former file back (with "
-                "its time), or give the new data a new key. `snip dedup`, or the job `arrival` "
+                "its time), and give the new data a new key. `snip dedup`, or the job `arrival` "
                 "over all shards, takes it as it is now and makes them again."
             )
     return found

@@ -38,15 +38,12 @@ HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 
 def index_inputs(run: Run) -> dict[str, str]:
     """What the index is trained with; not the shards, on purpose."""
-    model = run.version(run.layout.snip_model, "snip_model")
-    return {"snip_model": model, "settings": run.digest(INDEX_SETTINGS)}
+    return {"snip_model": run.version("snip_model"), "settings": run.digest(INDEX_SETTINGS)}
 
 
 def encoded_inputs(run: Run) -> Inputs:
     """What the codes of a shard are made from."""
-    layout = run.layout
-    features = "snip_features", layout.snip_features
-    return made_with(run, "trained_index", layout.trained_index, *features)
+    return made_with(run, "trained_index", "snip_features")
 
 
 def trained_index(run: Run, *, again: bool = False) -> Manifest:
@@ -153,8 +150,9 @@ def snip_index(run: Run) -> Manifest:
     present = run.indexed()
     if not present:
         raise StaleOutputError(f"{layout.root}: no index shards; materialise index_shards first.")
+    run.require_shards("index_shards", run.registry.only([s.key for s in present]))
     inputs = {
-        "trained_index": run.version(layout.trained_index, "trained_index"),
+        "trained_index": run.version("trained_index"),
         "index_shards": digest_of({s.key: s.version for s in present}),
     }
     with lock(layout.snip_index):

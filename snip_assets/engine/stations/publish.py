@@ -81,8 +81,8 @@ def _drop_list_inputs(run: Run) -> Inputs:
 
 def _inputs(run: Run, name: str, digest: Callable[[Shard], str]) -> Inputs:
     """What a shard's output is made from; the bitmap of these groups knows the digests."""
-    version = run.version(run.layout.duplicate_groups, "duplicate_groups")
-    run.version(run.layout.dup_bitmap, "dup_bitmap")
+    version = run.version("duplicate_groups")
+    run.version("dup_bitmap")
     bitmap = read_manifest(run.layout.dup_bitmap)
     known: dict[str, str] = {}
     if bitmap is not None and bitmap.inputs.get("duplicate_groups") == version:

@@ -1,0 +1,109 @@
+"""Outputs that do not belong together are refused by name, and the cure cures."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import shards, stations
+from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.files import checksum, manifest_path
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.settings import Settings
+
+from .test_stations import SOURCE, until_pairs
+
+KEYS = ["0000", "0001", "0002", "0003"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("done")
+    for name in ("img_emb", "metadata"):
+        shutil.copytree(SOURCE.features.parent / name, root / name)
+    shards.register(Layout(root / "out"), shards.Source(root / "img_emb", root / "metadata"))
+    until_pairs(stations.Run(Layout(root / "out"), Settings()))
+    return root
+
+
+@pytest.fixture
+def run(done: Path, tmp_path: Path) -> stations.Run:
+    """A copy of all outputs; the sources are the module's."""
+    shutil.copytree(done / "out", tmp_path / "out")
+    return stations.Run(Layout(tmp_path / "out"), Settings())
+
+
+def other(run: stations.Run, **changes: object) -> stations.Run:
+    return stations.Run(run.layout, replace(run.settings, **changes))
+
+
+def all_pairs(run: stations.Run) -> list[str]:
+    return [checksum(run.layout.duplicate_pairs(key)) for key in KEYS]
+
+
+@pytest.mark.parametrize("changes", [{"codec": "PQ4"}, {"lists": 16}, {"seed": 9}])
+def test_codes_of_two_trained_indices_are_not_merged(run: stations.Run, changes: dict) -> None:
+    run = other(run, **changes)
+    if "seed" in changes:
+        stations.snip_model(run)
+        stations.snip_features(run, KEYS)
+    stations.trained_index(run)
+    stations.index_shards(run, KEYS[3:])
+    with pytest.raises(StaleOutputError, match="index_shards 0000 was made from another trained"):
+        stations.snip_index(run)
+    stations.index_shards(run, KEYS)
+    stations.snip_index(run)
+    stations.duplicate_pairs(run, KEYS)
+
+
+def test_an_index_is_not_trained_on_the_features_of_another_net(run: stations.Run) -> None:
+    run = other(run, seed=9)
+    stations.snip_model(run)
+    with pytest.raises(StaleOutputError, match="snip_features 0000 was made from another snip_mod"):
+        stations.trained_index(run)
+    stations.snip_features(run, KEYS)
+    with pytest.raises(StaleOutputError, match="trained_index was made from another snip_model"):
+        stations.index_shards(run, KEYS)
+
+
+def test_pairs_are_not_made_with_an_index_of_other_codes(run: stations.Run) -> None:
+    run = other(run, lists=16)
+    stations.trained_index(run)
+    stations.index_shards(run, KEYS)
+    with pytest.raises(StaleOutputError, match="materialise snip_index"):
+        stations.duplicate_pairs(run, KEYS)
+
+
+def test_an_earlier_file_that_was_exchanged_costs_no_pairs(run: stations.Run) -> None:
+    before, path = all_pairs(run), run.registry["0001"].features
+    whole, times = path.read_bytes(), path.stat()
+    manifest_path(run.layout.duplicate_pairs("0003")).unlink()
+    np.save(path, np.load(path)[::-1])
+    try:
+        with pytest.raises(StaleOutputError, match=r"img_emb_0001\.npy: has other rows"):
+            stations.duplicate_pairs(run, KEYS)
+    finally:
+        path.write_bytes(whole)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    stations.duplicate_pairs(run, KEYS)
+    assert all_pairs(run) == before
+
+
+def test_a_damaged_segment_is_merged_again(run: stations.Run) -> None:
+    (codes,) = run.layout.snip_index.glob("segment-*/codes.npy")
+    whole = checksum(codes)
+    for damage in (lambda: codes.write_bytes(codes.read_bytes()[:-1] + b"\xff"), codes.unlink):
+        damage()
+        with pytest.raises(StaleOutputError, match="snip_index is damaged"):
+            run.version("snip_index")
+        manifest_path(run.layout.snip_index).unlink()
+        stations.snip_index(run)
+        assert checksum(codes) == whole
+
+
+def test_groups_of_pairs_that_were_not_searched_for_are_refused(run: stations.Run) -> None:
+    with pytest.raises(StaleOutputError, match=r"pairs up to 0\.1 only"):
+        stations.duplicate_groups(other(run, max_distance=0.2))
