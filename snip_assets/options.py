@@ -24,6 +24,7 @@ from .engine.shards import Source, load
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
+SAMPLE = Source(SAMPLE_FEATURES, SAMPLE_METADATA)
 DEFAULT_OUT = Path("out") / "demo"
 PREFIX = "SNIP_"
 _CACHE = ("cache", "cache_gb")
@@ -86,7 +87,7 @@ def variable(
     """
     text = environment.get(name)
     try:
-        return default if text is None else kind(text)
+        return kind(text) if text else default
     except ValueError as error:
         what = "a whole number" if kind is int else "a number"
         raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error
@@ -102,29 +103,60 @@ def keep_copies(out: Path | None) -> None:
 
 
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:
-    """SNIP_FEATURES and SNIP_METADATA, or the built-in sample."""
-    return Source(
-        place(environment.get("SNIP_FEATURES", SAMPLE_FEATURES)),
-        place(environment.get("SNIP_METADATA", SAMPLE_METADATA)),
+    """SNIP_FEATURES and SNIP_METADATA, or the built-in sample.
+
+    Raises
+    ------
+    BadInputError
+        One of them is set without the other.
+    """
+    named = [environment.get(name) for name in ("SNIP_FEATURES", "SNIP_METADATA")]
+    features, metadata = (place(name) if name else None for name in named)
+    return _both(features, metadata) or SAMPLE
+
+
+def _both(features: Path | None, metadata: Path | None) -> Source | None:
+    """The source of both folders; None if none is named."""
+    if features is not None and metadata is not None:
+        return Source(features, metadata)
+    if features is metadata is None:
+        return None
+    given, absent = ("features", "metadata") if metadata is None else ("metadata", "features")
+    raise BadInputError(
+        f"--{given} {features or metadata} without --{absent}: rows would be taken for those of "
+        f"other files; give --{absent} (or SNIP_{absent.upper()}) too."
     )
 
 
 def chosen_source(features: Path | None, metadata: Path | None, out: Path) -> Source:
     """The folders that were named; else those that the output folder is of, or the sample."""
     layout = Layout(out)
-    other = Source(SAMPLE_FEATURES, SAMPLE_METADATA)
     if layout.registry.exists():
-        other = load(layout).source
-    return Source(features or other.features, metadata or other.metadata)
+        known = load(layout).source
+        return Source(features or known.features, metadata or known.metadata)
+    return _both(features, metadata) or SAMPLE
 
 
 def default_out(environment: Mapping[str, str] = os.environ) -> Path:
     """SNIP_OUT, or ./out/demo."""
-    return Path(environment.get("SNIP_OUT", DEFAULT_OUT))
+    return Path(environment.get("SNIP_OUT") or DEFAULT_OUT)
+
+
+def _folder(text: str | Path) -> Path:
+    if not str(text):
+        raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
+    return Path(text)
 
 
 Out = Annotated[
-    Path, typer.Option(help="Output folder.", envvar="SNIP_OUT", rich_help_panel="Data")
+    Path,
+    typer.Option(
+        parser=_folder,
+        metavar="<path>",
+        help="Output folder.",
+        envvar="SNIP_OUT",
+        rich_help_panel="Data",
+    ),
 ]
 Features = Annotated[
     Path | None,

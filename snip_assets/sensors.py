@@ -104,9 +104,13 @@ def _runs(
         return [], f"{len(todo)} shards wait for {len(seen.growing)} that are still growing"
     seen.memory.held = 0
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
-    chosen = choose(todo, readable, lambda key: _asked(instance, key))
+    chosen = choose(todo, readable, seen.now.state, lambda key: _asked(instance, key))
     if chosen is None:
-        return [], f"{len(todo)} shards failed {ATTEMPTS} times; see the runs of `arrival`"
+        named = ", ".join(todo[:3]) + (" ..." if len(todo) > 3 else "")
+        return [], (
+            f"{len(todo)} shards failed {ATTEMPTS} times ({named}): mend their files, or see the "
+            "runs of `arrival`"
+        )
     key, keys = chosen
     assets = [*automation.INGEST, *automation.TRAIN, *automation.DEDUP]
     if read_manifest(layout.trained_index) is not None:
@@ -124,12 +128,15 @@ def _runs(
 
 
 def choose(
-    todo: list[str], readable: set[str], asked: Callable[[str], bool]
+    todo: list[str],
+    readable: set[str],
+    state: Callable[[str], object],
+    asked: Callable[[str], bool],
 ) -> tuple[str, list[str]] | None:
     """Which shards to run now, with a run key that no earlier request had.
 
     First all; when that failed and some could not be read, the readable ones by themselves; each
-    set of shards three times at the most.
+    set of shards three times at the most, and again when one of their files has changed.
 
     Parameters
     ----------
@@ -137,12 +144,17 @@ def choose(
         Shards without pairs.
     readable
         Those that passed the check of every row.
+    state
+        Sizes and times of the files of a shard.
     asked
         Whether a run was requested with a run key.
     """
     good = [key for key in todo if key in readable]
-    all_of_them = f"{todo[0]}...{todo[-1]}-{digest_of(todo)[:8]}"
-    some = f"{good[0]}...{good[-1]}-{digest_of(good)[:8]}" if good else ""
+
+    def name_of(keys: list[str]) -> str:
+        return f"{keys[0]}...{keys[-1]}-{digest_of([[key, state(key)] for key in keys])[:8]}"
+
+    all_of_them, some = name_of(todo), name_of(good) if good else ""
     if not asked(f"{all_of_them}-1"):
         return f"{all_of_them}-1", todo
     whole = not good or len(good) == len(todo)

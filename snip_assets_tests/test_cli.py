@@ -147,6 +147,27 @@ def test_an_output_folder_knows_its_data_set(
     assert code == 0 and "1 new shards, 2 in all" in said
 
 
+@pytest.mark.parametrize("given", ["features", "metadata"])
+def test_one_folder_is_not_taken_with_the_sample_s_other(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]], given: str
+) -> None:
+    folder = {"features": small.features, "metadata": small.root / "metadata"}[given]
+    code, _, err = snip("shards", "sync", f"--{given}", folder, "--out", tmp_path / "out")
+    other = {"features": "metadata", "metadata": "features"}[given]
+    assert code == 2 and f"give --{other}" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nothing", ""])
+def test_an_output_folder_that_cannot_be_is_refused(
+    tmp_path: Path, snip: Callable[..., tuple[int, str, str]], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = snip("dedup", "--out", tmp_path / place if place else "")
+    assert code == 2
+    assert ("choose another output folder" if place else "it is empty") in err
+
+
 def test_shards_are_listed_as_json(
     small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
 ) -> None:

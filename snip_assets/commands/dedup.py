@@ -49,7 +49,7 @@ def dedup(
     metadata: Metadata = None,
     out: Out = DEFAULT_OUT,
     limit_shards: Annotated[
-        int, typer.Option(help="Use only this many shards; 0: all.", rich_help_panel="Data")
+        int, typer.Option(help="Use only this many shards; 0: all.", min=0, rich_help_panel="Data")
     ] = 0,
     train_again: Annotated[
         bool,

@@ -28,7 +28,7 @@ def sync(
     features: Features = None,
     metadata: Metadata = None,
     out: Out = DEFAULT_OUT,
-    limit_shards: Annotated[int, typer.Option(help="At most this many; 0: all.")] = 0,
+    limit_shards: Annotated[int, typer.Option(help="At most this many; 0: all.", min=0)] = 0,
 ) -> None:
     """Register the shards that are new; plain `dagster` commands then know them."""
     from snip_assets import graph, home

@@ -102,12 +102,15 @@ class Look:
         Key -> what is wrong, in words.
     memory
         For the next look.
+    now
+        What was seen.
     """
 
     complete: list[str]
     growing: list[str]
     problems: dict[str, str]
     memory: Memory
+    now: Listing
 
 
 def listing(source: Source, registered: Collection[str] = (), *, thorough: bool = False) -> Listing:
@@ -221,7 +224,7 @@ def look(
             problems[key] = _incomplete(key, state)
         elif there or steady < PATIENCE:
             growing.append(key)
-    return Look(complete, growing, problems, memory)
+    return Look(complete, growing, problems, memory, now)
 
 
 def _incomplete(key: str, state: list[int]) -> str:
@@ -338,7 +341,7 @@ def look_and_admit(
         seen.memory.waiting[key] = [*(now.state(key) or (-1,) * 4), 1]
     seen.memory.refused |= refused
     problems = seen.problems | {key: reason for key, (_, reason) in refused.items()}
-    return new, Look(left, seen.growing, problems, seen.memory)
+    return new, Look(left, seen.growing, problems, seen.memory, seen.now)
 
 
 def _usual(kinds: Iterable[shards.Kind]) -> shards.Kind | None:

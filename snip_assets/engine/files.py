@@ -388,7 +388,8 @@ def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     """
     manifest = read_manifest(output)
     if manifest is None:
-        raise StaleOutputError(f"{output}: not made yet (or unfinished); materialise {what} first.")
+        cure = f"materialise {what} first (`snip dedup` makes all)."
+        raise StaleOutputError(f"{output}: not made yet (or unfinished); {cure}")
     if level == "full" and _held(output, manifest):
         return manifest
     if found := damage(output, manifest, level):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import BadInputError, DiskFullError
 from .folders import put_back, remove
 
 
@@ -23,11 +25,15 @@ def lock(output: Path, *beside: Path) -> Iterator[None]:
     ----------
     beside
         Files that are made with it, under its lock.
+
+    Raises
+    ------
+    BadInputError
+        The folder cannot be made, or nothing can be written there.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     held = output.parent / f".{output.name}.lock"
     while True:
-        handle = os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _opened(held)
         fcntl.flock(handle, fcntl.LOCK_EX)
         # The one before us may have removed the file that we opened.
         with suppress(FileNotFoundError):
@@ -42,6 +48,21 @@ def lock(output: Path, *beside: Path) -> Iterator[None]:
     finally:
         held.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _opened(held: Path) -> int:
+    try:
+        held.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"{held.parent}: no space left; free some and run again."
+            ) from error
+        raise BadInputError(
+            f"{held.parent}: cannot be made or written ({error.strerror}); make it writable, or "
+            "choose another output folder."
+        ) from error
 
 
 def _remove_temporaries(output: Path) -> None:

@@ -63,6 +63,11 @@ def _train_index(run: Run) -> dict[str, Any]:
     lists = choices.lists(registry.rows, settings)
     codec = choices.codec(registry.rows, settings)
     ready = run.hashed()
+    if not ready:
+        raise StaleOutputError(
+            f"{run.layout.root}: no shard is read yet; materialise clip_features (`snip check`) "
+            "and snip_features (`snip compress`) first."
+        )
     run.require_shards("clip_features", ready)
     run.require_shards("snip_features", ready)
     # Copies count as often as they occur: so the codes are finest where most pairs are.
