@@ -16,7 +16,7 @@ import numpy as np
 from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
-from .engine.errors import without_secrets
+from .engine.errors import SnipError, without_secrets
 from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
@@ -105,7 +105,7 @@ def unit_length(context: dg.AssetCheckExecutionContext, data: DataSet) -> dg.Ass
         error = np.abs(np.linalg.norm(np.asarray(array[rows], np.float32), axis=1) - 1)
         bad = ~(error <= UNIT_TOLERANCE)
         problems += [f"shard {key}: row {row}" for row in rows[bad]]
-        looked_at, worst = looked_at + len(rows), max(worst, float(error.max(initial=0)))
+        looked_at, worst = looked_at + len(rows), float(np.max([worst, error.max(initial=0)]))
     return _result(problems, looked_at, largest_error=worst)
 
 
@@ -298,12 +298,17 @@ def checksums(
     """Read all outputs again and compare their checksums with the manifests."""
     for key in sorted(context.selected_asset_check_keys):
         asset = key.asset_key.to_user_string()
-        found = [(p, m) for p in _outputs(data, asset) if (m := read_manifest(p)) is not None]
-        problems: list[str] = []
-        for path, manifest in track(found, f"checksums of {asset}", len(found), "outputs"):
+        places, problems, size, looked_at = _outputs(data, asset), [], 0, 0
+        for path in track(places, f"checksums of {asset}", len(places), "outputs"):
             cure = f"delete {manifest_path(path)} and materialise it again"
-            problems += [f"{line}; {cure}" for line in damage(path, manifest, "full")]
-        result = _result(problems, len(found), bytes=sum(m.bytes for _, m in found))
+            try:
+                if (manifest := read_manifest(path)) is None:
+                    continue
+                size, looked_at = size + manifest.bytes, looked_at + 1
+                problems += [f"{line}; {cure}" for line in damage(path, manifest, "full")]
+            except (SnipError, OSError) as error:
+                problems.append(str(error))
+        result = _result(problems, looked_at, bytes=size)
         yield result._replace(asset_key=key.asset_key, check_name=key.name)
 
 

@@ -32,7 +32,8 @@ snip show 982 --out OUT
  fails its check; 4 the disk is full, or a server fails; 5 the machines of --compute fail;\
  130 stopped by Ctrl-C. The message says what to do.
 
-NO_COLOR or --no-color turns colours off; --json prints for scripts; progress goes to stderr.
+NO_COLOR, or --no-color before the command, turns colours off; --json prints for scripts; progress\
+ goes to stderr.
 """
 
 app = typer.Typer(

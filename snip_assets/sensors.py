@@ -37,9 +37,9 @@ _UNDER_WAY = [
     job=automation.arrival,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Registers shards when both their files are complete, and runs them together up "
-    "to the bitmap. What has changed, disappeared or is malformed is reported as the check "
-    "`sources_in_order`.",
+    description="Registers shards when both their files are complete, and runs them together from "
+    "the features to the bitmap (`clean_output` publishes). What has changed, disappeared or is "
+    "malformed is reported as the check `sources_in_order`.",
 )
 def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch) -> dg.SensorResult:
     """One look: register what is complete; one run for all that has no pairs yet."""
@@ -101,7 +101,8 @@ def _runs(
         return [], f"{len(todo)} shards wait for the run that is under way"
     if (seen.growing or seen.complete) and seen.memory.held < patience:
         seen.memory.held += 1
-        return [], f"{len(todo)} shards wait for {len(seen.growing)} that are still growing"
+        others = len(seen.growing) + len(seen.complete)
+        return [], f"{len(todo)} shards wait for {others} that are still growing or wait in turn"
     seen.memory.held = 0
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
     chosen = choose(todo, readable, seen.now.state, lambda key: _asked(instance, key))

@@ -13,7 +13,7 @@ import pytest
 
 from snip_assets import graph, home
 from snip_assets.definitions import build_defs
-from snip_assets.engine import calibrate, choices, drift, shards, stations
+from snip_assets.engine import choices, drift, evidence, shards, stations
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.options import default_source
@@ -80,7 +80,7 @@ def test_rows_of_another_kind_ask_for_training_again_which_cures(
     for module, name, value in (
         (choices, "PROBES", 0),
         (choices, "SPARED", 1.0),
-        (calibrate, "FEWEST_PAIRS", 50),
+        (evidence, "FEWEST_PAIRS", 50),
     ):
         monkeypatch.setattr(module, name, value)
     kinds.put("0000", kinds.order[:300])

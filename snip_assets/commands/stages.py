@@ -119,6 +119,9 @@ def _run(settings: Settings, out: Path, json: bool, *stages: tuple[str, list[str
         terminal.as_json(rows)
     else:
         columns = [c for c in ("station", "shard", *_SHOWN, "bytes") if any(c in r for r in rows)]
+        for row in rows:
+            if (peak := row.get("peak_memory")) is not None:
+                row["peak_memory"] = f"{peak / 1e9:.2f} GB"
         terminal.table(str(out), columns, [[r.get(c) for c in columns] for r in rows])
 
 

@@ -22,6 +22,8 @@ from .truth import true_pairs
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
+# Clusters with a failure from which on these tell how much clusters differ.
+TELLING = 10
 # Rows whose partners in arriving shards are searched for; they are held in memory, twice at first.
 MOST_DRAWN = 1 << 15
 
@@ -43,13 +45,44 @@ def wilson(successes: int, trials: int) -> Interval:
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
     Journal of the American Statistical Association 22 (1927).
     """
+    return _wilson(successes, trials, float(trials))
+
+
+def _wilson(successes: int, trials: int, independent: float) -> Interval:
+    """As if there had been so many independent trials."""
     if trials == 0:
         return Interval(float("nan"), 0.0, 1.0, 0, 0)
     z = 1.959963984540054
-    share, spread = successes / trials, z * z / trials
+    share, spread = successes / trials, z * z / independent
     middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / trials + spread / (4 * trials)) ** 0.5
+    half = (
+        z / (1 + spread) * (share * (1 - share) / independent + spread / (4 * independent)) ** 0.5
+    )
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), successes, trials)
+
+
+def clustered(successes: np.ndarray, trials: np.ndarray) -> Interval:
+    """A share of trials that come in clusters, as the pairs of a sampled row do, with its interval.
+
+    Wilson's, for as many independent trials as would have the variance that the clusters show.
+    Where fewer than ten of them failed in part or whole, that shows little: then the trials of a
+    cluster count as if they succeeded or failed together.
+
+    Source: L. Kish, "Survey Sampling" (1965), sections 2.6 (ratios) and 8.2 (design effect).
+
+    Parameters
+    ----------
+    successes, trials
+        int64[clusters], at least one trial each.
+    """
+    whole, right = int(trials.sum()), int(successes.sum())
+    if whole == 0:
+        return wilson(0, 0)
+    independent, share, n = whole**2 / float((trials**2).sum()), right / whole, len(trials)
+    if (successes < trials).sum() >= TELLING <= (successes > 0).sum():
+        variance = n / (n - 1) * float(((successes - share * trials) ** 2).sum()) / whole**2
+        independent = min(share * (1 - share) / variance, whole) if variance > 0 else whole
+    return _wilson(right, whole, independent)
 
 
 def with_pairs(run: Run) -> list[Shard]:
@@ -152,7 +185,12 @@ def _recall(
     # The pairs of a later copy are those of its first copy.
     first = run.first_copies(ends.ravel(), ready[-1].ordinal).reshape(ends.shape)
     true = set(zip(*ends[:, (ends == first).all(0)].tolist(), strict=True))
-    return wilson(len(_found(run, ready, true)), len(true))
+    # A row is sampled with all its pairs, and those of a row are found or lost together.
+    sampled, place = np.unique([pair[1] for pair in true], return_inverse=True)
+    found = _found(run, ready, true)
+    hit = np.fromiter((pair in found for pair in true), bool, len(true))
+    counts = (np.bincount(which, minlength=len(sampled)) for which in (place[hit], place))
+    return clustered(*counts)
 
 
 def random_shards(ready: Sequence[Shard], rows: int, seed: int) -> list[Shard]:

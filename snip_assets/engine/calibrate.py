@@ -212,7 +212,10 @@ def _choose(
     aim = 1 - loss / 2
     lost_snip = (1 - aim) / 10
     snip_limit = ALLOWANCE * beyond(snip, lost_snip) + 1e-4
-    reached = np.isfinite(margin)
+    reached, finite = np.isfinite(margin), excess[np.isfinite(excess)]
+    if not reached.any():
+        # The few pairs that there are lie beyond all probes: none can be found.
+        return float(finite.max(initial=0.0)) + 1e-5, 1e-6, snip_limit
     aim = min(aim, float(reached.mean()))
     # Pairs beyond all probes are lost, and no radius brings them back.
     farthest = ALLOWANCE * float(margin[reached].max()) + 1e-6
@@ -234,7 +237,7 @@ def _choose(
             best = (cost, slack, radius)
     if best is None:
         radius = float(margin[reached].max()) + 1e-6
-        slack = float(excess[np.isfinite(excess)].max()) + 1e-5
+        slack = float(finite.max()) + 1e-5
         return slack, radius, snip_limit
     return best[1], best[2], snip_limit
 

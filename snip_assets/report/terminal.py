@@ -28,6 +28,7 @@ from rich.text import Text
 from snip_assets.engine import progress
 
 _IDS = ("row", "row_in_shard", "group", "representative", "kept_row", "earlier_row")
+_UNLIMITED = 10_000
 # Work that took less leaves no line behind.
 _WORTH_A_LINE = 1.0
 
@@ -147,8 +148,12 @@ def _lines(console: Console) -> progress.Reporter:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table; numbers to the right, names at the left in one piece where there is room."""
-    console = Console(soft_wrap=False)
+    """Print a table; numbers to the right, names at the left in one piece where there is room.
+
+    In a file or a pipe a line is as long as it must be.
+    """
+    limited = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(soft_wrap=False, width=None if limited else _UNLIMITED)
     shown = Table(
         title=title,
         title_justify="left",

@@ -174,8 +174,7 @@ def _merge_index(run: Run, present: list[index.IndexedShard], inputs: dict[str, 
         sizes = index.SnipIndex.open(layout).list_sizes
     rows = int(sizes.sum())
     parts = [layout.snip_index / name for name in ("segments.json", *(s["name"] for s in segments))]
-    trained = (layout.trained_index / "trained.index").stat().st_size
-    bytes_all = trained + sum(m.bytes for p in parts if (m := read_manifest(p)))
+    bytes_all = sum(m.bytes for p in parts if (m := read_manifest(p)))
     return seal_parts(
         layout.snip_index,
         inputs,
