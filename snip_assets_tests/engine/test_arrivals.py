@@ -48,6 +48,16 @@ def test_a_shard_is_complete_when_two_looks_see_the_same() -> None:
     assert look(listed(b=(20, 5)), {}, second.memory).complete == ["b"]
 
 
+@pytest.mark.parametrize("name", ["img_emb/img_emb_a.npy", "metadata/metadata_a.parquet"])
+def test_a_file_written_again_in_the_same_size_is_not_steady(source: Source, name: str) -> None:
+    put(source, "a")
+    first = look(arrivals.listing(source), {}, Memory())
+    os.utime(source.features.parent / name, ns=(7, 7))
+    second = look(arrivals.listing(source), {}, first.memory)
+    assert second.complete == [] and second.growing == ["a"]
+    assert look(arrivals.listing(source), {}, second.memory).complete == ["a"]
+
+
 def test_a_marker_completes_at_the_first_look_and_nothing_else_does() -> None:
     one = listed(a=(10, 5), b=(10, 5))
     marked = Listing(one.features, one.metadata, frozenset({"a_stats.json"}))
