@@ -98,6 +98,10 @@ class Watched:
             )
         )
 
+    def begin(self) -> None:
+        """A run of all checks that has told no result yet."""
+        self.instance.create_run_for_job(self.defs.resolve_job_def("verify"))
+
     def tick(self) -> str:
         context = dg.build_sensor_context(self.instance, cursor=self.cursor, definitions=self.defs)
         result = alerts.check_alert(context)
@@ -132,6 +136,20 @@ def test_a_failed_check_is_told_once_until_it_has_passed(hook: Hook) -> None:
         watched.tick()
         watched.result("sources_in_order", "metadata", False, ERROR, "0001: has\nchanged")
         watched.tick()
+        assert len(hook.got) == 2
+
+
+def test_what_was_told_stays_told_while_the_check_runs_again(hook: Hook) -> None:
+    with dg.DagsterInstance.local_temp() as instance:
+        watched = Watched(instance)
+        watched.result("no_orphans", "dup_bitmap", False, ERROR, "1 of 9")
+        assert watched.tick() == "1 checks are red, 1 of them told now."
+        watched.begin()
+        assert watched.tick() == "1 checks are red, 0 of them told now."
+        watched.result("no_orphans", "dup_bitmap", False, ERROR, "1 of 9")
+        assert watched.tick() == "1 checks are red, 0 of them told now."
+        watched.result("no_orphans", "dup_bitmap", False, ERROR, "2 of 9")
+        assert watched.tick() == "1 checks are red, 1 of them told now."
         assert len(hook.got) == 2
 
 
