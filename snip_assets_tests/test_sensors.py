@@ -19,7 +19,7 @@ from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
 from snip_assets.engine.remote_files import place
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Source
+from snip_assets.engine.shards import Source, load, register
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet, Watch
 
@@ -40,15 +40,16 @@ def put(data: DataSet, *keys: str) -> None:
 
 
 class Ticks:
-    def __init__(self, instance: dg.DagsterInstance, data: DataSet) -> None:
+    def __init__(self, instance: dg.DagsterInstance, data: DataSet, most: int = 500) -> None:
         self.instance, self.data, self.cursor = instance, data, None
+        self.watch = Watch(most=most)
         self.defs = build_defs({"data": data})
 
     def __call__(self) -> dg.SensorResult:
         context = dg.build_sensor_context(
             self.instance,
             cursor=self.cursor,
-            resources={"data": self.data, "watch": Watch()},
+            resources={"data": self.data, "watch": self.watch},
             definitions=self.defs,
         )
         result = sensors.new_shards(context)
@@ -86,6 +87,38 @@ def test_complete_shards_wait_for_those_that_grow(data: DataSet) -> None:
         assert "still growing" in str(tick().skip_reason)
         (request,) = tick().run_requests or []
         assert request.tags[automation.RANGE_END] == "0001"
+
+
+def test_registered_shards_wait_for_those_that_the_next_look_registers(data: DataSet) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data, most=1)
+        put(data, "0000", "0001")
+        tick()
+        assert tick().run_requests == []
+        assert [s.key for s in load(data.layout).shards] == ["0000"]
+        (request,) = tick().run_requests or []
+        assert request.tags[automation.RANGE_START] == "0000"
+        assert request.tags[automation.RANGE_END] == "0001"
+
+
+def test_an_arrival_trains_nothing_again(data: DataSet) -> None:
+    put(data, "0000")
+    register(data.layout, data.source)
+    run = data.run()
+    stations.clip_features(run, ["0000"])
+    stations.snip_model(run)
+    stations.snip_features(run, ["0000"])
+    stations.trained_index(run)
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        put(data, "0001")
+        tick()
+        (request,) = tick().run_requests or []
+        assert request.tags[automation.RANGE_END] == "0001"
+        assert {k.to_user_string() for k in request.asset_selection or []} == {
+            *automation.INGEST,
+            *automation.DEDUP,
+        }
 
 
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
@@ -224,6 +257,25 @@ def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
         statuses = {r.run_id: r.status for r in instance.get_runs()}
         assert [statuses[r] for r in dead] == [dg.DagsterRunStatus.FAILURE] * 2
         assert [statuses[r] for r in alive] == [starting, started, starting]
+
+
+def test_a_dead_run_gives_its_place_in_the_pool_to_the_next() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with dg.DagsterInstance.local_temp() as instance:
+        pools = instance.event_log_storage
+        pools.set_concurrency_slots("memory", 1)
+
+        def claims(run_id: str) -> bool:
+            return pools.claim_concurrency_slot("memory", run_id, "snip_index").is_claimed
+
+        dead = dg.DagsterRun(job_name="arrival", status=dg.DagsterRunStatus.STARTED)
+        instance.add_run(dead)
+        told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
+        instance.report_engine_event("Started process", dead, told)
+        assert claims(dead.run_id) and not claims("next")
+        sensors.dead_runs(dg.build_sensor_context(instance))
+        assert claims("next")
 
 
 def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:
