@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import dagster as dg
+from dotenv import dotenv_values
 
 from .engine.errors import StaleOutputError
 from .engine.layout import Layout
@@ -78,6 +80,12 @@ def remember(layout: Layout, source: Source, folder: Path = Path()) -> bool:
         return False
     if file.exists() and not file.read_text().startswith(_MARK):
         return False
-    lines = [f'{k}="${{{k}:-{v}}}"' for k, v in environment(layout, source).items()]
-    file.write_text("\n".join([_MARK, *lines]) + "\n")
+    values = environment(layout, source)
+    lines = [f'{k}="${{{k}:-{v}}}"' for k, v in values.items()]
+    text = "\n".join([_MARK, *lines]) + "\n"
+    read = dotenv_values(stream=StringIO(text))
+    if any(read.get(k) != v for k, v in values.items() if k not in os.environ):
+        # A quote or a dollar sign in a path: such a file cannot say it.
+        return False
+    file.write_text(text)
     return True

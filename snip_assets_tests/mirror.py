@@ -98,6 +98,18 @@ def shorter(by: int) -> Callable:
     return fault
 
 
+def unmeasured(after: int | None = None) -> Callable:
+    """No length: the answer ends where the connection does, perhaps before the file does."""
+
+    def fault(handler, body: bytes, first: int) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(body[:after])
+        handler.close_connection = True
+
+    return fault
+
+
 def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

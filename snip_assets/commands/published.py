@@ -72,6 +72,9 @@ def download(
         bool, typer.Option(help="Keep the shards as downloaded, in OUT/originals.")
     ] = False,
     at_once: Annotated[int, typer.Option(help="Downloads at the same time.", min=1, max=64)] = 4,
+    again: Annotated[
+        bool, typer.Option(help="Fetch and write what is there once more: the files may differ.")
+    ] = False,
     catalogue: OwnCatalogue = None,
     json: Json = False,
 ) -> None:
@@ -95,6 +98,7 @@ def download(
         fetch_bitmap=_truth(dl_dedup_set_value, dl_dedup_set),
         keep_originals=keep_originals,
         shards=known.shards if whole else None,
+        again=again,
     )
     with terminal.bars():
         done = published.download(request, Policy(at_once=at_once))

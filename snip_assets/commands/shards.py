@@ -48,7 +48,8 @@ def sync(
     else:
         typer.echo(
             f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it (./.env is "
-            "written where a workspace.yaml names snip_assets.definitions)"
+            "written where a workspace.yaml names snip_assets.definitions, and for paths without "
+            "quotes and dollar signs)"
         )
 
 

@@ -74,8 +74,9 @@ def apply_drop_list(
     dict
         files: a dict for each file with file, rows, matched (its rows whose value is in a drop
         list), dropped, kept; and rows, matched, dropped, kept, listed (rows of the drop lists),
-        found (those whose value occurs in the copy), alone (those of them that stay, as the copy
-        lacks the row that was kept in their place).
+        nameless (those of them that have no value to match by), found (those whose value occurs in
+        the copy), alone (those of them that stay, as the copy lacks the row that was kept in their
+        place), on.
 
     Raises
     ------
@@ -102,14 +103,15 @@ def apply_drop_list(
             _execute(connection, f"INSERT INTO present {select}", path)
         connection.execute(_listed(every))
         counts = dict(_rows(connection, _MATCHED))
-        ((listed, found, alone),) = _rows(connection, _COUNTED)
+        ((listed, nameless, found, alone),) = _rows(connection, _COUNTED)
         dropped = _Places(connection.execute(_DROPPED))
         table = [
             _filter(number, path, out, dropped, counts.get(number, 0))
             for number, path in progress.track(list(enumerate(files)), "Write", len(files))
         ]
     total = {n: sum(row[n] for row in table) for n in ("rows", "matched", "dropped", "kept")}
-    return {"files": table, **total, "listed": listed, "found": found, "alone": alone, "on": on}
+    counted = {"listed": listed, "nameless": nameless, "found": found, "alone": alone}
+    return {"files": table, **total, **counted, "on": on}
 
 
 def _lists(value: str, kept: str) -> str:
@@ -144,9 +146,10 @@ _MATCHED = """
     WHERE value IN (SELECT value FROM lists WHERE value IS NOT NULL) GROUP BY file"""
 
 _COUNTED = """
-    SELECT count(*), count(*) FILTER (value IN (SELECT value FROM present)), count(*) FILTER (
+    SELECT count(*), count(*) FILTER (value IS NULL),
+        count(*) FILTER (value IN (SELECT value FROM present)), count(*) FILTER (
         value IN (SELECT value FROM present) AND value NOT IN (SELECT value FROM listed))
-    FROM lists WHERE value IS NOT NULL"""
+    FROM lists"""
 
 # The last `rows` rows of a shared value go, never its first; all rows of other values.
 _DROPPED = """
@@ -277,7 +280,7 @@ def _filter(number: int, path: Path, out: Path, dropped: _Places, matched: int) 
 
 def summary(result: dict[str, Any]) -> Sequence[str]:
     """The report in words."""
-    missing = result["listed"] - result["found"]
+    missing = result["listed"] - result["nameless"] - result["found"]
     lines = [
         f"{result['matched']} of {result['rows']} rows match by {result['on']}; "
         f"{result['dropped']} dropped, {result['kept']} kept."
@@ -285,6 +288,11 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
     if missing:
         lines.append(
             f"{missing} of {result['listed']} rows of the drop lists are not in this copy."
+        )
+    if result["nameless"]:
+        lines.append(
+            f"{result['nameless']} rows of the drop lists have no {result['on']}: they cannot be "
+            "found by it; try another --on."
         )
     if result["alone"]:
         lines.append(

@@ -6,6 +6,7 @@ Adding a publication is adding an entry to that file.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .errors import BadInputError
 from .locations import drive_id, shown
 
 OWN = Path(__file__).with_name("catalogue.json")
+FORMATS = ("npy", "torch", "faiss", "safetensors", "parquet", "any")
+_CHECKSUM = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 KINDS = ("bitmap", "model", "index", "offsets", "labels")
 
 
@@ -104,7 +107,7 @@ def load(path: Path = OWN) -> Catalogue:
     Raises
     ------
     BadInputError
-        It is missing, no JSON, or an entry lacks a field or has one too many.
+        It is missing, no JSON, or an entry lacks a field, has one too many or one that cannot be.
     """
     try:
         value = json.loads(path.read_text())
@@ -113,13 +116,30 @@ def load(path: Path = OWN) -> Catalogue:
     except (OSError, ValueError, AttributeError) as error:
         raise BadInputError(f"{path}: cannot be read as a catalogue ({error}).") from error
     for file in files:
-        if file.kind not in KINDS:
-            raise BadInputError(f"{path}: {file.name}: kind {file.kind!r} is none of {KINDS}.")
+        if reason := _wrong(file):
+            raise BadInputError(f"{path}: {file.name}: {reason}.")
     return Catalogue(files, data_sets)
+
+
+def _wrong(file: Publication) -> str:
+    """What cannot be in an entry, empty if all can."""
+    if file.kind not in KINDS:
+        return f"kind {file.kind!r} is none of {KINDS}"
+    if file.format not in FORMATS:
+        return f"format {file.format!r} is none of {FORMATS}"
+    # It is written below the folder that the user names, and nowhere else.
+    if Path(file.file).name != file.file or file.file in ("", ".", ".."):
+        return f"file {file.file!r} is no plain name"
+    if file.checksum is not None and not _CHECKSUM.fullmatch(file.checksum):
+        return f"checksum {file.checksum!r}; expected sha256:HEX or md5:HEX"
+    return ""
 
 
 def _entry(kind: type, value: dict[str, Any], path: Path) -> Any:
     known = {f.name for f in fields(kind)}
+    texts = {f.name for f in fields(kind) if f.name not in ("bytes", "shards", "checksum")}
+    if other := sorted(n for n in texts & set(value) if not isinstance(value[n], str)):
+        raise BadInputError(f"{path}: {value.get('name')}: {other[0]} is no text.")
     if unknown := sorted(set(value) - known):
         raise BadInputError(f"{path}: an entry has unknown fields {unknown}; known: {known}.")
     try:

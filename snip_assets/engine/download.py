@@ -108,6 +108,7 @@ class Download:
             try:
                 checksum = self.wanted.checksum or self.state.get("checksum")
                 wanted = replace(self.wanted, checksum=checksum)
+                self._require_end(wanted)
                 verify(self.part, wanted)
             except BadInputError:
                 self._forget(handle)
@@ -115,6 +116,16 @@ class Download:
             self.part.replace(self.wanted.target)
         self.state_path.unlink(missing_ok=True)
         return self.transferred
+
+    def _require_end(self, wanted: Wanted) -> None:
+        """Raise BadInputError where nothing tells whether the file was cut."""
+        known = self.state.get("framed") or wanted.size is not None or wanted.checksum
+        if not known and wanted.form not in ("npy", "parquet"):
+            raise BadInputError(
+                f"{redacted(self.url)}: the server does not say how long the file is, so nobody "
+                "can tell whether all of it came; give another mirror, or its bytes or checksum in "
+                "a catalogue (--catalogue)."
+            )
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -175,6 +186,8 @@ class Download:
             "location": digest_of(self.wanted.location),
             "validator": _validator(reply),
             "total": total,
+            # Pieces with their lengths end with an empty one.
+            "framed": total is not None or "chunked" in reply.headers.get("Transfer-Encoding", ""),
             "checksum": _announced_checksum(reply),
         }
         write_json(self.state_path, self.state)

@@ -5,8 +5,8 @@ A folder a shard, no copy of the centroids:
 - `list_offsets.npy` int64[lists + 1], `codes.npy` uint8[n, code size], `rows.npy` uint32[n] (row
   in shard, ascending inside a list): what goes into the index;
 - `probe_offsets.npy` int64[lists + 1], `probe_rows.npy` uint32[m]: the rows that probe each list,
-  `errors.npy` float32[n, 2]: squared quantisation error ADC(i, i) of each row on the leading
-  axes of the residuals and as a whole: what the join needs.
+  `errors.npy` float32[m, 2]: squared quantisation error ADC(i, i) of each of these, on the leading
+  axes of the residuals (in squared steps, see `axes`) and as a whole: what the join needs.
 """
 
 from __future__ import annotations

@@ -136,6 +136,8 @@ def localise(
     name: str,
     form: str | None = None,
     policy: Policy | None = None,
+    *,
+    again: bool = False,
 ) -> Path:
     """A local file for a location: itself when it is local, else fetched into `folder`.
 
@@ -150,7 +152,7 @@ def localise(
         judge_file(path, form)
         return path
     with Session(policy) as session:
-        return fetch(Wanted(location, folder / name, form), session).path
+        return fetch(Wanted(location, folder / name, form), session, again=again).path
 
 
 def _copy(source: Path, wanted: Wanted) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .contents import format_of
 from .errors import BadInputError
 from .model import load_model, save_model
 from .run import Run
@@ -21,10 +22,16 @@ def given_model(run: Run) -> Path | None:
                 f"model {source}: no such file; give `train`, `published` or a file."
             )
         return Path(source)
-    found = sorted(p for p in run.layout.published.glob("model.*") if "manifest" not in p.name)
+    folder = run.layout.published
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = [p for p in there if format_of(p.name) in ("torch", "safetensors")]
     if not found:
-        raise BadInputError(f"{run.layout.published}: no published model; run `snip fetch model`.")
-    return found[0]
+        raise BadInputError(
+            f"{folder}: no published model; run `snip fetch model --out {folder}`, or materialise "
+            "published_model."
+        )
+    # The one that was fetched last.
+    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
 
 def take_model(run: Run, path: Path) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def deduped_metadata(
         if keep_captions is not None:
             dropped = decided.dropped_rows[own].astype(np.int64)
             captions = _captions(keep_captions, dropped)
-            if len(captions) and captions.null_count == len(captions):
+            named = find_column(parquet_file(shard.metadata).schema_arrow, CAPTION_NAMES)
+            if named is None and captions.null_count == len(captions) > 0:
                 notes.append(f"no column {' or '.join(CAPTION_NAMES)}: no captions to keep")
             field = pa.field("duplicate_captions", pa.list_(pa.large_string()))
             extra.append((field, _captions_column(counts, captions)))

@@ -52,6 +52,8 @@ class Request:
         Keep the downloaded shards in `originals/`.
     shards
         How many there are, where known.
+    again
+        Fetch and write what is there once more: a server may have other files by now.
     """
 
     out: Path
@@ -63,6 +65,7 @@ class Request:
     fetch_bitmap: bool = True
     keep_originals: bool = False
     shards: int | None = None
+    again: bool = False
 
 
 def download(request: Request, policy: Policy | None = None) -> Applied:
@@ -91,11 +94,19 @@ def download(request: Request, policy: Policy | None = None) -> Applied:
             f"{len(bounds) - 1 if bounds is not None else 0}; give a smaller --end."
         )
     if rows is not None:
-        marks.require(rows, "the whole data set")
+        marks.require(rows, f"the whole data set{_ends_before(request, end)}")
     done = Applied(proven=rows is not None)
     for manifest, skipped in _shards(request, marks, bounds, end, policy):
         done.add(manifest, skipped=skipped)
     return done
+
+
+def _ends_before(request: Request, end: int) -> str:
+    """Which shard is taken for one beyond the last, where nothing says how many there are."""
+    if request.end is not None or request.shards is not None or request.offsets is not None:
+        return ""
+    absent = shown(row_offsets.location_of(request.metadata, end))
+    return f" (of {end} shards: {absent} is the first that is not there)"
 
 
 def _bitmap(request: Request, policy: Policy) -> Path:
@@ -103,7 +114,8 @@ def _bitmap(request: Request, policy: Policy) -> Path:
         return localise(request.bitmap, request.out, "", format_of(request.bitmap), policy)
     name = bitmap_name(request.bitmap)
     if request.fetch_bitmap:
-        return localise(request.bitmap, request.out, name, format_of(name), policy)
+        form = format_of(name)
+        return localise(request.bitmap, request.out, name, form, policy, again=request.again)
     if not (request.out / name).is_file():
         raise BadInputError(
             f"{request.out / name}: no bitmap from a former call; leave --no-dl-dedup-set out, or "
@@ -129,7 +141,10 @@ def find_offsets(request: Request, policy: Policy) -> tuple[np.ndarray | None, b
         They are needed, and neither given nor to be read from the footers of the earlier shards.
     """
     if request.offsets not in (None, "footers"):
-        place = localise(str(request.offsets), request.out, "row_offsets.npy", "npy", policy)
+        place = localise(
+            *(str(request.offsets), request.out, "row_offsets.npy", "npy", policy),
+            again=request.again,
+        )
         return row_offsets.load(place), True
     needed = request.start > 0 or request.end is None or request.offsets == "footers"
     try:
@@ -174,7 +189,8 @@ def _shards(
     numbers = range(request.start, end)
     if not numbers:
         raise BadInputError(f"no shard from {request.start} on: the data set ends before {end}.")
-    ready = {n: m for n in numbers if (m := _finished(request, marks, bounds, n))}
+    known = () if request.again else numbers
+    ready = {n: m for n in known if (m := _finished(request, marks, bounds, n))}
     require_apart(_local(request, numbers), target_of(request.out, 0).parent)
     originals = _originals(request, [n for n in numbers if n not in ready], policy)
     start = int(bounds[request.start]) if bounds is not None else 0
@@ -208,7 +224,7 @@ def _originals(request: Request, numbers: list[int], policy: Policy) -> Iterator
     folder = _folder(request)
     names = [METADATA_PATTERN.format(key=f"{n:04d}") for n in numbers]
     wanted = [Wanted(w, folder / n, "parquet") for w, n in zip(locations, names, strict=True)]
-    yield from (fetched.path for fetched in fetch_all(wanted, policy))
+    yield from (fetched.path for fetched in fetch_all(wanted, policy, again=request.again))
 
 
 def _local(request: Request, numbers: Iterable[int]) -> list[Path]:

@@ -51,7 +51,7 @@ class Policy:
     backoff
         Seconds; the wait after failure n is random between 0 and backoff x 2^n.
     longest_wait
-        Seconds that it waits at the most, also when the server asks for more.
+        Seconds that it waits at the most; where the server asks for more, it gives up.
     timeout
         Seconds without an answer or a byte that count as a failure.
     at_once
@@ -178,6 +178,10 @@ class Session:
             ) as reply:
                 _judge(reply, url)
                 yield reply
+        except httpx.UnsupportedProtocol as error:
+            raise BadInputError(
+                f"{redacted(url)}: leads to an address that is not http(s); check the address."
+            ) from error
         except httpx.TransportError:
             raise
         except (httpx.InvalidURL, httpx.RequestError) as error:

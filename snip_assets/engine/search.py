@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .copies import LONGEST, SHORTEST
 from .errors import BadInputError
 from .files import open_npy, write_json, write_parquet
 from .holdings import Holdings
@@ -111,8 +112,12 @@ def of_npy(path: Path) -> Queries:
         raise BadInputError(
             f"{path}: {found.dtype} {found.shape}; expected 1 to {MOST_QUERIES} rows of features."
         )
-    if not np.isfinite(found).all() or not np.any(found, axis=1).all():
-        raise BadInputError(f"{path}: a row holds NaN or infinity, or only zeros.")
+    lengths = np.linalg.norm(found.astype(np.float64), axis=1)
+    if not ((lengths >= SHORTEST) & (lengths <= LONGEST)).all():
+        raise BadInputError(
+            f"{path}: a row holds NaN or infinity, only zeros, or has a length beyond "
+            f"{SHORTEST:g} to {LONGEST:g}."
+        )
     names = [f"{path.name}[{i}]" for i in range(len(found))]
     return Queries(np.asarray(found), names, np.full(len(found), -1))
 

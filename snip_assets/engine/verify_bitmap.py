@@ -207,10 +207,12 @@ def write_csv(path: Path, table: pa.Table) -> None:
         writer.writerow(table.column_names)
         for batch in table.to_batches(1 << 14):
             columns = [column.to_pylist() for column in batch.columns]
-            writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+            rows = zip(*columns, strict=True)
+            writer.writerows([spreadsheet_cell(value) for value in row] for row in rows)
 
 
-def _cell(value: Any) -> Any:
+def spreadsheet_cell(value: Any) -> Any:
+    """The value; a text that a spreadsheet would take for a formula gets a quote in front."""
     if isinstance(value, str):
         value = value.replace("\0", "")
         # Spreadsheets skip leading blanks before they look for a formula.

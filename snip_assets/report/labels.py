@@ -92,7 +92,7 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     read = 0
     for pair, (kind, right) in _read(path, registry.rows):
         # A pair of the random sample stays one, on whichever page it was marked.
-        sampled = "random" in (kind, former.get(pair, ("",))[0])
+        sampled = "random" in (kind, marks.get(pair, ("",))[0])
         marks[pair] = "random" if sampled else kind, right
         read += 1
     marks = {pair: mark for pair, mark in marks.items() if mark[1] is not None}

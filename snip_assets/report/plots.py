@@ -129,8 +129,3 @@ def _markdown(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return f"![{title}](data:image/png;base64,{encoded})"
-
-
-def source_of(markdown: str) -> str:
-    """The data address inside a markdown image, for an `img` element."""
-    return markdown[markdown.index("](") + 2 : -1]

@@ -29,6 +29,7 @@ from snip_assets.engine.files import (
 from snip_assets.engine.locks import lock
 from snip_assets.engine.progress import track
 from snip_assets.engine.run import Run
+from snip_assets.engine.verify_bitmap import spreadsheet_cell
 
 from . import gallery, gallery_groups, gallery_pairs, labels, site_curves, site_data, site_pages
 from .gallery_groups import Group
@@ -38,7 +39,6 @@ from .summary import summary
 GROUPS_A_PAGE = 10
 # Parts of the report that are looked up at the same time.
 AT_ONCE = 2
-_NAMES = {"random": "random pairs", "inside": "just inside", "outside": "just outside"}
 
 
 def _inputs(run: Run) -> dict[str, str]:
@@ -182,9 +182,9 @@ class _Site:
         lines = [line for group in self.copied for line in _export_lines(group, self.cards)]
         table = pa.Table.from_pylist(lines, schema=EXPORT)
         write_parquet(self.folder / "most_copied.parquet", table)
-        for name in ("url", "caption"):
+        for name in (field.name for field in EXPORT if pa.types.is_string(field.type)):
             # A spreadsheet must not take a caption for a formula; Parquet has it as it is.
-            texts = [f"'{t}" if t and t[0] in "=+-@" else t for t in table[name].to_pylist()]
+            texts = [spreadsheet_cell(text) for text in table[name].to_pylist()]
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, pa.array(texts, pa.string()))
         pyarrow.csv.write_csv(table, self.folder / "most_copied.csv")

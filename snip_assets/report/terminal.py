@@ -174,12 +174,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 def cells(line: Mapping[str, Any]) -> list[Any]:
     """Values by column, for a table of rows.
 
-    Texts come from the web: what looks like markup of the terminal must not act as such. Row ids
-    are names, not amounts.
+    Texts come from the web: neither markup nor what steers a terminal may act. Row ids are names,
+    not amounts.
     """
     return [
-        escape(v) if isinstance(v, str) else str(v) if k in _IDS else v for k, v in line.items()
+        _harmless(v) if isinstance(v, str) else str(v) if k in _IDS else v for k, v in line.items()
     ]
+
+
+def _harmless(value: str) -> str:
+    return escape("".join(c if c.isprintable() else " " for c in value))
 
 
 def text(value: Any) -> str:

@@ -129,3 +129,16 @@ def test_what_does_not_fit_is_named(lists, tmp_path):
         apply_drop_list(drops, tmp_path / "copy", tmp_path / "copy")
     with pytest.raises(BadInputError, match="no parquet file here"):
         apply_drop_list(tmp_path / "none", tmp_path / "copy", tmp_path / "out")
+
+
+def test_rows_without_a_value_are_counted_as_such(tmp_path):
+    for name in ("drops", "copy"):
+        (tmp_path / name).mkdir()
+    texts = pa.array([None, "a", "gone"], pa.string())
+    pq.write_table(pa.table({"url": texts, "kept_url": texts}), tmp_path / "drops" / "0.parquet")
+    pq.write_table(pa.table({"url": ["a", "a", "b"]}), tmp_path / "copy" / "0.parquet")
+    (tmp_path / "copy" / "._0.parquet").write_bytes(b"left by a desktop")
+    result = apply_drop_list(tmp_path / "drops", tmp_path / "copy", tmp_path / "out")
+    assert [result[n] for n in ("listed", "nameless", "found", "dropped")] == [3, 1, 1, 1]
+    assert "1 of 3 rows of the drop lists are not in this copy." in summary(result)
+    assert any("1 rows of the drop lists have no url" in line for line in summary(result))

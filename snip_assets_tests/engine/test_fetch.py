@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from snip_assets.engine import catalogue
 from snip_assets.engine import fetch as fetching
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.fetch import Wanted, fetch, fetch_all
@@ -280,3 +282,42 @@ def test_drive_goes_through_gdown_and_its_pages_are_refused(tmp_path, monkeypatc
         fetching.fetch(wanted)
     assert np.load(fetching.fetch(wanted).path).tolist() == list(range(5))
     assert fetching.fetch(wanted).transferred == 0
+
+
+@pytest.mark.parametrize("after", [None, 1_500_000])
+def test_without_a_length_only_what_tells_its_own_end_is_taken(mirror, tmp_path, after):
+    mirror.faults["/big.npy"] = [faulty.unmeasured(after)] * 2
+    if after is None:
+        assert same(mirror, get(mirror, tmp_path))
+    else:
+        with pytest.raises(BadInputError, match=r"its header says|truncated"):
+            get(mirror, tmp_path)
+    (mirror.folder / "x.index").write_bytes(b"IwFl\x80\0\0\0" + bytes(3_000_000))
+    mirror.faults["/x.index"] = [faulty.unmeasured(after)]
+    wanted = Wanted(f"{mirror.url}/x.index", tmp_path / "x.index", "faiss")
+    with Session(QUICK) as session, pytest.raises(BadInputError, match="how long the file is"):
+        fetch(wanted, session)
+    assert not (tmp_path / "x.index").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("file", "../../escape.npy"),
+        ("file", "/escape.npy"),
+        ("file", ".."),
+        ("format", "zzz"),
+        ("checksum", "crc32:ab"),
+        ("checksum", "sha256:ab"),
+        ("location", 5),
+        ("kind", "page"),
+    ],
+)
+def test_a_catalogue_of_others_names_plain_files(tmp_path, name, value):
+    entry = {"name": "a", "kind": "bitmap", "file": "a.npy", "location": "x", "format": "npy"}
+    path = tmp_path / "catalogue.json"
+    path.write_text(json.dumps({"files": [entry]}))
+    assert catalogue.load(path)["a"].file == "a.npy"
+    path.write_text(json.dumps({"files": [{**entry, name: value}]}))
+    with pytest.raises(BadInputError, match=rf"{path.name}: a: .*{name}|{path.name}: a: {name}"):
+        catalogue.load(path)

@@ -1,5 +1,6 @@
 """The stations on the sample: exact, resumable, the same bytes for any threads and grouping."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,22 @@ def test_a_given_net_replaces_training(done: stations.Run, tmp_path: Path) -> No
         stations.snip_model(start(tmp_path / "two", model="nowhere.pth"))
 
 
+def test_the_published_net_is_the_one_that_was_fetched_last(
+    done: stations.Run, tmp_path: Path
+) -> None:
+    run = start(tmp_path, model="published")
+    folder = run.layout.published
+    with pytest.raises(BadInputError, match="snip fetch model --out"):
+        stations.snip_model(run)
+    folder.mkdir()
+    (folder / "model.pth").write_bytes(b"PK an older one")
+    os.utime(folder / "model.pth", (0, 0))
+    weights = done.layout.snip_model / "model.safetensors"
+    shutil.copy(weights, folder / "laion2b.safetensors")
+    stations.clip_features(run, run.registry.keys)
+    assert stations.snip_model(run).facts["why"] == "weights of laion2b.safetensors"
+
+
 def test_a_station_says_what_must_come_first(tmp_path: Path) -> None:
     run = start(tmp_path)
     with pytest.raises(StaleOutputError, match="snip_model"):
@@ -184,6 +201,16 @@ def test_tiny_data_sets(tmp_path: Path, sizes: list[int]) -> None:
     until_pairs(run)
     stations.duplicate_groups(run)
     assert stations.dup_bitmap(run).facts["dropped"] == sum(sizes) - 1
+
+
+def test_pairs_beyond_all_probes_are_lost_and_nothing_else(tmp_path: Path) -> None:
+    one, apart = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 2)))[0].T
+    for row, x in enumerate((one, one + np.sqrt(0.05) * apart)):
+        write_shard(tmp_path, str(row), x[None].astype(np.float32))
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings(max_probes=1))
+    until_pairs(run)
+    assert run.calibration().recall == 0
 
 
 def write_shard(folder: Path, key: str, x: np.ndarray) -> None:

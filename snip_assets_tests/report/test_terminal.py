@@ -35,3 +35,19 @@ def test_bars_are_seen_while_a_step_turns_stderr_into_a_file(
     assert (tmp_path / "step.err").read_bytes() == b""
     # What was quick leaves no line.
     assert "hash: 10 rows in" not in seen
+
+
+def test_texts_of_others_do_not_steer_the_terminal() -> None:
+    line = {"row": 1234, "caption": "\x1b]0;owned\x07\x1b[31m[red]x[/red]", "distance": 0.5}
+    row, caption, distance = terminal.cells(line)
+    assert (row, distance) == ("1234", 0.5)
+    assert caption == " ]0;owned  [31m\\[red]x\\[/red]"
+
+
+def test_a_table_in_a_file_breaks_no_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    long = "x" * 300
+    terminal.table("A longer title than the table", ["name"], [[long]])
+    assert long in capsys.readouterr().out
