@@ -1,12 +1,14 @@
 """The external sort against numpy's."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.external_sort import PairSorter, Sorter, ascending, distinct, sorted_keys
 
 
+# The nearest keys that are too far apart for 16 bits.
+@example([65536, 0], 9, 9)
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.integers(0, 12) | st.integers(0, 2**64 - 1), max_size=60),
