@@ -46,6 +46,24 @@ def test_later_copies_point_to_the_first(
         assert own == {i: j for i, j in expected.items() if i in rows}
 
 
+@pytest.mark.parametrize("buckets", [1, 2, 3, 7])
+def test_hashes_at_the_ends_of_buckets_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: int
+) -> None:
+    edges = [(number << 64) // buckets for number in range(buckets + 1)]
+    ends = [*edges[:-1], *(edge - 1 for edge in edges[1:])]
+    cuts = [0, len(ends), 2 * len(ends)]
+    monkeypatch.setattr(copies, "BUCKET_BYTES", -(-cuts[-1] * 40 // buckets))
+    hashes = [tmp_path / "0.npy", tmp_path / "1.npy"]
+    np.save(hashes[0], np.array(ends, np.uint64))
+    np.save(hashes[1], np.array(ends[::-1], np.uint64))
+    assert len(list(copies.copies(hashes, np.array(cuts[:-1])))) == buckets
+    later, first = found(hashes, cuts)
+    expected = {cuts[-1] - 1 - row: row for row in range(len(ends))}
+    assert dict(zip(later.tolist(), first.tolist(), strict=True)) == expected
+    assert len(later) == len(ends)
+
+
 def found(
     hashes: list[Path], cuts: list[int], fresh: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.kernels import QUERIES
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
-from snip_assets.engine.whole_rows import STEPS
+from snip_assets.engine.whole_rows import STEPS, Decoded, whole_rows
 
 DIM, LISTS, RADIUS, PROBES = 64, 12, 0.1, 4
 SLACK, SHORT_SLACK = 0.08, 0.05
@@ -132,6 +132,16 @@ def test_join_equals_brute_force(tmp_path: Path, codec: str) -> None:
     assert must <= as_set(found) <= may
 
 
+def test_rows_too_far_for_32_bits_are_no_candidates() -> None:
+    x, rows = np.ones((1, 3), np.float32), np.array([[1, 1, 0.9], [1, 1, 0], [-3] * 3], np.float32)
+    apart = ((x - rows) ** 2).sum(1) * STEPS**2
+    assert apart[0] < 1 << 20 < apart[1] and 1 << 31 < apart[2] < 1 << 32
+    query, row, excess = np.zeros(3, np.int32), np.arange(3, dtype=np.int32), np.empty(3, np.int32)
+    operands = whole_rows(x), Decoded.all(whole_rows(rows)), np.zeros(1, np.int64), 1 << 20
+    assert join._decided(*operands, query, row, excess, 0, 3) == 1
+    assert row[0] == 0 and excess[0] == np.rint(0.1 * STEPS) ** 2
+
+
 @pytest.mark.parametrize("products", [50, 1 << 26])
 def test_another_device_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: int
@@ -214,7 +224,7 @@ def test_index_holds_every_row_once_and_exports(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_thin_keeps_components_and_the_nearest(data: st.DataObject) -> None:
+def test_thin_keeps_components_the_nearest_and_the_lowest(data: st.DataObject) -> None:
     nodes = data.draw(st.integers(2, 30))
     edges = data.draw(
         st.sets(
@@ -241,6 +251,8 @@ def test_thin_keeps_components_and_the_nearest(data: st.DataObject) -> None:
     held = set(zip(kept.row.tolist(), kept.earlier_row.tolist(), strict=True))
     for node in range(nodes):
         own = np.flatnonzero(row == node)
+        # The star of a large group.
+        assert not len(own) or (node, int(earlier[own].min())) in held
         for k in own[np.argsort(distance[own])][:limit]:
             assert (int(row[k]), int(earlier[k])) in held
 
