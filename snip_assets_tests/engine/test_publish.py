@@ -217,10 +217,10 @@ def test_only_shards_whose_slice_changed_have_another_digest(run, tmp_path):
         assert same or relabelled
 
 
-def reduced(tmp_path, table, **options):
+def reduced(tmp_path, table, found=None, **options):
     path = tmp_path / "metadata_x.parquet"
     pq.write_table(table, path, **options)
-    pairs = write_pairs(tmp_path / "pairs.parquet", [(2, 0, 0.05), (5, 4, 0.01)])
+    pairs = write_pairs(tmp_path / "pairs.parquet", found or [(2, 0, 0.05), (5, 4, 0.01)])
     shard = shards.Shard("x", 0, 0, len(table), 8, "<f2", tmp_path / "none", path)
     metadata = Metadata(["x"], [path], np.array([0, len(table)]))
     duplicate_groups([pairs], len(table), tmp_path / "groups", rule="first", metadata=metadata)
@@ -254,6 +254,32 @@ def test_the_form_of_the_file_stays(tmp_path, compression):
     publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "drop.parquet")
     drops = pq.read_table(tmp_path / "drop.parquet").to_pylist()
     assert [(d["url"], d["kept_url"]) for d in drops] == [("u2", "u0"), ("u5", "u4")]
+
+
+def test_small_batches_and_uneven_row_groups_change_nothing(tmp_path, monkeypatch):
+    stand_for = {0: [2, 3], 1: [9], 4: [5, 10], 8: [11]}
+    found = sorted((r, kept, 0.01) for kept, gone in stand_for.items() for r in gone)
+    texts = {name: [f"{name}{i}" for i in range(12)] for name in ("url", "caption")}
+    shard = reduced(tmp_path, pa.table(texts), found)
+    # With a dictionary, a batch ends where a row group does.
+    table = pa.table({**texts, "url": pa.array(texts["url"]).dictionary_encode()})
+    with pq.ParquetWriter(shard.metadata, table.schema) as writer:
+        for low, high in ((0, 5), (5, 6), (6, 12)):
+            writer.write_table(table.slice(low, high - low))
+    monkeypatch.setattr("snip_assets.engine.parquet_filter.BATCH_ROWS", 4)
+    monkeypatch.setattr(publish, "BATCH_ROWS", 4)
+    decided = Slices(tmp_path / "groups")
+    metadata = Metadata(["x"], [shard.metadata], np.array([0, 12]))
+    publish.deduped_metadata(shard, decided, tmp_path / "out.parquet", keep_captions=metadata)
+    kept = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["url"], row["duplicate_captions"]) for row in kept] == [
+        (f"url{r}", [f"caption{d}" for d in stand_for.get(r, [])]) for r in (0, 1, 4, 6, 7, 8)
+    ]
+    publish.drop_list(shard, decided, tmp_path / "drop.parquet")
+    drops = pq.read_table(tmp_path / "drop.parquet").to_pylist()
+    assert [(d["row_in_shard"], d["url"], d["kept_url"]) for d in drops] == [
+        (r, f"url{r}", f"url{r0}") for r, r0, _ in found
+    ]
 
 
 def test_without_urls_and_captions_there_are_nulls_and_a_note(tmp_path):
