@@ -79,14 +79,41 @@ def test_without_any_pair_rows_that_were_moved_stand_in() -> None:
     assert 0.09 < apart.max() < 0.11 and 0.045 < apart.mean() < 0.055
 
 
-def test_many_rows_without_pairs_cost_a_bounded_number_of_candidates() -> None:
-    x = np.random.default_rng(0).normal(size=(4000, 24)).astype(np.float32)
+def test_many_rows_without_pairs_cost_a_bounded_number_of_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 8)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    trained = TrainedIndex.train(x, 20, "PQ8")
+    trained = TrainedIndex.train(x, 20, "PQ4")
     sample = calibration.Sample(None, x, np.ones(len(x), bool), 20_000_000)
     found, _ = calibrate.calibrate(trained, sample, Settings())
-    assert found.planted and found.slack >= 0
+    monkeypatch.setattr(calibrate, "MANY_ROWS", 1 << 62)
+    unbounded, _ = calibrate.calibrate(trained, sample, Settings())
+    assert unbounded.candidates_per_row > 10 * calibrate.MOST_CANDIDATES
+    assert found.planted and 0 <= found.slack < unbounded.slack
     assert found.candidates_per_row <= calibrate.MOST_CANDIDATES
+
+
+def test_each_limit_loses_no_more_than_its_share() -> None:
+    """2000 pairs of which some need much: those that a limit may not all give up."""
+    x = rows(1, 2000, 8)
+    trained = TrainedIndex.train(x, 8, "PQ4")
+    sample = calibration.Sample(x, x, np.ones(len(x), bool), len(x))
+    seen = evidence.gather(trained, sample, Settings(), None, 4)
+    place = np.arange(2000)
+    needs = evidence.Needs(
+        margin=np.zeros(2000),
+        # 70 of the first are lost on the leading axes, so that not all of the last may be too.
+        short=np.where(place < 70, 5, 0.01)[:, None],
+        excess=np.where(place < 1620, 0.1, 0.5),
+        snip=np.where(place < 1900, 0.1, 0.5),
+    )
+    loss = 0.4
+    found = calibrate._Limits.choose(replace(seen, needs=needs, planted=False), loss)
+    assert found.width == 8 and found.lost_by_short_code == 70 / 2000 <= loss / 10
+    assert found.lost_by_snip_limit <= loss / 20
+    held = (needs.excess <= found.slack) & (needs.short[:, 0] <= found.short_slack)
+    assert found.recall == held.mean() >= 1 - loss / 2
 
 
 def test_known_pairs_make_up_for_a_sample_with_few() -> None:
