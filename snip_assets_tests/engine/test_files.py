@@ -55,6 +55,18 @@ def test_save_npy_writes_what_numpy_does(tmp_path: Path) -> None:
         assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
 
 
+def test_rows_that_were_not_written_are_told_and_the_old_file_stays(tmp_path: Path) -> None:
+    files.write_npy(tmp_path / "a.npy", np.arange(4))
+    for rows in (2, 4):
+        with (
+            pytest.raises(RuntimeError, match=f"wrote {rows} rows of 3"),
+            files.NpyWriter(tmp_path / "a.npy", (3,), np.int64) as writer,
+        ):
+            writer.append(np.zeros(rows))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2, 3]
+
+
 def test_a_flipped_bit_is_found_unless_only_sizes_are_asked_for(tmp_path: Path) -> None:
     output = tmp_path / "a.npy"
     files.write_npy(output, np.arange(100))
@@ -145,11 +157,22 @@ def test_a_folder_is_the_former_or_the_new_one(
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(KeyboardInterrupt if dies else DiskFullError):
         write("new")
+    # Without waiting for the next run, unless there was nobody left to do it.
+    assert place.exists() != dies
     with locks.lock(place):
         assert (place / "codes").read_text() == "former"
     write("new")
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
     assert (place / "codes").read_text() == "new"
+
+
+def test_a_former_folder_does_not_come_back_once_the_new_one_is_in_place(tmp_path: Path) -> None:
+    for name in ("index", ".former-index"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "codes").write_text(name)
+    with locks.lock(tmp_path / "index"):
+        assert (tmp_path / "index" / "codes").read_text() == "index"
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
 
 
 def test_a_damaged_header_is_named(tmp_path: Path) -> None:
