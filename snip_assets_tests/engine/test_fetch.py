@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -74,6 +75,39 @@ def test_goes_on_in_another_process_after_giving_up(mirror, tmp_path):
     assert left_over(tmp_path) == [".big.npy.part", ".big.npy.part.json"]
     fetched = get(mirror, tmp_path)
     assert same(mirror, fetched) and 0 < fetched.transferred < fetched.bytes
+
+
+def test_a_file_that_is_being_downloaded_is_let_alone(mirror, tmp_path):
+    told = []
+
+    def meanwhile(handler, body, first):
+        try:
+            get(mirror, tmp_path, "small.npy")
+        except DownloadError as error:
+            told.append(str(error))
+        handler.head(body, first)
+        handler.wfile.write(body[first:])
+
+    mirror.faults["/small.npy"] = [meanwhile]
+    assert same(mirror, get(mirror, tmp_path, "small.npy"))
+    target = tmp_path / "got" / "small.npy"
+    assert told == [f"{target}: another process is downloading it."]
+
+
+def test_a_file_that_was_finished_just_now_is_not_written(mirror, tmp_path, monkeypatch):
+    part, finished = tmp_path / "got" / ".small.npy.part", tmp_path / "got" / "finished"
+
+    def late(*_):
+        """Between opening and locking another process finishes it, and the next one begins."""
+        monkeypatch.setattr(fcntl, "flock", flock)
+        part.write_bytes(b"whole")
+        part.replace(finished)
+        part.touch()
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert same(mirror, get(mirror, tmp_path, "small.npy"))
+    assert finished.read_bytes() == b"whole"
 
 
 def test_a_changed_file_starts_over(mirror, tmp_path):
@@ -219,6 +253,10 @@ def test_the_token_goes_to_its_server_only_and_is_never_shown(
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     get(mirror, tmp_path, "small.npy")
     assert "Authorization" not in mirror.requests[0][1]
+    # Nor to its server in the clear.
+    monkeypatch.setenv("HF_ENDPOINT", mirror.url.replace("http:", "https:"))
+    get(mirror, tmp_path)
+    assert "Authorization" not in mirror.requests[1][1]
     monkeypatch.setenv("HF_ENDPOINT", mirror.url)
     assert (
         web_address("hf:datasets/o/n/a/b.npy") == f"{mirror.url}/datasets/o/n/resolve/main/a/b.npy"
