@@ -306,6 +306,9 @@ def test_errors_name_the_url(memory: Source, tmp_path: Path) -> None:
     features.write_bytes(whole[:-10])
     with pytest.raises(BadInputError, match=r"memory://data/img_emb/img_emb_0001.npy: 512118 byt"):
         register(Layout(tmp_path / "out"), memory)
+    features.write_bytes(whole + b"0")
+    with pytest.raises(BadInputError, match=r"512129 bytes, but its header says 512128"):
+        register(Layout(tmp_path / "out"), memory)
     features.write_bytes(b"<html>")
     with pytest.raises(BadInputError, match=r"img_emb_0001.npy: not an .npy file"):
         register(Layout(tmp_path / "out"), memory)
