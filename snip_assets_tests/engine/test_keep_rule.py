@@ -37,6 +37,7 @@ def evaluate(text, file):
         ('highest(width * "my height")', [6, np.nan, 0]),
         ('smallest(-("my height" + 2) / 2e0 - .5)', [-2.5, -3.5, -1.5]),
         ("lowest(2 - 1 - WIDTH)", [-2, np.nan, -4]),
+        ("largest(1 + 2 * width)", [7, np.nan, 11]),
         ("largest(8 / 2 / 2 * ok)", [2, 0, np.nan]),
         ('largest(1 / "my height")', [0.5, 0.25, np.inf]),
         ("largest(day)", [1578009600e6, 1577836800e6, 1577923200e6]),
