@@ -105,6 +105,33 @@ def test_equal_values_of_dropped_and_kept_rows_leave_one(tmp_path):
     assert [f["matched"] for f in result["files"]] == [2, 2, 3]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_last_row_of_a_value_that_was_kept_stays(tmp_path, rows):
+    """Where the drop list names more rows than there are."""
+    drops, copy = tmp_path / "drops.parquet", tmp_path / "copy.parquet"
+    pq.write_table(pa.table({"url": ["same"] * 2, "kept_url": ["same"] * 2}), drops)
+    pq.write_table(pa.table({"url": ["same"] * rows}), copy)
+    result = apply_drop_list(drops, copy, tmp_path / "out")
+    assert pq.read_table(tmp_path / "out" / copy.name)["url"].to_pylist() == ["same"]
+    assert (result["matched"], result["dropped"]) == (rows, rows - 1)
+
+
+def test_names_that_look_like_patterns_are_names(tmp_path):
+    urls = {n: [f"{n}{i}" for i in range(3)] for n in ("ab", "a?", "a*", "[a]b")}
+    (tmp_path / "drops").mkdir()
+    (tmp_path / "copy").mkdir()
+    for place, (name, own) in enumerate(urls.items()):
+        lists = pa.table({"url": [f"gone {name}"], "kept_url": pa.nulls(1, pa.string())})
+        pq.write_table(lists, tmp_path / "drops" / f"{name}.parquet")
+        # In each file another row goes, so that those of no other may stand for it.
+        table = pa.table({"url": [*own[:place], f"gone {name}", *own[place:]]})
+        pq.write_table(table, tmp_path / "copy" / f"{name}.parquet")
+    result = apply_drop_list(tmp_path / "drops", tmp_path / "copy", tmp_path / "out")
+    for name, own in urls.items():
+        assert pq.read_table(tmp_path / "out" / f"{name}.parquet")["url"].to_pylist() == own
+    assert result["listed"] == result["matched"] == 4
+
+
 def test_md5_of_the_sample_leaves_one_of_each(lists, tmp_path):
     drops, registry, _ = lists
     apply_drop_list(drops, registry.source.metadata, tmp_path, on="md5")
