@@ -260,6 +260,18 @@ def test_a_date_in_a_name_costs_no_memory(tmp_path):
         apply_bitmap(tmp_path / "some", tmp_path / "out", marks)
 
 
+def test_two_files_of_one_shard_are_refused(served, tmp_path):
+    one = (served / "metadata" / "metadata_0002.parquet").read_bytes()
+    (tmp_path / "some").mkdir()
+    for name in ("metadata_0002.parquet", "metadata_02.parquet"):
+        (tmp_path / "some" / name).write_bytes(one)
+    with pytest.raises(BadInputError, match=r"which of the 10 shards .*, each once"):
+        apply_bitmap(
+            tmp_path / "some", tmp_path / "out", served / "is_dup.npy", served / "cum_sz.npy"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_packed_bits_and_bytes_are_the_same_bitmap(served, tmp_path):
     bitmap = np.load(served / "is_dup.npy")
     (tmp_path / "b.bits").write_bytes(np.packbits(bitmap, bitorder="little").tobytes())
