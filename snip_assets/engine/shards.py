@@ -30,7 +30,7 @@ _FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
 _METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Endings of what lies beside outputs that are named by their key alone.
-_ENDINGS = (".manifest.json", ".checkpoint")
+_ENDINGS = (".manifest.json", ".manifest", ".checkpoint")
 
 
 @dataclass(frozen=True)

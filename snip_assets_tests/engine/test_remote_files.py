@@ -31,7 +31,8 @@ from snip_assets.engine.remote_files import Cache, CacheFullError, place
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, discover, load, register
-from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA, keep_copies
+from snip_assets.report import gallery_row
 
 ORDER = [
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
@@ -152,7 +153,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_memory_url_gives_the_same_bytes(
-    memory: Source, local: dict[str, str], tmp_path: Path
+    memory: Source, local: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Room for two of four shards: the others come and go.
     settings = Settings(check="size", cache_gb=2.5 * SIZE / 1e9, workers=1)
@@ -161,6 +162,12 @@ def test_memory_url_gives_the_same_bytes(
     kept = [p for p in (out / "cache").iterdir() if not p.name.startswith(".")]
     assert 1 <= len(kept) <= 2
     assert str(load(Layout(out)).source.features) == "memory://data/img_emb"
+    # A command without settings finds them too, in a process of its own.
+    monkeypatch.setattr(remote_files, "_cache", None)
+    keep_copies(out)
+    about = gallery_row.about(Layout(out), 3, 2)
+    assert [hit["row"] for hit in about["nearest"]] == [1534, 1835]
+    gc.collect()
     # Nothing is fetched to see that all is current.
     shutil.rmtree(out / "cache")
     run = Run(Layout(out), settings)
