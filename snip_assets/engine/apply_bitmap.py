@@ -25,6 +25,8 @@ from .progress import track
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 # As Hugging Face names shards, often with a hash behind.
 _OF = re.compile(r"(?<!\d)(\d+)-of-\d+(?!\d)")
+# As Spark names them: part-00000-5b54c5d5-bbcf-484d-a2ce-0d6f73df1a36-c000.snappy.parquet.
+_PART = re.compile(r"part-(\d+)(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def require_rows(path: Path | str, rows: int, bounds: np.ndarray, ordinal: int) 
 
 
 def number_of(path: Path) -> int | None:
-    """The number in a file's name: that of `00000-of-00002`, else the last one."""
-    found = _OF.search(path.stem) or _NUMBER.search(path.stem)
+    """The number in a file's name: that of `00000-of-00002` or `part-00000`, else the last one."""
+    found = _OF.search(path.stem) or _PART.match(path.stem) or _NUMBER.search(path.stem)
     return int(found[1]) if found else None
 
 

@@ -237,13 +237,24 @@ def named(folder, names):
     return folder.parent / "marks.npy"
 
 
-def test_a_hash_in_a_name_is_no_number(tmp_path):
-    names = ("train-00000-of-00002-6f3344faa23e9b7a", "train-00001-of-00002-1c0de5a1f3b2c1ee")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002-6f3344faa23e9b7a", "train-00001-of-00002-1c0de5a1f3b2c1ee"),
+        ("part-00000-5b54c5d5-bbcf-484d-a2ce-c000.snappy", "part-00001-0d6f73df1a36-c000.snappy"),
+    ],
+)
+def test_a_hash_in_a_name_is_no_number(tmp_path, names):
     files = [f"{name}.parquet" for name in names]
     marks = named(tmp_path / "hub", files)
     apply_bitmap(tmp_path / "hub", tmp_path / "out", marks)
     rows = [pq.read_table(tmp_path / "out" / file)["row"].to_pylist() for file in files]
     assert rows == [[0], [3, 4, 5]]
+    # One of them alone: its name says which.
+    np.save(tmp_path / "offsets.npy", [0, 3, 6])
+    (tmp_path / "hub" / files[0]).unlink()
+    apply_bitmap(tmp_path / "hub", tmp_path / "one", marks, tmp_path / "offsets.npy")
+    assert pq.read_table(tmp_path / "one" / files[1])["row"].to_pylist() == [3, 4, 5]
 
 
 def test_names_that_tell_no_order_are_refused(tmp_path):
