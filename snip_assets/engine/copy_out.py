@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import progress
-from .errors import BadInputError, StaleOutputError
-from .files import Manifest, manifest_path, require
+from .errors import BadInputError, StaleOutputError, without_secrets
+from .files import Manifest, digest_of, manifest_path, require, write_json
 from .layout import Layout
 from .remote import DownloadError
 from .remote_files import BLOCK, exists, place
@@ -47,9 +49,20 @@ def copy_out(layout: Layout, to: str) -> Count:
     count = Count()
     for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
         _copy_output(layout, output, manifest, root, count)
-    for path in (layout.row_offsets, layout.registry):
-        _copy(path, root / path.name, count)
+    with tempfile.TemporaryDirectory(prefix="snip-") as folder:
+        registry = Path(folder) / layout.registry.name
+        _without_secrets(layout, registry)
+        for path in (layout.row_offsets, registry):
+            _copy(path, root / path.name, count)
     return count
+
+
+def _without_secrets(layout: Layout, path: Path) -> None:
+    """The registry as others may read it: urls of the sources without passwords and signatures."""
+    value = json.loads(layout.registry.read_text())
+    value.pop("digest", None)
+    value["source"] = {name: without_secrets(url) for name, url in value["source"].items()}
+    write_json(path, {**value, "digest": digest_of(value)})
 
 
 def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:

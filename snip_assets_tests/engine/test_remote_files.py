@@ -6,6 +6,7 @@ import functools
 import gc
 import hashlib
 import http.server
+import json
 import os
 import shutil
 import socket
@@ -162,6 +163,15 @@ def test_memory_url_gives_the_same_bytes(
     kept = [p for p in (out / "cache").iterdir() if not p.name.startswith(".")]
     assert 1 <= len(kept) <= 2
     assert str(load(Layout(out)).source.features) == "memory://data/img_emb"
+    # Who takes the result away gets no password of the source with it.
+    registry = out / "shards.json"
+    whole = registry.read_text()
+    secret = json.loads(whole)
+    secret["source"]["features"] = "memory://me:pa55@data/img_emb"
+    registry.write_text(json.dumps({n: v for n, v in secret.items() if n != "digest"}))
+    copy_out(Layout(out), str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / "shards.json").read_text() == whole
+    registry.write_text(whole)
     # A command without settings finds them too, in a process of its own.
     monkeypatch.setattr(remote_files, "_cache", None)
     keep_copies(out)
