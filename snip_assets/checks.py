@@ -27,6 +27,8 @@ SAMPLE_ROWS = 1_000
 # Seconds after which a file that nobody writes to is not still growing.
 SETTLED = 600.0
 UNIT_TOLERANCE = 2e-3
+# Calibration tells precision and recall of the tiers without raw features from a sample.
+COARSE = 0.05
 
 
 def _keys(
@@ -49,6 +51,28 @@ def _result(problems: list[str], looked_at: int, **metadata: Any) -> dg.AssetChe
         description="; ".join(problems[:5]) if problems else None,
         metadata={"looked_at": looked_at, "problems": len(problems), **metadata},
     )
+
+
+def _bounds(data: DataSet, verifying: Audit) -> dict[str, tuple[float, float]]:
+    """Where precision, recall and orphans warn, and where they fail.
+
+    Tiers without raw features err: they warn where they err more than calibration has found, and do
+    not fail.
+    """
+    bounds = {
+        "precision": (verifying.precision_warn, verifying.precision_fail),
+        "recall": (verifying.recall_warn or data.target_recall, verifying.recall_fail),
+        "orphans": (verifying.orphans_warn, verifying.orphans_fail),
+    }
+    if data.tier == "raw":
+        return bounds
+    told = data.run().calibration().tiers[data.tier]
+    precision, recall = (told[name] - COARSE for name in ("precision", "recall"))
+    return {
+        "precision": (min(bounds["precision"][0], precision), 0.0),
+        "recall": (min(bounds["recall"][0], recall), 0.0),
+        "orphans": (max(bounds["orphans"][0], 1 - precision), 1.0),
+    }
 
 
 def _some_rows(array: np.ndarray, seed: int) -> np.ndarray:
@@ -131,7 +155,7 @@ def pair_precision(
 ) -> dg.AssetCheckResult:
     """Sampled pairs are within `max_distance` in the raw features, recomputed in float64."""
     found = audit.pair_precision(data.run(), verifying.pairs, data.seed + verifying.seed)
-    severity = verification.below(found, verifying.precision_warn, verifying.precision_fail)
+    severity = verification.below(found, *_bounds(data, verifying)["precision"])
     wrong = f"{found.trials - found.successes} of {found.trials} pairs are too far apart"
     return verification.result(context, found, severity, wrong)
 
@@ -182,9 +206,9 @@ def query_recall(
     A warning when the whole confidence interval lies below `recall_warn` (`target_recall` unless
     it is set), an error below `recall_fail`.
     """
-    warn = verifying.recall_warn or data.target_recall
+    warn, fail = _bounds(data, verifying)["recall"]
     found = audit.query_recall(data.run(), verifying.queries, data.seed + verifying.seed)
-    severity = verification.below(found, warn, verifying.recall_fail)
+    severity = verification.below(found, warn, fail)
     missed = f"{found.trials - found.successes} of {found.trials} true pairs were not found"
     return verification.result(context, found, severity, missed, target=warn)
 
@@ -205,7 +229,7 @@ def no_orphans(
 ) -> dg.AssetCheckResult:
     """Each dropped row of a sample has a kept row within `max_distance` in the raw features."""
     found = audit.orphans(data.run(), verifying.dropped, data.seed + verifying.seed)
-    severity = verification.above(found, verifying.orphans_warn, verifying.orphans_fail)
+    severity = verification.above(found, *_bounds(data, verifying)["orphans"])
     lost = f"{found.successes} of {found.trials} dropped rows resemble no kept row"
     return verification.result(context, found, severity, lost)
 

@@ -13,7 +13,7 @@ from dagster._core.errors import DagsterAssetCheckFailedError
 
 from . import automation, checks, home, partitions, versions
 from .assets.station import PROGRESS_TAG
-from .dead_runs import bury
+from .dead_runs import MACHINE_TAG, bury, machine
 from .definitions import build_defs
 from .engine import stations
 from .engine.arrivals import reach
@@ -101,11 +101,12 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
                 result = definition.execute_in_process(
                     run_config={**_QUIET, **config},
                     instance=instance,
-                    tags={**automation.shard_range(data.layout, keys), PROGRESS_TAG: "bars"},
+                    tags={**automation.shard_range(data.layout, keys), **own},
                     run_id=run_id,
                 )
             outcome.add(result)
 
+        own = {PROGRESS_TAG: "bars", MACHINE_TAG: machine()}
         again = {"config": {"again": train_again}}
         training = {"snip_model": again, "trained_index": again}
         todo = {*stations.unfinished(data.run()), *versions.unrecorded(instance, data)}
@@ -137,7 +138,8 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
             check = entry.dagster_event.asset_check_evaluation_data if entry.dagster_event else None
             if check and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
                 asset = check.asset_key.to_user_string()
-                said.append(f"check {check.check_name} of {asset} failed: {check.description}")
+                why = str(check.description).rstrip(".")
+                said.append(f"check {check.check_name} of {asset} failed: {why}")
         raise FailedCheckError(
             f"{'; '.join(said)}. What follows was not made. The section `A check is red` of "
             "docs/operations.md says what to do."

@@ -16,6 +16,7 @@ from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
 from .engine.files import digest_of, read_manifest
+from .engine.remote_files import state as remote_state
 from .engine.shards import load
 from .partitions import announce
 from .report import site
@@ -105,7 +106,9 @@ def _runs(
         return [], f"{len(todo)} shards wait for {others} that are still growing or wait in turn"
     seen.memory.held = 0
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
-    chosen = choose(todo, readable, seen.now.state, lambda key: _asked(instance, key))
+    chosen = choose(
+        *(todo, readable, lambda key: _files_of(data, seen, key), lambda key: _asked(instance, key))
+    )
     if chosen is None:
         named = ", ".join(todo[:3]) + (" ..." if len(todo) > 3 else "")
         return [], (
@@ -164,6 +167,16 @@ def choose(
         if not asked(f"{name}-{attempt}"):
             return f"{name}-{attempt}", keys
     return None
+
+
+def _files_of(data: DataSet, seen: Look, key: str) -> list[int]:
+    """Sizes and times of a shard's files; a web server lists none of what is known already."""
+    state = seen.now.state(key)
+    if state is None or arrivals.UNSEEN[0] not in state:
+        return list(state or ())
+    shard = load(data.layout)[key]
+    told = (remote_state(path) for path in (shard.features, shard.metadata))
+    return [int(part) for text in told for part in text.split("-")]
 
 
 def _asked(instance: dg.DagsterInstance, key: str) -> bool:
@@ -251,7 +264,7 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Look for the process of each run that is said to be at work."""
     if not isinstance(context.instance.run_launcher, DefaultRunLauncher):
         return dg.SkipReason("Runs are not processes of this machine.")
-    at_work, buried = bury(context.instance)
+    at_work, buried = bury(context.instance, launched=True)
     return dg.SkipReason(f"{at_work} runs at work, {buried} of them were dead.")
 
 

@@ -18,7 +18,7 @@ from dagster._core.events import EngineEventData
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets import graph, home, partitions, versions
+from snip_assets import dead_runs, graph, home, partitions, versions
 from snip_assets.engine import stations
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import manifest_path, read_manifest, seal
@@ -163,7 +163,8 @@ def test_a_killed_run_keeps_no_other_waiting(run: Run, tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     with home.instance(data.layout) as instance:
-        dead = dg.DagsterRun(job_name="arrival", status=dg.DagsterRunStatus.STARTED)
+        tags = {dead_runs.MACHINE_TAG: dead_runs.machine()}
+        dead = dg.DagsterRun(job_name="arrival", status=dg.DagsterRunStatus.STARTED, tags=tags)
         instance.add_run(dead)
         told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
         instance.report_engine_event("Executing steps", dead, told)
@@ -184,6 +185,17 @@ def test_a_blocking_check_that_fails_says_what_it_found(run: Run, tmp_path: Path
     seal(path, manifest.inputs, **manifest.facts)
     with pytest.raises(graph.FailedCheckError, match=r"pair_precision of duplicate_pairs .*apart"):
         graph.materialize(data)
+
+
+@pytest.mark.parametrize("tier", ["snip", "codes"])
+def test_tiers_without_raw_features_end_and_stop_nothing(
+    run: Run, tmp_path: Path, tier: str
+) -> None:
+    data = DataSet.of(run.data.source, tmp_path / "out", Settings(tier=tier))
+    shutil.copytree(run.layout.root, data.layout.root)
+    checks = graph.materialize(data).checks
+    assert checks["pair_precision"]["estimate"] < 1
+    assert all(checks[name]["passed"] for name in ("pair_precision", "query_recall", "no_orphans"))
 
 
 def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) -> None:

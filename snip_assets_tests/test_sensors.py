@@ -236,6 +236,35 @@ def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
     assert not dead_runs.lives(child.pid, time.time())
 
 
+@pytest.mark.parametrize(
+    ("host", "boot", "space", "dead"),
+    [
+        ("", "", "", True),
+        ("", "", "x", False),
+        ("", "x", "x", True),
+        ("x", "x", "x", False),
+        ("x", "", "", False),
+    ],
+)
+def test_a_run_of_another_machine_or_container_is_left_alone(
+    host: str, boot: str, space: str, dead: bool
+) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    own = dead_runs.machine().split("/")
+    place = "/".join(one + more for one, more in zip(own, (host, boot, space), strict=True))
+    with dg.DagsterInstance.local_temp() as instance:
+        tags = {dead_runs.MACHINE_TAG: place}
+        run = dg.DagsterRun(job_name="dedup", status=dg.DagsterRunStatus.STARTED, tags=tags)
+        instance.add_run(run)
+        told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
+        instance.report_engine_event("Executing steps", run, told)
+        for launched in (False, True):
+            assert dead_runs.bury(instance, launched=launched) == (1, int(dead))
+            if dead:
+                break
+
+
 def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()

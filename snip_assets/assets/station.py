@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from snip_assets.dead_runs import tag
 from snip_assets.engine import progress
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.files import CODE_VERSION
@@ -51,6 +52,7 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
     What a user must mend fails at once, without a retry; a fault of the disk or network that may
     pass is tried twice again.
     """
+    tag(context)
     if context.run.tags.get(PROGRESS_TAG):
         shown: AbstractContextManager[Any] = progress.task(context.op_def.name, 0, "")
     else:

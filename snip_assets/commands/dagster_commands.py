@@ -47,16 +47,19 @@ def _require_free(host: str, port: int) -> None:
     from snip_assets.engine.errors import BadInputError
 
     try:
-        with socket.create_server((host, port)):
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
             pass
     except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise BadInputError(f"{host}:{port}: {why}; choose another --port.") from error
+        why = str(error.strerror or error).split(" (while")[0]
+        raise BadInputError(
+            f"{host}:{port} cannot be listened on ({why}); choose another --port, or --host."
+        ) from error
 
 
 def _dagster(arguments: list[str], out: Path) -> int:
     from snip_assets import home
-    from snip_assets.dead_runs import bury
+    from snip_assets.dead_runs import VARIABLE, bury
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.shards import load
 
@@ -66,6 +69,7 @@ def _dagster(arguments: list[str], out: Path) -> int:
         typer.echo(f"{out}: no shards registered here yet; see `snip shards sync`.", err=True)
     variables = {**os.environ, **home.environment(layout, source)}
     if arguments[:2] in _RUNS:
+        variables[VARIABLE] = "1"
         with home.instance(layout) as instance:
             bury(instance)
     # Most of Dagster's commands do not look into pyproject.toml for the module.
@@ -79,12 +83,26 @@ def _run(command: list[str], variables: dict[str, str]) -> int:
     # In the background of a script it is ignored, and would be by the command too.
     former = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
     process = subprocess.Popen(command, env=variables)
-    # A terminal sends it to all processes of the group itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end(number: int, _: object) -> None:
+        # A terminal sends Ctrl-C to all processes of its group itself.
+        if number != signal.SIGINT or not _in_foreground():
+            process.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, end)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        former[number] = signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+        # `nohup` has it ignored, and means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            former[number] = signal.signal(number, end)
     try:
         return process.wait()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False

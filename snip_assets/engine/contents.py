@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 import re
+import zipfile
 from pathlib import Path
 
 from .errors import BadInputError
@@ -81,7 +83,8 @@ def judge_file(path: Path, form: str | None) -> None:
     Raises
     ------
     BadInputError
-        Wrong first bytes; an .npy whose size is not what its header says; parquet without footer.
+        Wrong first bytes; an .npy or safetensors file whose size is not what its header says;
+        parquet without footer, a zip archive of weights without directory.
     """
     with open(path, "rb") as handle:
         judge_head(handle.read(HEAD), form, str(path))
@@ -94,3 +97,28 @@ def judge_file(path: Path, form: str | None) -> None:
             )
     elif form == "parquet":
         parquet_rows(path)
+    elif form == "safetensors":
+        _require_tensors(path)
+    elif form == "torch" and tells_its_end(path, form) and not zipfile.is_zipfile(path):
+        raise BadInputError(f"{path}: cut short: its directory, which comes last, is not there.")
+
+
+def _require_tensors(path: Path) -> None:
+    with open(path, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = handle.read(min(length, path.stat().st_size))
+    try:
+        ends = [e["data_offsets"][1] for n, e in json.loads(header).items() if n != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadInputError(f"{path}: its header is damaged or cut short ({error}).") from error
+    if 8 + length + max(ends, default=0) != path.stat().st_size:
+        raise BadInputError(f"{path}: {path.stat().st_size} bytes, but its header says otherwise.")
+
+
+def tells_its_end(path: Path, form: str | None) -> bool:
+    """Whether a file that was cut short is found out by `judge_file`."""
+    if form == "torch":
+        # A zip archive has its directory at the end; a bare pickle has nothing.
+        with open(path, "rb") as handle:
+            return handle.read(2) == b"PK"
+    return form in ("npy", "parquet", "safetensors")

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import httpx
 
 from . import progress
-from .contents import HEAD, judge_file, judge_head
+from .contents import HEAD, judge_file, judge_head, tells_its_end
 from .errors import BadInputError
 from .files import digest_of, write_json
 from .locations import shown, web_address
@@ -120,7 +120,7 @@ class Download:
     def _require_end(self, wanted: Wanted) -> None:
         """Raise BadInputError where nothing tells whether the file was cut."""
         known = self.state.get("framed") or wanted.size is not None or wanted.checksum
-        if not known and wanted.form not in ("npy", "parquet"):
+        if not known and not tells_its_end(self.part, wanted.form):
             raise BadInputError(
                 f"{redacted(self.url)}: the server does not say how long the file is, so nobody "
                 "can tell whether all of it came; give another mirror, or its bytes or checksum in "

@@ -2,13 +2,13 @@
 
 import re
 
-_USER = re.compile(r"(\w://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(https?://[^\s?#'\"]+)[?#]\S*?(?=[:;,.)\]'\"]*(?:\s|$))")
+_USER = re.compile(r"(\w://)[^/\s:'\"]*:[^/\s'\"]*@|(https?://)[^/\s'\"]*@")
+_QUERY = re.compile(r"(https?://[^\s?#'\",]+)[?#][^\s'\",]*?(?=[:;.)\]]*(?:[\s'\",`]|$))")
 
 
 def without_secrets(text: str) -> str:
-    """A text whose urls have no user, no password, and with http(s) no query and no fragment."""
-    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+    """A text whose urls have no password, and with http(s) no user, query or fragment."""
+    return _QUERY.sub(r"\1", _USER.sub(lambda m: m[1] or m[2], text))
 
 
 class SnipError(Exception):
@@ -20,8 +20,8 @@ class SnipError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+    def __init__(self, message: object = "") -> None:
+        super().__init__(without_secrets(str(message)))
 
 
 class BadInputError(SnipError):

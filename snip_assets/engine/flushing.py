@@ -25,7 +25,7 @@ class Flushes:
         """Raise OSError unless all files of the folder have arrived, those not added too."""
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.stat().st_ino not in self._known:
-                self.add(path.open("rb+"))
+                _sync(path.open("rb+"))
         for future in self._waiting:
             future.result()
         self._pool.shutdown()

@@ -8,6 +8,7 @@ written, and a service may have no home.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 import xxhash
 
 VARIABLE = "NUMBA_CACHE_DIR"
+_OWN = re.compile(r"/snip_assets[^/]*/kernels-[0-9a-f]{16}$")
 # After so many days the kernels of other code go.
 KEPT_DAYS = 30
 
@@ -28,7 +30,9 @@ def use(environment: MutableMapping[str, str] = os.environ) -> None:
 
     Where that cannot be written, a folder in the temporary one that belongs to this user alone.
     """
-    if environment.get(VARIABLE):
+    given = environment.get(VARIABLE, "")
+    # A process that started this one may have had other code.
+    if given and not _OWN.search(given):
         return
     folder = _made(_candidates(environment)) or Path(tempfile.mkdtemp(prefix="snip_assets-"))
     environment[VARIABLE] = str(folder)
@@ -39,12 +43,10 @@ def use(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def _candidates(environment: MutableMapping[str, str]) -> list[Path]:
     name = f"kernels-{digest()}"
-    cache = environment.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return [Path(cache) / "snip_assets" / name, _own(Path(tempfile.gettempdir())) / name]
-
-
-def _own(folder: Path) -> Path:
-    return folder / f"snip_assets-{os.getuid()}"
+    # Without a home it stays as it is.
+    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    temporary = Path(tempfile.gettempdir()) / f"snip_assets-{os.getuid()}" / name
+    return [temporary] if cache[0] == "~" else [Path(cache) / "snip_assets" / name, temporary]
 
 
 def _made(candidates: list[Path]) -> Path | None:

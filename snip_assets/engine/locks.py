@@ -13,6 +13,11 @@ from pathlib import Path
 from .errors import BadInputError, DiskFullError
 from .folders import put_back, remove
 
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT),
+    *(errno.ENAMETOOLONG, errno.EISDIR),
+}
+
 
 @contextmanager
 def lock(output: Path, *beside: Path) -> Iterator[None]:
@@ -59,6 +64,9 @@ def _opened(held: Path) -> int:
             raise DiskFullError(
                 f"{held.parent}: no space left; free some and run again."
             ) from error
+        if error.errno not in _REFUSED:
+            # What may pass is tried again.
+            raise
         raise BadInputError(
             f"{held.parent}: cannot be made or written ({error.strerror}); make it writable, or "
             "choose another output folder."

@@ -87,7 +87,8 @@ def require_apart(sources: Iterable[Path], out: Path) -> None:
 
 
 def _require_other(source: Path, target: Path) -> None:
-    if not is_remote(source) and target.exists() and source.samefile(target):
+    here = not is_remote(source) and source.exists() and target.exists()
+    if here and source.samefile(target):
         raise BadInputError(f"{target}: would overwrite its own source; choose another folder.")
 
 

@@ -100,7 +100,7 @@ def find_url(holdings: Holdings, url: str) -> int:
                 place = pc.index(values, pa.scalar(url, pa.large_string())).as_py()
                 if place >= 0:
                     return int(holdings.offsets[ordinal]) + start + place
-    raise BadInputError(f"{url}: no row of the metadata at hand has this url.")
+    raise BadInputError("no row of the metadata at hand has the url that was given.")
 
 
 def of_npy(path: Path) -> Queries:

@@ -313,9 +313,19 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
             raise BadInputError(reason)
         start = before[-1].stop if before else 0
         new.append(replace(shard, ordinal=len(before), start=start))
+    registry = Registry(source, tuple(known + new))
     if new:
-        _save(layout, Registry(source, tuple(known + new)))
+        _save(layout, registry)
+    elif known and not _same_offsets(layout, registry):
+        write_npy(layout.row_offsets, registry.offsets)
     return new
+
+
+def _same_offsets(layout: Layout, registry: Registry) -> bool:
+    try:
+        return np.array_equal(open_npy(layout.row_offsets), registry.offsets)
+    except BadInputError:
+        return False
 
 
 def unlike(shard: Shard, kind: Kind | None) -> str:

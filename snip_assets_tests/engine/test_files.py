@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -192,3 +193,29 @@ def test_a_changed_registry_is_noticed(tmp_path: Path) -> None:
     layout.registry.write_text(text.replace('"rows": 500', '"rows": 501', 1))
     with pytest.raises(StaleOutputError, match="damaged"):
         load(layout)
+
+
+def test_a_folder_of_many_files_needs_few_open_ones(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+    try:
+        with files.atomic_path(tmp_path / "folder") as folder:
+            folder.mkdir()
+            for number in range(300):
+                (folder / str(number)).touch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(list((tmp_path / "folder").iterdir())) == 300
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.ESTALE, OSError), (errno.EACCES, BadInputError)]
+)
+def test_a_fault_that_may_pass_stays_what_it_is(tmp_path, monkeypatch, number, raised):
+    def fail(*_: object) -> int:
+        raise OSError(number, "fault")
+
+    monkeypatch.setattr(locks.os, "open", fail)
+    with pytest.raises(raised) as error, locks.lock(tmp_path / "out"):
+        pass
+    assert isinstance(error.value, BadInputError) == (raised is BadInputError)

@@ -58,3 +58,17 @@ def test_a_folder_that_others_can_write_is_not_trusted(elsewhere: Path) -> None:
 def test_no_home_at_all(elsewhere: Path) -> None:
     (elsewhere / "file").touch()
     assert _used({"XDG_CACHE_HOME": str(elsewhere / "file")}).is_relative_to(elsewhere / "tmp")
+
+
+def test_no_home_and_no_entry_of_the_user(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cache.os.path, "expanduser", lambda path: path)
+    assert _used({}).is_relative_to(elsewhere / "tmp")
+
+
+def test_the_folder_of_other_code_is_not_inherited(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"XDG_CACHE_HOME": str(elsewhere / "cache")}
+    first = _used(environment)
+    monkeypatch.setattr(kernel_cache, "digest", lambda: "0123456789abcdef")
+    assert _used(environment) == first.with_name("kernels-0123456789abcdef")

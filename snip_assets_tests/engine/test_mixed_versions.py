@@ -13,6 +13,7 @@ from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import checksum, manifest_path
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.stations import features
 
 from .test_stations import SOURCE, until_pairs
 
@@ -107,3 +108,31 @@ def test_a_damaged_segment_is_merged_again(run: stations.Run) -> None:
 def test_groups_of_pairs_that_were_not_searched_for_are_refused(run: stations.Run) -> None:
     with pytest.raises(StaleOutputError, match=r"pairs up to 0\.1 only"):
         stations.duplicate_groups(other(run, max_distance=0.2))
+
+
+def test_a_file_with_another_time_is_read_once(
+    run: stations.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    hash_shard = features.copies.hash_shard
+    monkeypatch.setattr(
+        features.copies,
+        "hash_shard",
+        lambda source, *rest: (read.append(source.name), hash_shard(source, *rest))[1],
+    )
+    before = all_pairs(run)
+    for key in KEYS[:3]:
+        os.utime(run.registry[key].features)
+    for _ in range(2):
+        manifest_path(run.layout.duplicate_pairs("0003")).unlink()
+        stations.duplicate_pairs(run, ["0003"])
+    assert all_pairs(run) == before
+    assert sorted(read) == [f"img_emb_{key}.npy" for key in KEYS[:3]]
+
+
+def test_lost_row_offsets_are_written_again(run: stations.Run) -> None:
+    whole = run.layout.row_offsets.read_bytes()
+    for damage in (run.layout.row_offsets.unlink, lambda: np.save(run.layout.row_offsets, [0, 1])):
+        damage()
+        assert shards.register(run.layout, run.registry.source) == []
+        assert run.layout.row_offsets.read_bytes() == whole

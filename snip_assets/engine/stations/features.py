@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from snip_assets.engine import copies, shards
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import Manifest, checksum, read_manifest, write_json
+from snip_assets.engine.files import Manifest, checksum, read_manifest, seal, write_json
 from snip_assets.engine.given_model import given_model, take_model
+from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import require_text_columns
 from snip_assets.engine.model import load_model
 from snip_assets.engine.parquet_source import parquet_file
+from snip_assets.engine.remote_files import is_remote, listing
 from snip_assets.engine.run import MODEL_SETTINGS, Run
 from snip_assets.engine.sample import text_features
 from snip_assets.engine.shards import Shard
@@ -75,15 +78,17 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
 def replaced(run: Run, keys: list[str]) -> dict[str, str]:
     """Shards whose features hold other rows than when they were hashed, and what to do.
 
-    Only what has another size or time since is read; what cannot be read is left to
-    `clip_features` to refuse.
+    Only what has another size or time since is read, once: that it holds the same rows is noted.
+    What cannot be read is left to `clip_features` to refuse, and what a store tells of no file in a
+    listing to whoever asks for that file.
     """
     found: dict[str, str] = {}
+    states = source_states(run, keys)
     for shard in run.registry.only(keys):
-        output = run.layout.clip_features(shard.key)
+        output, state = run.layout.clip_features(shard.key), states.get(shard.key)
         former = read_manifest(output)
         try:
-            if former is None or former.inputs.get("source") == source_state(shard.features):
+            if former is None or state is None or former.inputs.get("source") == state:
                 continue
             shards.changed(shard)
             with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
@@ -92,13 +97,30 @@ def replaced(run: Run, keys: list[str]) -> dict[str, str]:
                 same = checksum(hashes) == former.files[output.name]["xxh3"]
         except BadInputError:
             continue
-        if not same:
+        if same:
+            with lock(output):
+                seal(output, {**former.inputs, "source": state}, **former.facts)
+        else:
             found[shard.key] = (
                 f"{shard.features}: has other rows than when shard {shard.key} was read; its pairs "
                 "and those of later shards are of the former ones. Put the former file back (with "
                 "its time), and give the new data a new key. `snip dedup`, or the job `arrival` "
                 "over all shards, takes it as it is now and makes them again."
             )
+    return found
+
+
+def source_states(run: Run, keys: list[str]) -> dict[str, str | None]:
+    """Key -> state of its features; of a url by one listing, None where that tells nothing."""
+    wanted, folder = run.registry.only(keys), run.registry.source.features
+    if is_remote(folder):
+        listed = dict(listing(folder, lambda _: True))
+        return {shard.key: listed.get(shard.features.name) for shard in wanted}
+    found: dict[str, str | None] = {}
+    for shard in wanted:
+        # Who reads it says what is wrong.
+        with suppress(BadInputError):
+            found[shard.key] = source_state(shard.features)
     return found
 
 
