@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterAssetCheckFailedError
+from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from . import automation, checks, home, partitions, versions
 from .assets.station import PROGRESS_TAG
@@ -131,6 +131,8 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
     """Say of a blocking check that failed what it found: Dagster tells its name alone."""
     try:
         yield
+    except DagsterExecutionInterruptedError:
+        raise KeyboardInterrupt from None
     except DagsterAssetCheckFailedError as error:
         said = []
         kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION

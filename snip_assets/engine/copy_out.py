@@ -10,7 +10,7 @@ from typing import Any
 
 from . import progress
 from .errors import BadInputError, StaleOutputError, without_secrets
-from .files import Manifest, digest_of, manifest_path, require, write_json
+from .files import Manifest, manifest_path, require, with_digest, write_json
 from .layout import Layout
 from .remote import DownloadError
 from .remote_files import BLOCK, exists, place
@@ -62,7 +62,7 @@ def _without_secrets(layout: Layout, path: Path) -> None:
     value = json.loads(layout.registry.read_text())
     value.pop("digest", None)
     value["source"] = {name: without_secrets(url) for name, url in value["source"].items()}
-    write_json(path, {**value, "digest": digest_of(value)})
+    write_json(path, with_digest(value))
 
 
 def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:

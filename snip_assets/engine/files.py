@@ -25,6 +25,7 @@ import xxhash
 from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
 from .folders import remove, replace_folder
+from .npy_faults import npy_reason
 from .resident import watch
 
 BLOCK = 1 << 22
@@ -126,29 +127,12 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             raise BadInputError(f"{path}: too many open files; raise `ulimit -n`.") from error
         # A damaged header makes numpy raise almost anything, tokenize.TokenError among others.
-        raise BadInputError(f"{path}: {_npy_reason(path, error)}") from error
+        raise BadInputError(f"{path}: {npy_reason(path, error)}") from error
     if not isinstance(array, np.ndarray):
         raise BadInputError(f"{path}: an archive (.npz), not a single array; save it as .npy.")
     if mmap:
         watch(array)
     return array
-
-
-def _npy_reason(path: Path, error: Exception) -> str:
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(512)
-    except OSError:
-        return f"cannot be read ({error})."
-    if not head:
-        return "the file is empty; fetch it again."
-    if head.lstrip()[:1] == b"<":
-        return "this is an HTML or XML page, not data (an error page saved by a download?)."
-    if not head.startswith(b"\x93NUMPY"):
-        return "not an .npy file (wrong magic bytes); fetch or write it again."
-    if "bjects" in str(error) or b"'O'" in head:
-        return "it holds pickled Python objects, which are never loaded; save it as numbers."
-    return f"damaged or truncated ({error}); fetch or write it again."
 
 
 class NpyWriter:
@@ -199,6 +183,12 @@ def checksum(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """Stable digest of anything JSON can hold."""
     return xxhash.xxh3_128(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """The value as JSON gives it back, and its digest."""
+    plain = json.loads(json.dumps(value))
+    return {**plain, "digest": digest_of(plain)}
 
 
 @dataclass(frozen=True)
@@ -253,7 +243,7 @@ def seal(output: Path, inputs: Mapping[str, str], **facts: Any) -> Manifest:
         for member in members
     }
     manifest = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
-    write_json(manifest_path(output), asdict(manifest))
+    write_json(manifest_path(output), with_digest(asdict(manifest)))
     comparisons.remember(output, manifest.version, state)
     return manifest
 
@@ -270,7 +260,7 @@ def seal_parts(
         for name, entry in manifest.files.items():
             files[str((part.parent / name).relative_to(output.parent))] = entry
     whole = Manifest(files, {**inputs, "code": CODE_VERSION}, facts)
-    write_json(manifest_path(output), asdict(whole))
+    write_json(manifest_path(output), with_digest(asdict(whole)))
     return whole
 
 
@@ -298,6 +288,9 @@ def read_manifest(output: Path) -> Manifest | None:
 def _parsed(path: Path, *state: int) -> Manifest:
     """A manifest, read once as long as its file stays the same: a run asks for most many times."""
     value = json.loads(path.read_text())
+    # Those of older versions hold no digest.
+    if value.pop("digest", None) not in (None, digest_of(value)):
+        raise ValueError("its digest differs")
     manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
     # An entry without its checksum or size is told here, and not by whoever asks first.
     _ = manifest.version, manifest.bytes

@@ -167,7 +167,10 @@ def _pair_versions(layout: Layout, registry: Registry, max_distance: float) -> d
         raise BadInputError(f"max_distance {max_distance}: not a distance; 0 or more.")
     versions = {}
     for key in registry.keys:
-        manifest = require(layout.duplicate_pairs(key), f"duplicate_pairs of shard {key}")
+        # Every byte is read below: one that has changed must not go into another result.
+        manifest = require(layout.duplicate_pairs(key), f"duplicate_pairs {key}", "recent")
+        if read_manifest(layout.clip_features(key)) is not None:
+            require(layout.clip_features(key), f"clip_features {key}", "recent")
         found = manifest.facts.get("max_distance")
         if found is not None and max_distance > found:
             raise BadInputError(

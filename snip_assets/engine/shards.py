@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import BadInputError, StaleOutputError
 from .features import Features
-from .files import digest_of, open_npy, write_json, write_npy
+from .files import digest_of, open_npy, with_digest, write_json, write_npy
 from .layout import Layout
 from .locks import lock
 from .parquet_source import parquet_rows
@@ -366,7 +366,7 @@ def _save(layout: Layout, registry: Registry) -> None:
             {"key": s.key, "rows": s.rows, "dim": s.dim, "dtype": s.dtype} for s in registry.shards
         ],
     }
-    write_json(layout.registry, {**value, "digest": digest_of(value)})
+    write_json(layout.registry, with_digest(value))
 
 
 def raw_features(registry: Registry) -> Features:

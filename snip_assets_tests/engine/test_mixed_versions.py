@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from snip_assets.engine import shards, stations
-from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.files import checksum, manifest_path
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
@@ -84,8 +84,12 @@ def test_an_earlier_file_that_was_exchanged_costs_no_pairs(run: stations.Run) ->
     manifest_path(run.layout.duplicate_pairs("0003")).unlink()
     np.save(path, np.load(path)[::-1])
     try:
-        with pytest.raises(StaleOutputError, match=r"img_emb_0001\.npy: has other rows"):
-            stations.duplicate_pairs(run, KEYS)
+        for station in (stations.duplicate_pairs, stations.snip_features):
+            with pytest.raises(BadInputError, match=r"img_emb_0001\.npy: has other rows"):
+                station(run, KEYS)
+        for station in (stations.snip_model, stations.trained_index):
+            with pytest.raises(BadInputError, match=r"img_emb_0001\.npy: has other rows"):
+                station(run, again=True)
     finally:
         path.write_bytes(whole)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -136,3 +140,58 @@ def test_lost_row_offsets_are_written_again(run: stations.Run) -> None:
         damage()
         assert shards.register(run.layout, run.registry.source) == []
         assert run.layout.row_offsets.read_bytes() == whole
+
+
+def test_rows_that_are_exchanged_while_they_are_read_do_not_pass(
+    run: stations.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.registry["0001"].features
+    whole, times = path.read_bytes(), path.stat()
+    before = checksum(run.layout.snip_features("0001"))
+    manifest_path(run.layout.snip_features("0001")).unlink()
+    compress = features.compress_shard
+
+    def exchanged(*given: object) -> dict:
+        np.save(path, np.load(path)[::-1])
+        return compress(*given)
+
+    monkeypatch.setattr(features, "compress_shard", exchanged)
+    try:
+        with pytest.raises(BadInputError, match="has other rows"):
+            stations.snip_features(run, ["0001"])
+    finally:
+        path.write_bytes(whole)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    monkeypatch.undo()
+    stations.snip_features(run, ["0001"])
+    assert checksum(run.layout.snip_features("0001")) == before
+
+
+def test_a_source_that_changes_meanwhile_is_not_sealed(
+    run: stations.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.registry["0001"].features
+    times = path.stat()
+    output = run.layout.clip_features("0001")
+    manifest_path(output).unlink()
+    hash_shard = features.copies.hash_shard
+
+    def touched(*given: object) -> dict:
+        found = hash_shard(*given)
+        os.utime(path)
+        return found
+
+    monkeypatch.setattr(features.copies, "hash_shard", touched)
+    try:
+        with pytest.raises(BadInputError, match="was changed while it was read"):
+            stations.clip_features(run, ["0001"])
+        assert not manifest_path(output).exists()
+    finally:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_one_letter_of_a_manifest_is_told(run: stations.Run) -> None:
+    path = manifest_path(run.layout.duplicate_pairs("0001"))
+    path.write_text(path.read_text().replace('"pairs"', '"pairr"'))
+    with pytest.raises(StaleOutputError, match=r"0001\.parquet\.manifest\.json: damaged .* digest"):
+        stations.duplicate_groups(run)

@@ -96,7 +96,7 @@ def test_what_cannot_be_recut_is_said(sealed, tmp_path):
     manifest = manifest_path(layout.duplicate_pairs(registry.keys[0]))
     stored = manifest.read_bytes()
     manifest.unlink()
-    with pytest.raises(StaleOutputError, match="duplicate_pairs of shard 0000"):
+    with pytest.raises(StaleOutputError, match="duplicate_pairs 0000"):
         recut(layout.root, tmp_path / "out", 0.05)
     manifest.write_bytes(stored)
     assert not (tmp_path / "out").exists()

@@ -28,10 +28,21 @@ def finish(
     *,
     again: bool = False,
     at_once: int = 1,
+    now: Callable[[], dict[str, str]] | None = None,
 ) -> Manifest:
     """The manifest of an output; made now unless it is current, or always when asked `again`.
 
     Of outputs that are made at once, each counts a part of the seconds.
+
+    Parameters
+    ----------
+    now
+        Tells the inputs once more, after the work.
+
+    Raises
+    ------
+    BadInputError
+        They changed meanwhile.
     """
     if not again and (manifest := current(output, inputs)) is not None:
         return manifest
@@ -41,6 +52,11 @@ def finish(
             return manifest
         with measured() as cost:
             facts = work()
+        if now is not None and now() != inputs:
+            raise BadInputError(
+                f"{output.name}: what it is made from was changed while it was read; run again "
+                "when nobody writes there."
+            )
         seconds = round(cost.seconds / at_once, 3)
         return seal(output, inputs, **{**cost.facts, "seconds": seconds, **facts})
 
@@ -67,8 +83,8 @@ def each(
     def one(shard: Shard) -> Manifest | BadInputError:
         output = place(shard.key)
         try:
-            own = partial(work, shard, output)
-            return finish(output, inputs(shard), own, at_once=min(at_once, len(shards)))
+            own, now = partial(work, shard, output), partial(inputs, shard)
+            return finish(output, now(), own, at_once=min(at_once, len(shards)), now=now)
         except BadInputError as error:
             return error
 

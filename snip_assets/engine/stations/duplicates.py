@@ -27,13 +27,14 @@ from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
+from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.run import PAIR_SETTINGS, Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 from snip_assets.engine.verify import Pairs
 
 from .base import finish, source_state
-from .features import replaced
+from .features import unchanged
 
 
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -108,14 +109,6 @@ def _require_earlier(run: Run, last: int) -> None:
     run.require_shards("index_shards", earlier)
     if run.settings.tier != "codes":
         run.require_shards("snip_features", earlier)
-    if run.settings.tier == "raw":
-        _require_unchanged(run, [s.key for s in earlier])
-
-
-def _require_unchanged(run: Run, keys: list[str]) -> None:
-    """Raise if the raw rows of a shard are others than those that its codes were made from."""
-    if others := replaced(run, keys):
-        raise StaleOutputError(next(iter(others.values())))
 
 
 def _paired(run: Run, last: int, inputs: dict[str, dict[str, str]]) -> list[str]:
@@ -138,10 +131,9 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         is_copy[later] = True
         queries = [run.query_shard(s) for s in group]
         most = choices.query_rows(run.settings)
-        found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
-        if run.settings.tier == "raw":
-            # Files may have been exchanged while they were read.
-            _require_unchanged(run, [s.key for s in run.hashed() if s.ordinal <= last])
+        raw = [s.key for s in run.hashed() if s.ordinal <= last]
+        with unchanged(run, raw if run.settings.tier == "raw" else []):
+            found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
     rows = sum(s.rows for s in group)
     for shard, near in zip(group, found, strict=True):
         own = (later >= shard.start) & (later < shard.stop)
@@ -209,7 +201,14 @@ def duplicate_groups(run: Run) -> Manifest:
         missing = [key for key in registry.keys if key not in found]
         return {**facts, **seen, "keep": settings.keep, "shards_missing": missing}
 
-    return finish(layout.duplicate_groups, inputs, work)
+    def now() -> dict[str, str]:
+        if is_remote(registry.source.metadata):
+            # A request a shard, and a changed object is another object to who reads it.
+            return inputs
+        states = {s.key: source_state(s.metadata) for s in registry.shards}
+        return {**inputs, "metadata": digest_of(states)}
+
+    return finish(layout.duplicate_groups, inputs, work, now=now)
 
 
 def _require_wide_enough(run: Run, keys: list[str]) -> None:
@@ -233,7 +232,7 @@ def _former(run: Run, seen: dict[str, Any]) -> Former | None:
         return None
 
     def holds(name: str) -> bool:
-        before: dict[str, str] = manifest.facts.get(name, {})
+        before: dict[str, str] = manifest.facts.get(name, {"": ""})
         return all(seen[name].get(key) == version for key, version in before.items())
 
     # By checksum, whatever the setting: a run that was killed may have left newer files.

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from snip_assets.engine import copies, shards
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import Manifest, checksum, read_manifest, seal, write_json
+from snip_assets.engine.files import (
+    Manifest,
+    checksum,
+    manifest_path,
+    read_manifest,
+    seal,
+    write_json,
+)
 from snip_assets.engine.given_model import given_model, take_model
 from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import require_text_columns
@@ -110,6 +118,16 @@ def replaced(run: Run, keys: list[str]) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def unchanged(run: Run, keys: list[str]) -> Iterator[None]:
+    """Raise BadInputError if shards have other raw rows than were hashed, before or after."""
+    for at_end in (False, True):
+        if others := replaced(run, keys):
+            raise BadInputError(next(iter(others.values())))
+        if not at_end:
+            yield
+
+
 def source_states(run: Run, keys: list[str]) -> dict[str, str | None]:
     """Key -> state of its features; of a url by one listing, None where that tells nothing."""
     wanted, folder = run.registry.only(keys), run.registry.source.features
@@ -141,19 +159,27 @@ def snip_model(run: Run, *, again: bool = False) -> Manifest:
         ready = tuple(run.hashed()) or run.registry.shards
         registry = shards.Registry(run.registry.source, ready)
         features, text = shards.raw_features(registry), text_features(registry)
-        return train(features, run.settings, run.layout.snip_model, text=text)
+        with unchanged(run, list(registry.keys)):
+            return train(features, run.settings, run.layout.snip_model, text=text)
 
     return finish(run.layout.snip_model, model_inputs(run), work, again=again)
 
 
 def snip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
-    """Compress feature shards."""
-    inputs = compressed_inputs(run)
+    """Compress feature shards; those with other rows than were hashed are refused at the end."""
+    inputs, refused = compressed_inputs(run), replaced(run, keys)
     net = load_model(run.layout.snip_model)
-    return each(
+    good = [key for key in keys if key not in refused]
+    made = each(
         run,
-        keys,
+        good,
         run.layout.snip_features,
         inputs,
         lambda shard, output: compress_shard(net, shard.features, output, run.settings),
     )
+    # Those that were exchanged meanwhile must not pass once the former file is back.
+    for key in (exchanged := replaced(run, good)):
+        manifest_path(run.layout.snip_features(key)).unlink(missing_ok=True)
+    if refused | exchanged:
+        raise BadInputError(" ".join((refused | exchanged).values()))
+    return made

@@ -32,6 +32,7 @@ from snip_assets.engine.shards import Shard
 from snip_assets.engine.trained import TrainedIndex
 
 from .base import Inputs, each, finish, made_with
+from .features import unchanged
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
 
@@ -70,6 +71,12 @@ def _train_index(run: Run) -> dict[str, Any]:
         )
     run.require_shards("clip_features", ready)
     run.require_shards("snip_features", ready)
+    with unchanged(run, [s.key for s in ready]):
+        return _trained(run, ready, lists, codec)
+
+
+def _trained(run: Run, ready: list[Shard], lists: int, codec: str) -> dict[str, Any]:
+    registry, settings = run.registry, run.settings
     # Copies count as often as they occur: so the codes are finest where most pairs are.
     rows = _drawn(run, choices.index_rows(registry.rows, lists))
     # A fifth is held out: the codec fits the rows it was trained on better than any other.
