@@ -232,6 +232,7 @@ def _former(run: Run, seen: dict[str, Any]) -> Former | None:
         return None
 
     def holds(name: str) -> bool:
+        # A fact that is absent does not hold.
         before: dict[str, str] = manifest.facts.get(name, {"": ""})
         return all(seen[name].get(key) == version for key, version in before.items())
 
