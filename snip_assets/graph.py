@@ -87,6 +87,7 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
         # No daemon need run: a killed run must not keep this one waiting.
         bury(instance)
         defs, every = build_defs({"data": data}), load(data.layout).keys
+        own = {PROGRESS_TAG: "bars", MACHINE_TAG: machine()}
 
         def work(job: str, keys: list[str], assets: Sequence[str] = (), **config: Any) -> None:
             definition = defs.resolve_job_def(job)
@@ -106,7 +107,6 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
                 )
             outcome.add(result)
 
-        own = {PROGRESS_TAG: "bars", MACHINE_TAG: machine()}
         again = {"config": {"again": train_again}}
         training = {"snip_model": again, "trained_index": again}
         todo = {*stations.unfinished(data.run()), *versions.unrecorded(instance, data)}

@@ -23,6 +23,8 @@ from snip_assets.engine.shards import Source
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 
+from .engine.test_stations import until_pairs
+
 KEYS, ROWS = ("0000", "0001"), 150
 
 
@@ -48,13 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards.register(data.layout, data.source)
     run, keys = data.run(), list(KEYS)
     stations.metadata(run, keys)
-    stations.clip_features(run, keys)
-    stations.snip_model(run)
-    stations.snip_features(run, keys)
-    stations.trained_index(run)
-    stations.index_shards(run, keys)
-    stations.snip_index(run)
-    stations.duplicate_pairs(run, keys)
+    until_pairs(run)
     stations.duplicate_groups(run)
     stations.dup_bitmap(run)
     stations.deduped_metadata(run, keys)

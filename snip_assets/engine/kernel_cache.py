@@ -42,11 +42,12 @@ def use(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _candidates(environment: MutableMapping[str, str]) -> list[Path]:
-    name = f"kernels-{digest()}"
-    # Without a home it stays as it is.
-    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    temporary = Path(tempfile.gettempdir()) / f"snip_assets-{os.getuid()}" / name
-    return [temporary] if cache[0] == "~" else [Path(cache) / "snip_assets" / name, temporary]
+    name, found = f"kernels-{digest()}", []
+    # There may be no home.
+    with suppress(RuntimeError):
+        cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        found.append(Path(cache) / "snip_assets" / name)
+    return [*found, Path(tempfile.gettempdir()) / f"snip_assets-{os.getuid()}" / name]
 
 
 def _made(candidates: list[Path]) -> Path | None:

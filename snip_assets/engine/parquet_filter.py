@@ -6,7 +6,7 @@ a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def _require_other(source: Path, target: Path) -> None:
         raise BadInputError(f"{target}: would overwrite its own source; choose another folder.")
 
 
-def _batches(source: Path, file: pq.ParquetFile):  # type: ignore[no-untyped-def]
+def _batches(source: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     try:
         yield from file.iter_batches(BATCH_ROWS)
     except (pa.ArrowException, OSError) as error:

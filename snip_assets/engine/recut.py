@@ -230,7 +230,12 @@ def thresholds(root: Path) -> list[float]:
     manifests = [read_manifest(layout.duplicate_pairs(key)) for key in load(layout).keys]
     found = [m.facts["max_distance"] for m in manifests if m and "max_distance" in m.facts]
     most = min(found) if found else Settings().max_distance
-    return [*(min(most, round(most * tenth / 10, 10)) for tenth in range(1, 10)), most]
+    return even_steps(most, 10)[1:]
+
+
+def even_steps(most: float, steps: int) -> list[float]:
+    """From 0 to a threshold, which is the last one as it is: rounding may not pass it."""
+    return [*(min(most, round(most * i / steps, 10)) for i in range(steps)), most]
 
 
 def run_curve(

@@ -192,11 +192,10 @@ def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:
         if share < 1:
             labels, sample = open_npy(folder / "labels.npy"), Path(spill) / "pairs.parquet"
             files = [of_groups(files, labels, share, run.settings.seed, sample)]
-        steps = choices.THRESHOLDS
         cuts = recut.curve(
             files,
             run.registry.rows,
-            [*(min(most, round(most * i / steps, 10)) for i in range(steps)), most],
+            recut.even_steps(most, choices.THRESHOLDS),
             rule=run.settings.keep,
             metadata=Metadata.of(run.registry),
             copies=run.copies_by_hash(),

@@ -62,7 +62,8 @@ class Arrivals:
         pq.write_table(self.described[self.rows(key)], metadata)
         features = self.source.features / f"img_emb_{key}.npy"
         temporary = features.with_name(features.name + ".part")
-        np.save(open(temporary, "wb"), self.raw[self.rows(key)])  # noqa: SIM115
+        with open(temporary, "wb") as file:
+            np.save(file, self.raw[self.rows(key)])
         data = temporary.read_bytes()
         with open(features, "wb") as file:
             file.write(data[: len(data) // 2])
@@ -174,8 +175,7 @@ def play(folder: Path, *, kill: bool) -> dict:
         (arrivals.source.features / "img_emb_bad.npy").write_bytes(b"<html>404</html>")
         pq.write_table(arrivals.described[:9], arrivals.source.metadata / "metadata_bad.parquet")
         if kill:
-            working = lambda: len(arrivals.runs("arrival", "STARTED")) > 0  # noqa: E731
-            wait(working, "the run of the burst", MOST)
+            wait(lambda: len(arrivals.runs("arrival", "STARTED")) > 0, "the run of the burst", MOST)
             time.sleep(8)
             told["processes killed"] = services.kill("daemon")
             services.start("daemon")
