@@ -35,12 +35,17 @@ def _keys(
     context: dg.AssetCheckExecutionContext, data: DataSet, place: Callable[[str], Path]
 ) -> list[str]:
     """Shards of this run that are on disk; all on disk when the run has no partitions."""
+    return [key for key in _of_run(context, data) if read_manifest(place(key)) is not None]
+
+
+def _of_run(context: dg.AssetCheckExecutionContext, data: DataSet) -> list[str]:
+    """Registered shards of this run; all when the run has no partitions."""
     registered = shards.load(data.layout).keys
     run = context.op_execution_context
-    if run.has_partition_key or run.has_partition_key_range:
-        wanted = set(run.partition_keys)
-        registered = [key for key in registered if key in wanted]
-    return [key for key in registered if read_manifest(place(key)) is not None]
+    if not (run.has_partition_key or run.has_partition_key_range):
+        return registered
+    wanted = set(run.partition_keys)
+    return [key for key in registered if key in wanted]
 
 
 def _result(problems: list[str], looked_at: int, **metadata: Any) -> dg.AssetCheckResult:
@@ -280,9 +285,9 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     return _result(problems, len(known))
 
 
-def _outputs(data: DataSet, asset: str) -> list[Path]:
-    """All places of an asset's outputs, those of each shard for a partitioned one."""
-    layout, keys = data.layout, shards.load(data.layout).keys
+def _outputs(data: DataSet, asset: str, keys: list[str]) -> list[Path]:
+    """The places of an asset's outputs, those of some shards for a partitioned one."""
+    layout = data.layout
     places: dict[str, Callable[[str], Path]] = {
         "metadata": layout.metadata,
         "clip_features": layout.clip_features,
@@ -319,10 +324,15 @@ SEALED = (
 def checksums(
     context: dg.AssetCheckExecutionContext, data: DataSet
 ) -> Iterator[dg.AssetCheckResult]:
-    """Read all outputs again and compare their checksums with the manifests."""
+    """Read outputs again and compare their checksums with the manifests.
+
+    A backfill in the UI selects this check with its assets: each of its runs must not read what
+    all the others have written.
+    """
+    keys = _of_run(context, data)
     for key in sorted(context.selected_asset_check_keys):
         asset = key.asset_key.to_user_string()
-        places, problems, size, looked_at = _outputs(data, asset), [], 0, 0
+        places, problems, size, looked_at = _outputs(data, asset, keys), [], 0, 0
         for path in track(places, f"checksums of {asset}", len(places), "outputs"):
             cure = f"delete {manifest_path(path)} and materialise it again"
             try:

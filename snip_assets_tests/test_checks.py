@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets import checks
+from snip_assets import automation, checks
 from snip_assets.definitions import build_defs
 from snip_assets.engine import comparisons, shards, stations
 from snip_assets.engine.files import manifest_path, read_manifest
@@ -200,6 +200,17 @@ def test_a_flipped_bit_fails_the_checksums_of_its_asset_alone(data: DataSet) -> 
     cure = f"delete {manifest_path(path)} and materialise it again"
     assert failed == "snip_features"
     assert found[failed].description == f"{path}: checksum differs; {cure}"
+
+
+def test_a_run_about_some_shards_reads_no_others_again(data: DataSet) -> None:
+    definition = build_defs({"data": data}).resolve_implicit_global_asset_job_def()
+    some = definition.get_subset(asset_selection={dg.AssetKey("snip_features")})
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("shards", list(KEYS))
+        tags = automation.shard_range(data.layout, ["0001"])
+        result = some.execute_in_process(instance=instance, tags=tags)
+    found = {e.check_name: e for e in result.get_asset_check_evaluations()}
+    assert found["checksums"].metadata["looked_at"].value == 1
 
 
 def test_of_many_rows_the_ends_and_a_random_sample_are_looked_at() -> None:
