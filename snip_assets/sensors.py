@@ -116,6 +116,7 @@ def _runs(
             "runs of `arrival`"
         )
     key, keys = chosen
+    keys = _with_later(data, keys)
     assets = [*automation.INGEST, *automation.TRAIN, *automation.DEDUP]
     if read_manifest(layout.trained_index) is not None:
         # Training again is a decision of the user, never of an arrival.
@@ -129,6 +130,21 @@ def _runs(
         )
         for number, part in enumerate(stretches(load(layout), keys))
     ], ""
+
+
+def _with_later(data: DataSet, keys: list[str]) -> list[str]:
+    """Those shards, and later ones whose pairs will lack rows that this run encodes.
+
+    Without them groups would be made, and judged, of pairs that are stale once it has encoded.
+    """
+    layout, every = data.layout, load(data.layout).keys
+    fresh = {key for key in keys if read_manifest(layout.index_shard(key)) is None}
+    wanted, after = set(keys), False
+    for key in every:
+        after = after or key in fresh
+        if after and read_manifest(layout.duplicate_pairs(key)) is not None:
+            wanted.add(key)
+    return [key for key in every if key in wanted]
 
 
 def choose(

@@ -121,6 +121,24 @@ def test_an_arrival_trains_nothing_again(data: DataSet) -> None:
         }
 
 
+def test_a_shard_that_is_read_late_takes_along_those_after_it(data: DataSet) -> None:
+    put(data, "0000", "0001", "0002", "0003")
+    register(data.layout, data.source)
+    run, read = data.run(), ["0000", "0002", "0003"]
+    stations.clip_features(run, read)
+    stations.snip_model(run)
+    stations.snip_features(run, read)
+    stations.trained_index(run)
+    stations.index_shards(run, read)
+    stations.snip_index(run)
+    stations.duplicate_pairs(run, read)
+    with dg.DagsterInstance.ephemeral() as instance:
+        (request,) = Ticks(instance, data)().run_requests or []
+    assert request.tags[automation.RANGE_START] == "0001"
+    # Their pairs lack the rows of 0001 once it is encoded.
+    assert request.tags[automation.RANGE_END] == "0003"
+
+
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         tick = Ticks(instance, data)
