@@ -200,11 +200,19 @@ def look(
     """
     problems = _disorder(now, registered)
     memory, complete, growing = Memory(reported=before.reported, held=before.held), [], []
+    gone = {state: key for key, state in registered.items() if state and now.state(key) is None}
     for key in sorted((now.features.keys() | now.metadata.keys()) - registered.keys()):
         if not shards.is_plain(key):
             problems[key[:120]] = (
                 f"the shard key {key[:120]!r} is not a plain name (letters, digits, '.', '_', "
                 "'-', at most 100); rename its files."
+            )
+            continue
+        if former_key := gone.get(now.state(key) or (-1,) * 4):
+            # Registered, it could not be taken back, and would be missed once it is named right.
+            problems[key] = (
+                f"its files are those of the registered shard {former_key}, renamed; give them "
+                "their former names back."
             )
             continue
         state = [*now.features.get(key, (-1, -1)), *now.metadata.get(key, (-1, -1))]

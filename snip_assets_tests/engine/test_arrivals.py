@@ -87,6 +87,19 @@ def test_registered_shards_that_change_or_vanish_are_reported_and_not_taken_agai
     assert "img_emb_d.npy has disappeared" in seen.problems["d"]
 
 
+def test_a_registered_shard_under_another_name_is_no_new_one() -> None:
+    known = {"a": (10, 1, 5, 1), "b": (20, 1, 5, 1)}
+    memory = Memory()
+    for _ in range(3):
+        seen = look(listed(ax=(10, 5), b=(20, 5)), known, memory)
+        memory = seen.memory
+        assert not seen.complete and not seen.growing
+    assert "those of the registered shard a, renamed" in seen.problems["ax"]
+    # A copy of one that is still there is another shard.
+    copied = listed(a=(10, 5), ax=(10, 5), b=(20, 5))
+    assert look(copied, known, look(copied, known, memory).memory).complete == ["ax"]
+
+
 def test_temporaries_are_ignored_and_odd_keys_reported(source: Source) -> None:
     put(source, "a")
     odd = ("img_emb_.npy", "img_emb_.tmp-1.npy", "img_emb_b.npy.part", "img_emb_c.part.npy", "x")
