@@ -95,10 +95,11 @@ def _runs(
 ) -> tuple[list[dg.RunRequest], str]:
     """The runs to ask for, and why there are none."""
     layout = data.layout
-    if not layout.registry.exists() or not (todo := stations.unpaired(data.run())):
+    todo = _unfinished(data) if layout.registry.exists() else []
+    if not todo:
         seen.memory.held = 0
         return [], "no new shard"
-    if under_way(instance, automation.arrival.name):
+    if under_way(instance, automation.arrival.name, automation.dedup.name):
         return [], f"{len(todo)} shards wait for the run that is under way"
     if (seen.growing or seen.complete) and seen.memory.held < patience:
         seen.memory.held += 1
@@ -132,6 +133,13 @@ def _runs(
     ], ""
 
 
+def _unfinished(data: DataSet) -> list[str]:
+    """Shards without pairs, and those whose run ended between its pairs and the bitmap."""
+    run = data.run()
+    some = {*stations.unpaired(run), *stations.undecided(run)}
+    return [key for key in run.registry.keys if key in some]
+
+
 def _with_later(data: DataSet, keys: list[str]) -> list[str]:
     """Those shards, and later ones whose pairs will lack rows that this run encodes.
 
@@ -161,7 +169,7 @@ def choose(
     Parameters
     ----------
     todo
-        Shards without pairs.
+        Shards that are not in the bitmap as they are.
     readable
         Those that passed the check of every row.
     state

@@ -23,6 +23,8 @@ from snip_assets.engine.shards import Source, load, register
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet, Watch
 
+from .engine.test_stations import until_pairs
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataSet:
@@ -132,11 +134,38 @@ def test_a_shard_that_is_read_late_takes_along_those_after_it(data: DataSet) -> 
     stations.index_shards(run, read)
     stations.snip_index(run)
     stations.duplicate_pairs(run, read)
+    stations.duplicate_groups(run)
+    stations.dup_bitmap(run)
     with dg.DagsterInstance.ephemeral() as instance:
         (request,) = Ticks(instance, data)().run_requests or []
     assert request.tags[automation.RANGE_START] == "0001"
     # Their pairs lack the rows of 0001 once it is encoded.
     assert request.tags[automation.RANGE_END] == "0003"
+
+
+def test_a_run_that_ended_between_pairs_and_bitmap_is_asked_for_again(data: DataSet) -> None:
+    put(data, "0000", "0001")
+    register(data.layout, data.source, ["0000"])
+    run = data.run()
+    stations.metadata(run, ["0000"])
+    until_pairs(run)
+    stations.duplicate_groups(run)
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+
+        def asked() -> list[str]:
+            return [r.tags[automation.RANGE_START] for r in tick().run_requests or []]
+
+        tick()
+        assert asked() == ["0000"]
+        stations.dup_bitmap(run)
+        assert asked() == ["0001"]
+        run = data.run()
+        until_pairs(run)
+        assert asked() == ["0001"]
+        stations.duplicate_groups(run)
+        stations.dup_bitmap(run)
+        assert asked() == []
 
 
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:

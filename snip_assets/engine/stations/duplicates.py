@@ -101,6 +101,20 @@ def unpaired(run: Run) -> list[str]:
     return [key for key, chain in _chains(run).items() if not paired(key, chain)]
 
 
+def undecided(run: Run) -> list[str]:
+    """Shards whose pairs the bitmap was not made from; the last where a bitmap alone is missing."""
+    layout = run.layout
+    pairs = {key: read_manifest(layout.duplicate_pairs(key)) for key in run.registry.keys}
+    found = {key: manifest.version for key, manifest in pairs.items() if manifest is not None}
+    groups, bitmap = read_manifest(layout.duplicate_groups), read_manifest(layout.dup_bitmap)
+    # Groups that do not tell are taken as current.
+    known = groups.facts.get("pair_versions", found) if groups else {}
+    if fresh := [key for key, version in found.items() if known.get(key) != version]:
+        return fresh
+    current_one = groups and bitmap and bitmap.inputs.get("duplicate_groups") == groups.version
+    return [] if current_one else list(found)[-1:]
+
+
 def _require_earlier(run: Run, last: int) -> None:
     """Check what the join of shards up to ordinal `last` reads, before it reads it."""
     earlier = [s for s in run.hashed() if s.ordinal <= last]
