@@ -107,8 +107,13 @@ def _runs(
         return [], f"{len(todo)} shards wait for {others} that are still growing or wait in turn"
     seen.memory.held = 0
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
+    # A run needs the earlier shards too: what is put back may be tried with again.
+    wrong = sorted(seen.problems.keys() & set(load(layout).keys))
     chosen = choose(
-        *(todo, readable, lambda key: _files_of(data, seen, key), lambda key: _asked(instance, key))
+        todo,
+        readable,
+        lambda key: [*_files_of(data, seen, key), *wrong],
+        lambda key: _asked(instance, key),
     )
     if chosen is None:
         named = ", ".join(todo[:3]) + (" ..." if len(todo) > 3 else "")
@@ -173,7 +178,7 @@ def choose(
     readable
         Those that passed the check of every row.
     state
-        Sizes and times of the files of a shard.
+        Sizes and times of the files of a shard, and which others are not in order.
     asked
         Whether a run was requested with a run key.
     """

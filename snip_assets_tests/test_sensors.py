@@ -168,6 +168,32 @@ def test_a_run_that_ended_between_pairs_and_bitmap_is_asked_for_again(data: Data
         assert asked() == []
 
 
+def test_shards_that_failed_for_another_are_asked_for_when_that_is_back(data: DataSet) -> None:
+    put(data, "0000")
+    register(data.layout, data.source)
+    run = data.run()
+    stations.metadata(run, ["0000"])
+    until_pairs(run)
+    stations.duplicate_groups(run)
+    stations.dup_bitmap(run)
+    metadata = Path(data.metadata) / "metadata_0000.parquet"
+    away = metadata.rename(metadata.with_suffix(".away"))
+    put(data, "0001")
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+
+        def fails() -> bool:
+            for request in tick().run_requests or []:
+                failed, tags = dg.DagsterRunStatus.FAILURE, {sensors.RUN_KEY: str(request.run_key)}
+                instance.add_run(dg.DagsterRun(job_name="arrival", status=failed, tags=tags))
+                return True
+            return False
+
+        assert [fails() for _ in range(6)] == [False, True, True, True, False, False]
+        away.rename(metadata)
+        assert [fails() for _ in range(4)] == [True, True, True, False]
+
+
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         tick = Ticks(instance, data)
