@@ -9,11 +9,9 @@ from dagster import AssetSelection as Select
 from . import checks
 from .engine.layout import Layout
 from .engine.shards import load
+from .partitions import RANGE_END, RANGE_START
 from .resources import DataSet
 from .verification import seed_of
-
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 
 INGEST = ("metadata", "clip_features")
 TRAIN = ("snip_model", "snip_features", "trained_index")

@@ -10,6 +10,9 @@ from .engine.layout import Layout
 from .engine.shards import Shard, Source
 from .options import variable
 
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+
 shards = dg.DynamicPartitionsDefinition(name="shards")
 
 
@@ -76,12 +79,18 @@ def _first(layout: Layout, source: Source, limit: int) -> list[str]:
     return fresh[: max(0, limit - len(known))]
 
 
-def chosen(keys: list[str]) -> list[str]:
-    """The keys of a run, refusing a range that selects nothing (Dagster would exit 0)."""
-    if not keys:
+def chosen(context: dg.AssetExecutionContext) -> list[str]:
+    """The keys of a run, refusing one of no shard (for a reversed range Dagster would exit 0)."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        raise dg.Failure(
+            "This run is about no shard: choose partitions where it is launched; with `dagster job "
+            f'execute`, --tags \'{{"{RANGE_START}": "FIRST", "{RANGE_END}": "LAST"}}\'.',
+            allow_retries=False,
+        )
+    if not context.partition_keys:
         raise dg.Failure(
             "This run selects no shard. A range follows the order of registration: give the "
             "earlier key first (`snip shards list` shows the order).",
             allow_retries=False,
         )
-    return list(keys)
+    return list(context.partition_keys)

@@ -109,6 +109,18 @@ def test_plain_dagster_works_in_the_project_after_sync(
     assert (tmp_path / "out/demo/dedup_report/index.html").exists()
 
 
+@pytest.mark.parametrize(("first", "says"), [("", "choose partitions"), ("0001", "earlier key")])
+def test_a_run_of_no_shard_says_so(data: DataSet, first: str, says: str) -> None:
+    tags = {partitions.RANGE_START: first, partitions.RANGE_END: "0000"} if first else {}
+    with dg.DagsterInstance.ephemeral() as instance:
+        partitions.register(data.layout, data.source, limit=2)
+        partitions.announce(instance, data.layout)
+        job = build_defs({"data": data}).resolve_job_def("ingest")
+        result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    said = [e.step_failure_data.user_failure_data for e in result.get_step_failure_events()]
+    assert said and all(says in str(failure and failure.description) for failure in said)
+
+
 def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         assert len(partitions.register(data.layout, data.source, limit=2)) == 2

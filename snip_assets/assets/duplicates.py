@@ -38,7 +38,7 @@ def duplicate_pairs(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mate
     of a group. Rows are compared with earlier rows only, so data that arrives later changes
     nothing here.
     """
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         manifests = fan_out(stations.duplicate_pairs, data.run(), keys)
     samples = {key: data.layout.duplicate_pairs(key) for key in keys}
@@ -119,7 +119,7 @@ def decisions(
     run: so each shard gets a record with the version of its own slice. Where the others have one
     of this very bitmap, only the shards of the run get another. No file is written.
     """
-    chosen(context.partition_keys)
+    chosen(context)
     with station(context):
         manifest = require(data.layout.dup_bitmap, "dup_bitmap")
     for asset in sorted(context.selected_asset_keys):

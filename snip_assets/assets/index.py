@@ -45,7 +45,7 @@ def trained_index(
 )
 def index_shards(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
     """The codes of each shard, sorted by inverted list; no copy of the centroids."""
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         manifests = fan_out(stations.index_shards, data.run(), keys)
     return show.of_shards(context, manifests, *made_with(data)["index_shards"])

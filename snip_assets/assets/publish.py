@@ -26,7 +26,7 @@ GROUP = "publish"
 )
 def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
     """The kept rows of each metadata shard: all columns, same schema, same order."""
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         manifests = fan_out(stations.deduped_metadata, data.run(), keys)
     samples = {key: data.layout.deduped_metadata(key) for key in keys}
@@ -44,7 +44,7 @@ def deduped_metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
 )
 def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
     """For each dropped row its url, the url of the row kept in its place, and the distance."""
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         manifests = fan_out(stations.drop_list, data.run(), keys)
     samples = {key: data.layout.drop_list(key) for key in keys}

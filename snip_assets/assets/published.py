@@ -131,7 +131,7 @@ def published_deduped_metadata(
     context: dg.AssetExecutionContext, data: DataSet, config: Shards
 ) -> dg.MaterializeResult:
     """Metadata shards, downloaded, without the rows that the published bitmap marks."""
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     bitmap, offsets = path_of(data, "bitmap"), path_of(data, "offsets")
     with station(context):
         for start, end in _runs([int(key) for key in keys]):

@@ -46,7 +46,7 @@ def snip_model(
 )
 def snip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
     """Each row as float16, unit length, `dim` numbers: `{key}.npy`."""
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         manifests = fan_out(stations.snip_features, data.run(), keys)
     return show.of_shards(context, manifests, *made_with(data)["snip_features"])

@@ -27,7 +27,7 @@ def metadata(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materialize
 
     Nothing is copied; the shard is read once, and its columns and row count are recorded.
     """
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         run = data.run()
         manifests = stations.metadata(run, keys)
@@ -49,7 +49,7 @@ def clip_features(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materi
     Nothing is copied; every value is read once. NaN, infinite and zero rows are refused, and a
     64-bit hash of each row is stored: rows with equal bytes are exact copies.
     """
-    keys = chosen(context.partition_keys)
+    keys = chosen(context)
     with station(context):
         run = data.run()
         # Other rows would leave the pairs as they are, and nothing here would tell.
