@@ -58,14 +58,15 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     Raises
     ------
     StaleOutputError
-        DAGSTER_HOME belongs to another data set.
+        Dagster's records belong to another data set.
     """
     known = set(instance.get_dynamic_partitions(str(shards.name)))
     keys = registry.load(layout).keys
     if foreign := sorted(known - set(keys)):
         raise StaleOutputError(
-            f"DAGSTER_HOME ({instance.root_directory}) knows shards of another data set "
-            f"({foreign[0]}, ...); use one DAGSTER_HOME for one output folder."
+            f"Dagster's records (DAGSTER_HOME {instance.root_directory}, or its PostgreSQL "
+            f"database) know shards of another data set ({foreign[0]}, ...); use one DAGSTER_HOME, "
+            "and one database, for one output folder."
         )
     missing = [key for key in keys if key not in known]
     if missing:
