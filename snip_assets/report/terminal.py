@@ -178,7 +178,8 @@ def cells(line: Mapping[str, Any]) -> list[Any]:
     not amounts.
     """
     return [
-        _harmless(v) if isinstance(v, str) else str(v) if k in _IDS else v for k, v in line.items()
+        v if v is None or (isinstance(v, (int, float)) and k not in _IDS) else _harmless(str(v))
+        for k, v in line.items()
     ]
 
 

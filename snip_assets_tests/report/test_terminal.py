@@ -44,6 +44,13 @@ def test_texts_of_others_do_not_steer_the_terminal() -> None:
     assert caption == " ]0;owned  [31m\\[red]x\\[/red]"
 
 
+def test_texts_inside_of_lists_and_structs_neither(capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"tags": ["[/b]"], "of": {"a": "[red]x"}, "raw": b"[/q]\x1b", "group": "[/i]"}
+    terminal.table("Metadata", list(line), [terminal.cells(line)])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("['[/b]']", "[red]x", "[/q]\\x1b", "[/i]"))
+
+
 def test_a_table_in_a_file_breaks_no_word(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
