@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .errors import BadInputError, SnipError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Clip:
@@ -65,18 +68,38 @@ class Clip:
         BadInputError
             It is no readable image.
         """
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(path) as image:
-                pixels = self.prepare(image.convert("RGB"))
-        except FileNotFoundError as error:
-            raise BadInputError(f"{path}: no such file.") from error
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise BadInputError(f"{path}: not a readable image ({error}).") from error
+        pixels = self.prepare(open_image(path))
         with torch.no_grad():
             return self._row(self.net.encode_image(pixels[None]))
 
     @staticmethod
     def _row(value: torch.Tensor) -> np.ndarray:
         return torch.nn.functional.normalize(value.float(), dim=1).numpy()
+
+
+def open_image(path: Path) -> Image.Image:
+    """The pixels of an image file in RGB; of an animation, its first picture.
+
+    What is transparent becomes white, as img2dataset has it, and 16 bits become 8.
+
+    Raises
+    ------
+    BadInputError
+        It is no readable image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                # Pillow takes all above 255 for white.
+                levels = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+                picture = Image.fromarray(levels).convert("RGBA")
+            else:
+                picture = image.convert("RGBA")
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file.") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise BadInputError(f"{path}: not a readable image ({error}).") from error
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
