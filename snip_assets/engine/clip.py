@@ -87,7 +87,7 @@ def open_image(path: Path) -> Image.Image:
     BadInputError
         It is no readable image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
@@ -99,7 +99,8 @@ def open_image(path: Path) -> Image.Image:
                 picture = image.convert("RGBA")
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except Exception as error:
+        # A damaged file makes Pillow raise almost anything, SyntaxError among others.
         raise BadInputError(f"{path}: not a readable image ({error}).") from error
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from snip_assets.engine.clip import open_image
+from snip_assets.engine.errors import BadInputError
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -36,3 +37,14 @@ def test_others_are_as_pillow_has_them(tmp_path: Path, mode: str) -> None:
     with Image.open(tmp_path / "a.tif") as image:
         assert image.mode == mode
         assert open_image(tmp_path / "a.tif").tobytes() == image.convert("RGB").tobytes()
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    whole = bytearray(path.read_bytes())
+    whole[8:12] = bytes(4)  # the length of the header: Pillow raises ValueError
+    for data in (whole, b"P6 8 x 255 ", b"", b"GIF89a"):
+        path.write_bytes(data)
+        with pytest.raises(BadInputError, match=r"a\.png: not a readable image"):
+            open_image(path)
