@@ -201,8 +201,9 @@ class Searcher:
                     f"the net makes {self.net.sizes[-1]} numbers, the index holds "
                     f"{self.index.dim}: they do not belong together."
                 )
+            # The net's own normalisation leaves rows shorter than 1e-12 too short.
             with torch.no_grad():
-                return self.net(torch.from_numpy(np.array(raw, np.float32))).numpy()
+                return self.net(torch.from_numpy(normalised(raw))).numpy()
         if size == self.index.dim:
             return normalised(raw)
         takes = f"{self.index.dim}" + (f" or {self.net.sizes[0]}" if self.net else "")

@@ -119,6 +119,14 @@ def test_url_npy_and_what_fits_not(data, tmp_path):
         search.of_npy(tmp_path / "query.npy")
 
 
+def test_the_length_of_a_query_does_not_matter(data):
+    searcher = opened(data[0])
+    searcher.net = model.SnipNet([512, 96, 64])  # unlike a PCA's, its layers add something
+    query = data[2][:3].astype(np.float64)
+    for length in (1e-15, 1e-13, 1e14):
+        assert np.allclose(searcher.encode(query * length), searcher.encode(query), atol=1e-5)
+
+
 def test_missing_shards_are_missing_not_wrong(data, tmp_path):
     folder, table, _, _ = data
     for kind in ("metadata", "img_emb"):
