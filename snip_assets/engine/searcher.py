@@ -21,6 +21,8 @@ from .layout import Layout
 from .model import SnipNet, load_model
 
 MOST_PROBES = 64
+# Rows in the lists that are searched, about, for each that is asked for.
+ROWS_A_HIT = 4
 Rerank = Literal["none", "snip", "raw"]
 
 
@@ -31,7 +33,7 @@ class Index(Protocol):
     rows: int
 
     def set_probes(self, probes: int) -> None:
-        """Search this many inverted lists; 0 chooses."""
+        """Search this many inverted lists; 0 chooses, by what is asked for."""
 
     def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Squared L2 distances float32[n, k] and row ids int64[n, k], nearest first."""
@@ -52,17 +54,19 @@ class FaissIndex:
         self.path, self.start = path, start
         self.index = _read(path)
         self.dim, self.rows = int(self.index.d), int(self.index.ntotal)
+        self.probes = 0
 
     def set_probes(self, probes: int) -> None:
         """Search this many inverted lists, when there are any."""
-        ivf = faiss.try_extract_index_ivf(self.index)
-        if ivf is not None:
-            ivf.nprobe = min(ivf.nlist, probes or max(1, min(MOST_PROBES, ivf.nlist // 10)))
+        self.probes = probes
 
     def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`; inner products of unit rows become distances."""
         if not self.rows:
             return _nothing(len(x), k)
+        ivf = faiss.try_extract_index_ivf(self.index)
+        if ivf is not None:
+            ivf.nprobe = _probes(self.probes, ivf.nlist, self.rows, k)
         values, ids = self.index.search(np.ascontiguousarray(x, np.float32), k)
         # Where there are fewer than k, the value is the lowest of float32.
         values, ids = np.where(ids >= 0, values, -np.inf), np.where(ids >= 0, ids + self.start, -1)
@@ -126,19 +130,18 @@ class OwnIndex:
         self.index = SnipIndex.open(layout)
         self.trained = self.index.trained
         self.dim, self.rows = self.trained.dim, self.index.rows
-        self.probes = 1
-        self.set_probes(0)
+        self.probes = 0
 
     def set_probes(self, probes: int) -> None:
         """See `Index`."""
-        lists = self.trained.lists
-        self.probes = min(lists, probes or max(1, min(MOST_PROBES, lists // 10)))
+        self.probes = probes
 
     def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`."""
         x = np.asarray(x, np.float32)
         centroids = self.trained.centroids
-        probed, _ = self.trained.assigner.nearest(x, self.probes)
+        probes = _probes(self.probes, self.trained.lists, self.rows, k)
+        probed, _ = self.trained.assigner.nearest(x, probes)
         distances, ids = _nothing(len(x), k)
         for number in np.unique(probed):
             rows, codes = self.index.read_list(int(number))
@@ -153,6 +156,12 @@ class OwnIndex:
                 names = np.concatenate([ids[asking], wide], axis=1)
                 distances[asking], ids[asking] = best(both, names, k)
         return distances, ids
+
+
+def _probes(wanted: int, lists: int, rows: int, k: int) -> int:
+    """How many of the lists are searched: as many as are wanted, or as k rows ask for."""
+    enough = -(-ROWS_A_HIT * k * lists // max(1, rows))
+    return min(lists, wanted or max(1, min(MOST_PROBES, lists // 10), enough))
 
 
 def best(distances: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -182,6 +182,20 @@ def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
     assert own.rows == 2000
 
 
+def test_so_many_lists_are_searched_as_hold_the_rows_that_are_asked_for(data):
+    searcher = opened(data[0], "ivf.index")
+    queries = search.of_rows(searcher, [3, 900, 1640])
+    for k in (100, 1000, 1999):
+        hits = (
+            search.search(searcher, queries, k, "raw")
+            .group_by("query")
+            .aggregate([([], "count_all")])
+        )
+        assert hits["count_all"].to_pylist() == [k] * 3
+    searcher.index.set_probes(1)  # as wanted, all the same
+    assert len(search.search(searcher, queries, 1999)) < 3 * 1999
+
+
 def test_results_as_files(data, tmp_path):
     folder, *_ = data
     searcher = opened(folder)
