@@ -92,7 +92,9 @@ def search(
             "that of the codes, which is coarser. `auto`: raw, where all raw features are at hand."
         ),
     ] = RerankOption.auto,
-    depth: Annotated[int, typer.Option(help="Hits that are sorted again.", min=1)] = 100,
+    depth: Annotated[
+        int, typer.Option(help="Hits that are sorted again, at the least 4 k.", min=1)
+    ] = 100,
     write: Annotated[
         Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
     ] = None,

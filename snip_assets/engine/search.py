@@ -21,6 +21,8 @@ from .remote_files import is_remote
 from .searcher import Rerank, Searcher
 
 MOST_QUERIES = 10_000
+# Rows that are sorted again for each hit, at the least: codes know the order only roughly.
+ROWS_A_HIT = 4
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,18 @@ def search(
 ) -> pa.Table:
     """The k nearest rows of each query, apart from the query itself.
 
+    Parameters
+    ----------
+    depth
+        Hits that are sorted again by the features of `rerank`; four times k at the least.
+
     Returns
     -------
     pyarrow.Table
         query, rank (from 1), row, shard, row_in_shard, distance (squared L2; null where a hit's
         features are not at hand for re-ranking), url, caption.
     """
-    distances, ids = searcher.search(queries.features, k + 1, rerank, depth)
+    distances, ids = searcher.search(queries.features, k + 1, rerank, max(depth, ROWS_A_HIT * k))
     rows: dict[str, list[Any]] = {"query": [], "rank": [], "row": [], "distance": []}
     for name, own, near, hits in zip(queries.names, queries.own, distances, ids, strict=True):
         kept = np.flatnonzero((hits >= 0) & (hits != own))[:k]

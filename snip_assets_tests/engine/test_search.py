@@ -196,6 +196,22 @@ def test_so_many_lists_are_searched_as_hold_the_rows_that_are_asked_for(data):
     assert len(search.search(searcher, queries, 1999)) < 3 * 1999
 
 
+def test_more_hits_are_no_worse_than_few(data, tmp_path):
+    folder, _, features, x = data
+    codes = faiss.index_factory(64, "PQ8x4")
+    codes.train(x)
+    codes.add(x)
+    faiss.write_index(codes, str(tmp_path / "codes.index"))
+    searcher, rows = opened(folder, tmp_path / "codes.index"), [3, 42, 900, 1640]
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    found = search.search(searcher, search.of_rows(searcher, rows), 150, "raw")
+    hits = found["row"].to_numpy().reshape(len(rows), -1)
+    right = [
+        np.isin(nearest(unit, row, 150), own).mean() for row, own in zip(rows, hits, strict=True)
+    ]
+    assert np.mean(right) > 0.8  # fewer where the hits alone are sorted again
+
+
 def test_results_as_files(data, tmp_path):
     folder, *_ = data
     searcher = opened(folder)
