@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,19 @@ def test_pictures_stay_blurred_until_told_otherwise(page: Any, folder: Path) -> 
     page.locator("button.blur").click()
     page.reload()
     assert not page.locator(".frame img").nth(3).evaluate(blurred)
+
+
+@pytest.mark.parametrize("name", ["index", "curves", "copied"])
+def test_all_can_be_reached_without_a_mouse(page: Any, folder: Path, name: str) -> None:
+    page.set_viewport_size({"width": WIDTHS[0], "height": 800})
+    _open(page, folder, name)
+    unreached = "all => all.filter(e => e.scrollWidth > e.clientWidth && e.tabIndex < 0).length"
+    assert page.locator(".scroll").evaluate_all(unreached) == 0
+    levels = page.locator("h1, h2, h3").evaluate_all("all => all.map(e => +e.tagName[1])")
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    landmarks = page.locator("nav, [role=navigation], [role=region]")
+    names = landmarks.evaluate_all("all => all.map(e => e.ariaLabel)")
+    assert len(names) == len(set(names))
 
 
 def test_lists_turn_their_pages_by_link_and_key(page: Any, folder: Path) -> None:
