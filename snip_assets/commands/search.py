@@ -114,6 +114,8 @@ def search(
 
     if sum(q is not None for q in (row or None, url, npy, text, image)) != 1:
         raise typer.BadParameter("give one of --row, --url, --npy, --text, --image")
+    if text is not None and not text.strip():
+        raise typer.BadParameter("the text of --text is empty")
     if not any((out, index, features, metadata, offsets)):
         out = default_out()
     keep_copies(out)

@@ -71,6 +71,11 @@ def test_show_what_is_not_there(finished: Finished, snip: Snip) -> None:
     assert code == 2 and "no row" in err
 
 
+def test_an_empty_text_is_no_query(finished: Finished, snip: Snip) -> None:
+    code, _, err = snip("search", "--text", " ", "--out", finished.layout.root)
+    assert code == 2 and "empty" in err
+
+
 def test_review_counts(finished: Finished, tmp_path: Path, snip: Snip) -> None:
     path = tmp_path / "marks.csv"
     path.write_text("row,earlier_row,set,mark\n5,3,outside,wrong\n6,3,outside,right\n")
