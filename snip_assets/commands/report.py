@@ -66,7 +66,7 @@ def review(
     keep_copies(out)
     layout = Layout(out)
     taken = marks.take_in(layout, labels)
-    found = marks.shares(marks.load(layout), thresholds(out)[-1])
+    found = marks.shares(marks.current(layout), thresholds(out)[-1])
     if json:
         shares = {kind: interval.__dict__ for kind, interval in found.items()}
         terminal.as_json({**taken, "shares": shares})

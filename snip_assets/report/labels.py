@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from snip_assets.engine import audit, shards
@@ -25,6 +26,8 @@ KINDS = ("random", "inside", "outside")
 MARKS = {"right": True, "wrong": False, "none": None}
 COLUMNS = ("row", "earlier_row", "set", "mark")
 MOST_MARKS = 1_000_000
+# Rows that lie farther from the distance that was noted are others.
+SAME = 1e-4
 SCHEMA = pa.schema(
     [
         ("row", pa.uint64()),
@@ -57,6 +60,17 @@ def load(layout: Layout) -> pa.Table:
         ) from error
 
 
+def current(layout: Layout) -> pa.Table:
+    """The marks whose rows are those that were marked: no shard of theirs was replaced since."""
+    table, registry = load(layout), shards.load(layout)
+    table = table.filter(pc.less(table["row"], registry.rows))
+    if not len(table):
+        return table
+    ends = (table[name].to_numpy() for name in ("row", "earlier_row"))
+    far = distances(shards.raw_features(registry), *ends)
+    return table.filter(np.abs(far - table["distance"].to_numpy()) <= SAME)
+
+
 def version(layout: Layout) -> str:
     """Changes when the marks do."""
     return digest_of(load(layout).to_pylist())
@@ -84,7 +98,7 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
         A column is missing or a line says something that cannot be.
     """
     registry = shards.load(layout)
-    before = load(layout)
+    before = current(layout)
     marks: dict[tuple[int, int], Mark] = {
         (m["row"], m["earlier_row"]): (m["kind"], m["right"]) for m in before.to_pylist()
     }

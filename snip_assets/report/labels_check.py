@@ -19,7 +19,7 @@ def reviewed_pairs(data: DataSet) -> dg.AssetCheckResult:
 
     A warning when the whole 95% interval of their share lies below 0.9.
     """
-    found = labels.shares(labels.load(data.layout), data.max_distance)
+    found = labels.shares(labels.current(data.layout), data.max_distance)
     metadata: dict[str, float | int] = {"marked": sum(i.trials for i in found.values())}
     for kind, interval in found.items():
         metadata |= {f"{kind}_{name}": value for name, value in of_interval(interval).items()}

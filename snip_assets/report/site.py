@@ -95,7 +95,7 @@ class _Site:
         root = gallery.root_of(run.registry)
         shown = run.settings.pictures
         self.pictures = gallery.Pictures(root, run.layout.report, folder / "images", shown)
-        self.marks = labels.load(run.layout)
+        self.marks = labels.current(run.layout)
         self.curves, self.quality, groups, pairs, outside = self._found()
         self.copied, self.doubtful = groups
         found = {"random": pairs[0], "inside": pairs[1], "outside": outside}

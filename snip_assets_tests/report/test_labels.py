@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from snip_assets.engine.audit import wilson
@@ -47,6 +50,21 @@ def test_marks_add_up_and_the_last_one_counts(
     for pair in pairs:  # distances are computed, not believed
         assert by_pair[pair.row, pair.earlier_row]["distance"] == pytest.approx(pair.distance)
     assert sum(n for *_, n in labels.by_distance(table)) == 5
+
+
+def test_marks_of_rows_that_were_replaced_do_not_count(
+    layout: Layout, finished: Finished, tmp_path: Path
+) -> None:
+    pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
+    lines = [f"{p.row},{p.earlier_row},,random,right" for p in pairs]
+    labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    table = labels.load(layout)
+    assert labels.current(layout).equals(table)
+    far = pa.array(np.array([0.05, 0, 0, 0], np.float32) + table["distance"].to_numpy())
+    pq.write_table(table.set_column(2, table.schema.field("distance"), far), labels.place(layout))
+    assert labels.current(layout).equals(table[1:])
+    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "5,3,,outside,wrong\n"))
+    assert taken["total"] == 4
 
 
 def test_marks_are_taken_back_and_stay_with_the_random_sample(
