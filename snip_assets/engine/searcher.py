@@ -23,6 +23,8 @@ from .model import SnipNet, load_model
 MOST_PROBES = 64
 # Rows in the lists that are searched, about, for each that is asked for.
 ROWS_A_HIT = 4
+# What is in memory of a search: 12 bytes for each of these rows and 2 k, times the queries.
+QUERIES_AT_ONCE, ROWS_AT_ONCE = 128, 1 << 15
 Rerank = Literal["none", "snip", "raw"]
 
 
@@ -139,23 +141,49 @@ class OwnIndex:
     def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Index`."""
         x = np.asarray(x, np.float32)
-        centroids = self.trained.centroids
+        blocks = [x[s : s + QUERIES_AT_ONCE] for s in range(0, len(x), QUERIES_AT_ONCE)]
+        found = [self._nearest(block, k) for block in blocks] or [_nothing(0, k)]
+        distances, ids = zip(*found, strict=True)
+        return np.concatenate(distances), np.concatenate(ids)
+
+    def _nearest(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         probes = _probes(self.probes, self.trained.lists, self.rows, k)
         probed, _ = self.trained.assigner.nearest(x, probes)
-        distances, ids = _nothing(len(x), k)
+        hits = [_Hits(k) for _ in x]
         for number in np.unique(probed):
             rows, codes = self.index.read_list(int(number))
             asking = np.flatnonzero((probed == number).any(axis=1))
-            for low in range(0, len(rows), 1 << 16):
-                part = slice(low, low + (1 << 16))
-                decoded = self.trained.codec.decode(codes[part]) + centroids[number]
+            for low in range(0, len(rows), ROWS_AT_ONCE):
+                part = slice(low, low + ROWS_AT_ONCE)
+                decoded = self.trained.codec.decode(codes[part]) + self.trained.centroids[number]
                 found = (decoded**2).sum(1) - 2 * x[asking] @ decoded.T
                 found += (x[asking] ** 2).sum(1, keepdims=True)
-                wide = np.broadcast_to(rows[part].astype(np.int64), found.shape)
-                both = np.concatenate([distances[asking], np.maximum(found, 0)], axis=1)
-                names = np.concatenate([ids[asking], wide], axis=1)
-                distances[asking], ids[asking] = best(both, names, k)
-        return distances, ids
+                ids = rows[part].astype(np.int64)
+                for query, distances in zip(asking, np.maximum(found, 0), strict=True):
+                    hits[query].add(distances, ids)
+        distances, ids = zip(*(own.best() for own in hits), strict=True)
+        return np.stack(distances), np.stack(ids)
+
+
+class _Hits:
+    """The nearest rows of one query; all that are met are held until they are many."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        none = _nothing(1, k)
+        self.parts, self.held = [(none[0][0], none[1][0])], k
+
+    def add(self, distances: np.ndarray, ids: np.ndarray) -> None:
+        self.parts.append((distances, ids))
+        self.held += len(ids)
+        if self.held > 2 * self.k + ROWS_AT_ONCE:
+            self.parts, self.held = [self.best()], self.k
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest, ties by row id; -1 beyond the last one."""
+        distances, ids = (np.concatenate(column) for column in zip(*self.parts, strict=True))
+        order = np.lexsort((ids, distances))[: self.k]
+        return distances[order], ids[order]
 
 
 def _probes(wanted: int, lists: int, rows: int, k: int) -> int:
