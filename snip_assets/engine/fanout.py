@@ -121,12 +121,17 @@ def _client(address: str) -> Iterator[Any]:
 def _results(
     client: Any, futures: dict[Any, list[str]], advance: Callable[[int], None]
 ) -> Iterator[dict[str, Manifest] | SnipError]:
-    from distributed import KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker, as_completed
 
     for future in as_completed(futures, loop=client.loop):
         keys = futures[future]
         try:
             yield future.result()
+        except CancelledError as error:
+            raise ComputeError(
+                f"shard {keys[0]}: its task was cancelled; the scheduler has ended, was restarted, "
+                f"or cannot be reached any more. Run again; what is done is skipped. ({error})"
+            ) from error
         except KilledWorker as error:
             raise ComputeError(
                 f"shard {keys[0]} ({len(keys)} in the task): its worker died, several times over. "

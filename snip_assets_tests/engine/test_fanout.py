@@ -184,6 +184,17 @@ def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> N
         fan_out(stations.snip_features, run, run.registry.keys)
 
 
+def test_the_scheduler_dies(cluster: Cluster, source: Source, tmp_path: Path) -> None:
+    register(Layout(tmp_path / "out"), source)
+    scheduler, *workers = cluster.processes
+    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+    for worker in workers:
+        worker.send_signal(signal.SIGSTOP)
+    threading.Timer(3, scheduler.kill).start()
+    with pytest.raises(ComputeError, match="its task was cancelled; the scheduler has ended"):
+        fan_out(stations.clip_features, run, run.registry.keys)
+
+
 def test_no_scheduler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "distributed", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[dask]'"
