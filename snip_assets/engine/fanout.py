@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ GROUPED = {"duplicate_pairs": 2}
 # Of a task that failed by an error that may pass; a lost worker counts apart (`allowed-failures`).
 RETRIES = 2
 SECONDS_TO_CONNECT = 20
+# Dask waits for workers for ever, without a word.
+SECONDS_WITHOUT_WORKERS = 300
+SECONDS_BETWEEN_LOOKS = 10
 
 Station = Callable[[Run, list[str]], dict[str, Manifest]]
 # A station uses all cores of its machine, so a worker with many threads works on one at a time.
@@ -60,7 +64,8 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
     Raises
     ------
     ComputeError
-        No scheduler or no worker answers, workers see other files than we, or die of a shard.
+        No scheduler or no worker answers (any more), workers see other files than we, or die of a
+        shard.
     SnipError
         What the station raised on a worker. Bad shards are refused after the good ones are done.
     """
@@ -111,19 +116,32 @@ def _client(address: str) -> Iterator[Any]:
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
         except TimeoutError as error:
-            raise ComputeError(
-                f"compute {address}: the scheduler has no workers; start some (`dask worker "
-                f"{address} --nthreads 1`)."
-            ) from error
+            raise ComputeError(f"compute {address}: {_no_worker(client)}") from error
         yield client
+
+
+def _no_worker(client: Any) -> str:
+    """Why nobody works."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if limits := [w["memory_limit"] for w in workers if w["status"] == "paused"]:
+        return (
+            "Dask has paused its workers, whose memory is near their limit "
+            f"({min(limits) / 1e9:.1f} GB); start them with `--memory-limit 0` (SNIP_MEMORY_GB "
+            "bounds a station), or with more."
+        )
+    return (
+        "the scheduler has no workers; start some (`dask worker "
+        f"{client.scheduler.address} --nthreads 1`). Have they ended, or do they lack snip_assets? "
+        "Their logs tell."
+    )
 
 
 def _results(
     client: Any, futures: dict[Any, list[str]], advance: Callable[[int], None]
 ) -> Iterator[dict[str, Manifest] | SnipError]:
-    from distributed import CancelledError, KilledWorker, as_completed
+    from distributed import CancelledError, KilledWorker
 
-    for future in as_completed(futures, loop=client.loop):
+    for future in _finished(client, futures):
         keys = futures[future]
         try:
             yield future.result()
@@ -143,6 +161,27 @@ def _results(
                 "on all machines."
             ) from error
         advance(len(keys))
+
+
+def _finished(client: Any, futures: Collection[Any]) -> Iterator[Any]:
+    """Futures as they finish, as long as somebody works."""
+    left, looked = set(futures), time.monotonic()
+    worked = looked
+    while left:
+        yield from (done := {future for future in left if future.done()})
+        left -= done
+        now = time.monotonic()
+        if done or now - looked < SECONDS_BETWEEN_LOOKS:
+            time.sleep(0.02)
+            continue
+        looked = now
+        # Where the scheduler cannot be reached, the futures will be cancelled.
+        with suppress(OSError):
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            if any(worker["status"] == "running" for worker in workers):
+                worked = now
+            elif now - worked >= SECONDS_WITHOUT_WORKERS:
+                raise ComputeError(f"{len(left)} tasks wait: {_no_worker(client)}")
 
 
 def _judge(found: list[dict[str, Manifest] | SnipError], wanted: list[str]) -> dict[str, Manifest]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -192,6 +193,43 @@ def test_the_scheduler_dies(cluster: Cluster, source: Source, tmp_path: Path) ->
         worker.send_signal(signal.SIGSTOP)
     threading.Timer(3, scheduler.kill).start()
     with pytest.raises(ComputeError, match="its task was cancelled; the scheduler has ended"):
+        fan_out(stations.clip_features, run, run.registry.keys)
+
+
+def test_all_workers_have_ended(
+    cluster: Cluster, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_WITHOUT_WORKERS", 1)
+    monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_BETWEEN_LOOKS", 0.5)
+    register(Layout(tmp_path / "out"), source)
+    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+    for worker in cluster.processes[1:]:
+        worker.send_signal(signal.SIGSTOP)
+        threading.Timer(2, worker.kill).start()
+    with pytest.raises(ComputeError, match="8 tasks wait: the scheduler has no workers"):
+        fan_out(stations.clip_features, run, run.registry.keys)
+
+
+def test_workers_that_dask_has_paused(
+    cluster: Cluster, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+
+    monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_TO_CONNECT", 3)
+    register(Layout(tmp_path / "out"), source)
+    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+
+    def fill(dask_worker: Any) -> None:
+        dask_worker.memory_manager.memory_limit = 1_000_000
+        dask_worker.memory_manager.memory_terminate_fraction = False
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.run(fill)
+        info: dict[str, Any] = {}
+        while {w["status"] for w in info.get("workers", {}).values()} != {"paused"}:
+            time.sleep(0.1)
+            info = client.scheduler_info(n_workers=-1)
+    with pytest.raises(ComputeError, match=r"Dask has paused its workers.*--memory-limit 0"):
         fan_out(stations.clip_features, run, run.registry.keys)
 
 
