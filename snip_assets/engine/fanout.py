@@ -15,12 +15,12 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError, SnipError, StaleOutputError
-from .files import CODE_VERSION, Manifest, checksum
+from .files import CODE_VERSION, Manifest, checksum, digest_of
 from .layout import Layout
 from .progress import task
 from .run import Run
@@ -74,7 +74,7 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
     wanted = [shard.key for shard in run.registry.only(keys)]
     name = station.__name__
     root = run.layout.root.resolve()
-    here = {"root": str(root), "registry": checksum(run.layout.registry), "code": CODE_VERSION}
+    here = {"root": str(root), "registry": checksum(run.layout.registry), "code": _code()}
     settings = asdict(replace(run.settings, compute=LOCAL))
     with _client(run.settings.compute) as client, task(name, len(wanted), "shards") as bar:
         groups = _groups(name, wanted, len(client.scheduler_info(n_workers=-1)["workers"]))
@@ -217,9 +217,14 @@ def _work(
             return error
 
 
+def _code() -> str:
+    """Changes with the outputs that a station makes, and with the settings that it takes."""
+    return digest_of([CODE_VERSION, [f.name for f in fields(Settings)]])
+
+
 def _same_files(here: dict[str, str]) -> None:
     host, layout = socket.gethostname(), Layout(Path(here["root"]))
-    if here["code"] != CODE_VERSION:
+    if here["code"] != _code():
         raise ComputeError(
             f"the worker on {host} runs another version of snip_assets; install the same one on "
             "all machines."

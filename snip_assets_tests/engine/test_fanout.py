@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import stations
+from snip_assets.engine import fanout, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.fanout import ComputeError, fan_out
+from snip_assets.engine.files import checksum
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
@@ -231,6 +232,19 @@ def test_workers_that_dask_has_paused(
             info = client.scheduler_info(n_workers=-1)
     with pytest.raises(ComputeError, match=r"Dask has paused its workers.*--memory-limit 0"):
         fan_out(stations.clip_features, run, run.registry.keys)
+
+
+def test_a_worker_with_other_settings_is_of_another_version(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(Layout(tmp_path / "out"), Settings())
+    register(run.layout, source)
+    here = {"root": str(run.layout.root), "registry": checksum(run.layout.registry)}
+    there = {**here, "code": fanout._code()}
+    monkeypatch.setattr(fanout, "fields", lambda _: fields(Settings)[:-1])
+    found = fanout._work("clip_features", there, {"not_known_here": 1}, ["0000"])
+    assert isinstance(found, ComputeError)
+    assert "runs another version of snip_assets" in str(found)
 
 
 def test_no_scheduler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
