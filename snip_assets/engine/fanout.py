@@ -155,10 +155,13 @@ def _results(
                 f"shard {keys[0]} ({len(keys)} in the task): its worker died, several times over. "
                 f"Out of memory? Set memory_gb below what a worker has. ({error})"
             ) from error
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, RuntimeError) as error:
+            # So says a scheduler that cannot import the task; other faults are ours.
+            if isinstance(error, RuntimeError) and "task graph" not in str(error):
+                raise
             raise ComputeError(
-                f"a worker cannot run the task ({error}); install the same version of snip_assets "
-                "on all machines."
+                f"the scheduler or a worker cannot run the task ({error}); install the same "
+                "version of snip_assets on all machines, that of the scheduler too."
             ) from error
         advance(len(keys))
 

@@ -247,6 +247,21 @@ def test_a_worker_with_other_settings_is_of_another_version(
     assert "runs another version of snip_assets" in str(found)
 
 
+@pytest.mark.parametrize("text", ["Error during deserialization of the task graph.", "a fault"])
+def test_a_scheduler_without_the_code_is_named(text: str) -> None:
+    pytest.importorskip(
+        "distributed", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[dask]'"
+    )
+
+    def fail() -> None:
+        raise RuntimeError(text)
+
+    future = type("Future", (), {"done": lambda _: True, "result": lambda _: fail()})()
+    expected = ComputeError if "graph" in text else RuntimeError
+    with pytest.raises(expected, match=text):
+        list(fanout._results(None, {future: ["0000"]}, lambda _: None))
+
+
 def test_no_scheduler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "distributed", reason="SKIPPED, NOT TESTED: pip install 'snip_assets[dask]'"
