@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from .errors import BadInputError
+
+# A path has one slash left of `s3://`.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local(folder: Path) -> Path:
+    """A folder that is none of a url.
+
+    Raises
+    ------
+    BadInputError
+        It is one: a folder of that name would be made here.
+    """
+    if _URL.match(str(folder)):
+        url = re.sub(":/+", "://", str(folder), count=1)
+        raise BadInputError(
+            f"{url}: a url; outputs and copies of sources need a local or mounted folder "
+            "(renames, locks, memory maps). `snip publish --to URL` copies the result."
+        )
+    return folder
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of all outputs below `root`; nothing here touches the disk."""
+    """Paths of all outputs below `root`; nothing here touches the disk.
+
+    Raises
+    ------
+    BadInputError
+        `root` is a url.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        local(self.root)
 
     @property
     def registry(self) -> Path:

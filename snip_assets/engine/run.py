@@ -20,7 +20,7 @@ from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .join import Rule
-from .layout import Layout
+from .layout import Layout, local
 from .pair_files import Copies
 from .pairs import Join
 from .query_rows import QueryShard
@@ -46,7 +46,7 @@ MADE_FROM = {
 
 def use_cache(layout: Layout, cache: str, cache_gb: float) -> None:
     """Set where this process keeps copies of remote features; see `Settings`."""
-    folder = Path(cache) if cache else layout.cache
+    folder = local(Path(cache)) if cache else layout.cache
     remote_files.use(remote_files.Cache(folder, int(cache_gb * 1e9)))
 
 
