@@ -199,10 +199,25 @@ def exists(path: Path) -> bool:
         return remote.fs.exists(remote.path)
 
 
+class _Handle:
+    """A remote file whose store may fail at each read: an error of ours then."""
+
+    def __init__(self, path: Any, handle: Any) -> None:
+        self._path, self._handle = path, handle
+
+    def read(self, *size: int) -> bytes:
+        """Some bytes from where it stands, all without a size."""
+        with _reading(self._path):
+            return self._handle.read(*size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+
 def open_file(path: Any) -> Any:
     """A handle that reads by ranges."""
     with _reading(path):
-        return path.fs.open(path.path, "rb")
+        return _Handle(path, path.fs.open(path.path, "rb"))
 
 
 def npy_header(path: Any) -> tuple[tuple[int, ...], np.dtype]:
