@@ -68,7 +68,7 @@ class Layout:
         return self.root / "snip_model"
 
     def snip_features(self, key: str) -> Path:
-        """float16[n, 128], unit length."""
+        """float16[n, dim], unit length."""
         return self.root / "snip_features" / f"{key}.npy"
 
     @property

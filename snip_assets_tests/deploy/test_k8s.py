@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,13 @@ def test_pod_of_a_step() -> None:
         construct_dagster_k8s_job,
     )
 
-    config = kubernetes.executor_config(STATIONS)
-    whole = K8sContainerContext(
-        run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config["step_k8s_config"])
+    config, values = kubernetes.executor_config(STATIONS), _read("values.yaml")
+    launcher = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    of_runs = {"pod_spec_config": launcher["podSpecConfig"]}
+    whole = K8sContainerContext.create_from_config({"k8s": {"run_k8s_config": of_runs}}).merge(
+        K8sContainerContext(
+            run_k8s_config=UserDefinedDagsterK8sConfig.from_dict(config["step_k8s_config"])
+        )
     )
 
     def pod(name: str) -> Any:
@@ -106,6 +111,13 @@ def test_pod_of_a_step() -> None:
         selector = pod(name)["template"]["spec"]["node_selector"]
         assert bool(selector) == on_gpu
     assert pod("metadata")["ttl_seconds_after_finished"] == 86400
+    # A new volume belongs to root: pods must own it with the group of the image's user.
+    image = (FOLDER.parent / "Dockerfile").read_text()
+    (group,) = re.findall(r"useradd --uid (\d+)", image)
+    for name in ("metadata", "snip_model"):
+        assert pod(name)["template"]["spec"]["security_context"]["fs_group"] == int(group)
+    server = values["dagster-user-deployments"]["deployments"][0]
+    assert server["podSecurityContext"] == {"fsGroup": int(group)}
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
