@@ -30,6 +30,7 @@ from . import representatives, threads
 from .changed import Former, changed_pairs
 from .external_sort import PairSorter
 from .files import atomic_path, open_npy
+from .given_up import GivenUp
 from .groups import group
 from .keep import keep
 from .metadata import Metadata
@@ -66,6 +67,7 @@ def duplicate_groups(
     metadata: Metadata | None = None,
     copies: Copies | None = None,
     former: Former | None = None,
+    given_up: GivenUp | None = None,
 ) -> dict[str, Any]:
     """Group all rows, decide who stays, and write the folder `out`, replaced as a whole.
 
@@ -84,6 +86,8 @@ def duplicate_groups(
         An earlier run, whose pairs are not read again for the components; where its decision
         holds, only the groups that got a new pair are decided again. The files are the same bytes
         without.
+    given_up
+        As in `keep.keep`.
 
     Returns
     -------
@@ -119,6 +123,7 @@ def duplicate_groups(
                 metadata=metadata,
                 copies=copies,
                 before=before,
+                given_up=given_up,
             )
             known = None if before is None else Representatives(before)
             count = representatives.write(folder, metadata, known)

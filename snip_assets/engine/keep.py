@@ -1,10 +1,10 @@
 """Who stays: the greedy keep rule, exact, in one pass over sorted pairs, without orphans.
 
 Rows are visited by priority (`keep_rule`): a row is kept if none of its neighbours is kept
-already, else dropped. So no two kept rows are within `max_distance` of each other, and every
-dropped row has a kept row within `max_distance`: a maximal independent set of the pairs. Each
-dropped row then points to its nearest kept neighbour (ties: lowest row id), which may have been
-visited later than the row itself.
+already, else dropped. So no two kept rows are within `max_distance` of each other (`given_up` sees
+to it where not all pairs are stored), and every dropped row has a kept row within `max_distance`: a
+maximal independent set of the pairs. Each dropped row then points to its nearest kept neighbour
+(ties: lowest row id), which may have been visited later than the row itself.
 
 **Exact copies.** Pairs hold one pair for each later copy, with its first copy at distance 0; the
 other neighbours are known of the first copy alone. So a class of exact copies is *one node*: all
@@ -33,6 +33,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ from . import keep_rule, threads
 from .errors import BadInputError
 from .external_sort import PairSorter, Sorter
 from .files import NpyWriter, open_npy
+from .given_up import GivenUp
 from .groups import flatten, unite
 from .metadata import Metadata
-from .pair_files import Copies, Paired, limit, mark, paired, row_dtype
+from .pair_files import Copies, Paired, Pairs, limit, mark, paired, row_dtype
 
 BLOCK_ROWS = 1 << 20
 
@@ -97,6 +99,7 @@ def keep(
     metadata: Metadata | None = None,
     copies: Copies | None = None,
     before: Path | None = None,
+    given_up: GivenUp | None = None,
 ) -> dict[str, Any]:
     """Decide about every row and write it down.
 
@@ -117,6 +120,8 @@ def keep(
     before
         Folder of an earlier decision, which holds for all rows that occur in no pair here: then
         the pairs of the groups that changed are enough.
+    given_up
+        Measures pairs that are not stored; then `out` holds `labels.npy`.
 
     Returns
     -------
@@ -132,7 +137,10 @@ def keep(
         spill = Path(name)
         some = paired(pair_files, rows, spill / "pairs", max_distance, copies)
         decision = decide(some, rule, spill, metadata=metadata)
-        nearest, distance = _nearest(some, decision)
+        found: list[Pairs] = []
+        if given_up is not None:
+            found = given_up.settle(some, decision, open_npy(out / "labels.npy"))
+        nearest, distance = _nearest(some, decision, found)
         dropped = _write(some, decision, nearest, distance, out, spill, before)
     return {"rows": rows, "kept": rows - dropped, "dropped": dropped}
 
@@ -264,12 +272,13 @@ def _by_later_visit(
     yield from sorter.blocks()
 
 
-def _nearest(some: Paired, decision: Decision) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(some: Paired, decision: Decision, found: list[Pairs]) -> tuple[np.ndarray, np.ndarray]:
     """Place of the nearest kept row of each dropped class, and its distance, by rank."""
     nearest = np.zeros_like(decision.survivor)
     best = np.full(len(nearest), np.inf, np.float32)
     by_rank = (decision.rank, decision.dropped, decision.survivor, nearest, best)
-    for pairs, _ in some.blocks("Nearest kept rows"):
+    stored = (pairs for pairs, _ in some.blocks("Nearest kept rows"))
+    for pairs in chain(stored, found):
         kernels.improve(*pairs, *by_rank)
     return nearest, best
 

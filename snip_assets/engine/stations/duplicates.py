@@ -22,6 +22,7 @@ from snip_assets.engine.files import (
     read_manifest,
     seal,
 )
+from snip_assets.engine.given_up import GivenUp
 from snip_assets.engine.group_table import duplicate_groups as group_rows
 from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import Metadata
@@ -29,7 +30,7 @@ from snip_assets.engine.pairs import find_pairs, write_pairs
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.run import PAIR_SETTINGS, Run
-from snip_assets.engine.shards import Shard
+from snip_assets.engine.shards import Shard, raw_features
 from snip_assets.engine.slices import Slices
 from snip_assets.engine.verify import Pairs
 
@@ -211,6 +212,7 @@ def duplicate_groups(run: Run) -> Manifest:
             metadata=Metadata.of(registry),
             copies=copies,
             former=_former(run, seen),
+            given_up=_given_up(run),
         )
         missing = [key for key in registry.keys if key not in found]
         return {**facts, **seen, "keep": settings.keep, "shards_missing": missing}
@@ -223,6 +225,15 @@ def duplicate_groups(run: Run) -> Manifest:
         return {**inputs, "metadata": digest_of(states)}
 
     return finish(layout.duplicate_groups, inputs, work, now=now)
+
+
+def _given_up(run: Run) -> GivenUp | None:
+    """What measures pairs that are not stored, if raw features decide about pairs."""
+    settings = run.settings
+    if settings.tier != "raw":
+        return None
+    raw = raw_features(run.registry)
+    return GivenUp(raw, settings.max_partners, settings.max_distance)
 
 
 def _require_wide_enough(run: Run, keys: list[str]) -> None:

@@ -1,0 +1,179 @@
+"""Kept rows within `max_distance` of each other, since their pair was given up: one of them goes.
+
+Of a row with more than `max_partners` earlier partners not all pairs are stored (`verify.thin`), so
+the keep rule may let near copies stay. Few do, and they are compared here in the raw features. Of
+two the one visited later goes; a row that is left without a kept neighbour is compared with the
+kept rows of its group, and only where none is near may stay. Groups without such rows are not
+looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+
+from . import keep_kernels as kernels
+from .features import as_float32, at_least, normalised
+from .pair_files import Paired, Pairs
+from .verify import Rows, distances
+
+if TYPE_CHECKING:
+    from .keep import Decision
+
+BLOCK, ROUND = 2048, 256
+# What float32 may be off in a product of rows of unit length, generously.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """Where pairs that are not stored are measured.
+
+    Attributes
+    ----------
+    raw
+        Raw features.
+    max_partners
+        Rows with so many earlier partners may have more than are stored.
+    max_distance
+        As in `Settings`.
+    """
+
+    raw: Rows
+    max_partners: int
+    max_distance: float
+
+    def settle(self, some: Paired, decision: Decision, labels: np.ndarray) -> list[Pairs]:
+        """Change the decision so that no two kept rows of a group are near.
+
+        Memory: 10 bytes a row that is in a pair (18 from 2^32 rows on), 24 bytes a pair that is
+        found, and two blocks of rows.
+
+        Parameters
+        ----------
+        labels
+            [N], group of each row.
+
+        Returns
+        -------
+        Pairs by place that explain what goes now, beside those of `some`.
+        """
+        thinned = self._thinned(some, decision)
+        if not thinned.any():
+            return []
+        dropped, group = decision.dropped, labels[some.ids[decision.survivor]]
+        kept = np.flatnonzero(~dropped & np.isin(group, group[thinned]))
+        found = [self._sweep(some, decision, group, kept[thinned[kept]], kept)]
+        if not len(found[0].row):
+            return []
+        explained = np.zeros(len(dropped), np.bool_)
+        for pairs in (*(block for block, _ in some.blocks("Groups of near copies")), *found):
+            _explain(pairs.row, pairs.earlier_row, decision.rank, dropped, explained)
+        orphans = np.flatnonzero(dropped & ~explained)
+        found.append(self._near(some, decision, group, orphans, kept[~dropped[kept]]))
+        _explain(found[-1].row, found[-1].earlier_row, decision.rank, dropped, explained)
+        alone = orphans[~explained[orphans]]
+        while len(alone):
+            # A few at a time: all of them together may have as many pairs as their square.
+            first, alone = alone[:ROUND], alone[ROUND:]
+            dropped[first] = False
+            found.append(self._sweep(some, decision, group, first, first))
+            found.append(self._near(some, decision, group, alone, first[~dropped[first]]))
+            _explain(found[-1].row, found[-1].earlier_row, decision.rank, dropped, explained)
+            alone = alone[~explained[alone]]
+        return found
+
+    def _thinned(self, some: Paired, decision: Decision) -> np.ndarray:
+        """bool[ranks]: which classes may have pairs that are not stored."""
+        partners = np.zeros(len(some.ids), some.ids.dtype)
+        for pairs, _ in some.blocks("Partners"):
+            _count(pairs.row, partners)
+        thinned = np.zeros(len(decision.dropped), np.bool_)
+        thinned[decision.rank[partners >= self.max_partners]] = True
+        return thinned
+
+    def _sweep(
+        self,
+        some: Paired,
+        decision: Decision,
+        group: np.ndarray,
+        one: np.ndarray,
+        other: np.ndarray,
+    ) -> Pairs:
+        """Drop the later visited of each two near ones; both by rank, and all of them kept."""
+        pairs = self._near(some, decision, group, one, other)
+        later, earlier = kernels.ends(*pairs, np.float32(np.inf), decision.rank)
+        order = np.argsort(later, kind="stable")
+        kernels.sweep(later[order], earlier[order], decision.dropped)
+        return pairs
+
+    def _near(
+        self,
+        some: Paired,
+        decision: Decision,
+        group: np.ndarray,
+        one: np.ndarray,
+        other: np.ndarray,
+    ) -> Pairs:
+        """Pairs of some classes with other ones of their group, by place."""
+        one, other = (ranks[np.argsort(group[ranks], kind="stable")] for ranks in (one, other))
+        cuts = np.flatnonzero(np.diff(group[one], prepend=group[one][:1])).tolist()
+        columns = []
+        for low, high in pairwise([0, *cuts, len(one)]):
+            if low == high:
+                continue
+            own = group[one[low]]
+            first, last = np.searchsorted(group[other], [own, own + own.dtype.type(1)])
+            for left, right in self._candidates(
+                decision.survivor[one[low:high]], decision.survivor[other[first:last]], some.ids
+            ):
+                far = distances(self.raw, *(some.ids[a].astype(np.uint64) for a in (left, right)))
+                near = far <= np.float32(self.max_distance)
+                columns.append((left[near], right[near], far[near]))
+        if not columns:
+            return Pairs(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+        row, earlier, distance = (np.concatenate(c) for c in zip(*columns, strict=True))
+        return Pairs(row.astype(np.int64), earlier.astype(np.int64), distance)
+
+    def _candidates(
+        self, one: np.ndarray, other: np.ndarray, ids: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places of two rows that float32 finds near, or nearly."""
+        floor = 1 - self.max_distance / 2 - ROUNDING
+        for start in range(0, len(one), BLOCK):
+            own = one[start : start + BLOCK]
+            x = self._rows(ids[own])
+            for begin in range(0, len(other), BLOCK):
+                others = other[begin : begin + BLOCK]
+                left, right = at_least(x @ self._rows(ids[others]).T, floor)
+                apart = own[left] != others[right]
+                yield own[left[apart]], others[right[apart]]
+
+    def _rows(self, ids: np.ndarray) -> np.ndarray:
+        order = np.argsort(ids, kind="stable")
+        x = np.asarray(self.raw.take(ids[order]))
+        x = as_float32(x) if x.itemsize < 8 else x
+        out = np.empty(x.shape, np.float32)
+        out[order] = normalised(x / np.abs(x).max(axis=1, keepdims=True))
+        return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(row, partners):
+    """Count the earlier partners of each row."""
+    for place in row:
+        partners[place] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _explain(row, earlier_row, rank, dropped, explained):
+    """Mark the dropped classes that have a kept neighbour."""
+    for i in range(len(row)):
+        a, b = rank[row[i]], rank[earlier_row[i]]
+        if dropped[a] != dropped[b]:
+            explained[a if dropped[a] else b] = True
