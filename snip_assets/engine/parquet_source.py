@@ -22,8 +22,8 @@ def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
     Parameters
     ----------
     piece
-        Bytes of a local file to read at a time, for who wants the first rows alone; default: whole
-        columns.
+        Bytes of a local file to read at a time, for who wants the first rows alone; default: a
+        column of a row group.
 
     Raises
     ------
@@ -33,7 +33,8 @@ def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
     if is_remote(path):
         return _remote_parquet(path)
     try:
-        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=not piece)
+        # Arrow would hold all that it read beforehand until the last row group.
+        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=False)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:

@@ -1,0 +1,42 @@
+"""Copies of parquet files take the memory of a row group and a batch, whatever the file."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from snip_assets.engine.parquet_filter import filter_parquet
+
+MIB = 1 << 20
+
+
+def wide(path, groups, rows, size):
+    """A file of row groups with texts of some length that no codec shortens."""
+    random, schema = np.random.default_rng(0), pa.schema([("caption", pa.string())])
+    with pq.ParquetWriter(path, schema, use_dictionary=False, compression="none") as writer:
+        for _ in range(groups):
+            texts = random.integers(97, 123, (rows, size), np.uint8)
+            table = pa.table([pa.array([row.tobytes().decode() for row in texts])], schema=schema)
+            writer.write_table(table)
+
+
+class Watched:
+    """A column of nulls that notes what each batch has, and what Arrow holds then."""
+
+    def __init__(self):
+        self.before, self.rows, self.held = pa.total_allocated_bytes(), [], []
+        self.column = pa.field("seen", pa.null()), self.values
+
+    def values(self, start, mask):
+        self.rows.append(len(mask))
+        self.held.append(pa.total_allocated_bytes() - self.before)
+        return pa.nulls(int(mask.sum()))
+
+
+def test_row_groups_behind_are_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr("snip_assets.engine.parquet_filter.BATCH_ROWS", 16)
+    wide(tmp_path / "a.parquet", 40, 16, MIB // 16)
+    seen = Watched()
+    filter_parquet(
+        tmp_path / "a.parquet", tmp_path / "b.parquet", np.ones(640, bool), [seen.column]
+    )
+    assert max(seen.held) < 12 * MIB
