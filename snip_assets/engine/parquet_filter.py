@@ -19,7 +19,8 @@ from .metadata import PLAIN
 from .parquet_source import parquet_file
 from .remote_files import is_remote
 
-BATCH_ROWS = 1 << 16
+# Of a batch, at the most: rows, and bytes of them on average.
+BATCH_ROWS, BATCH_BYTES = 1 << 16, 1 << 26
 MOST_GROUP_ROWS = 1 << 20
 
 # (first row, rows to keep in this batch) -> an array for the kept rows.
@@ -94,9 +95,16 @@ def _require_other(source: Path, target: Path) -> None:
 
 def _batches(source: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(BATCH_ROWS)
+        yield from file.iter_batches(_batch_rows(file))
     except (pa.ArrowException, OSError) as error:
         raise BadInputError(f"{source}: cannot be read ({error}); fetch it again.") from error
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Rows of a batch: fewer where they are long, as a batch may span row groups."""
+    groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    return int(np.clip(BATCH_BYTES * file.metadata.num_rows // max(1, size), 1, BATCH_ROWS))
 
 
 def _flush(

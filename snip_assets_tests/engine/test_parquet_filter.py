@@ -40,3 +40,18 @@ def test_row_groups_behind_are_not_held(tmp_path, monkeypatch):
         tmp_path / "a.parquet", tmp_path / "b.parquet", np.ones(640, bool), [seen.column]
     )
     assert max(seen.held) < 12 * MIB
+
+
+def test_long_rows_come_in_small_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("snip_assets.engine.parquet_filter.BATCH_BYTES", MIB)
+    wide(tmp_path / "a.parquet", 20, 16, MIB // 16)
+    seen = Watched()
+    filter_parquet(
+        tmp_path / "a.parquet", tmp_path / "b.parquet", np.ones(320, bool), [seen.column]
+    )
+    assert sum(seen.rows) == 320
+    assert max(seen.rows) <= 16
+    assert max(seen.held) < 8 * MIB
+    assert pq.read_table(tmp_path / "b.parquet", columns=["caption"]).equals(
+        pq.read_table(tmp_path / "a.parquet")
+    )
