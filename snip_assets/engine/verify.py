@@ -20,8 +20,8 @@ BLOCK = 1 << 16
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _distances(x, left, right, out):
-    """2 - 2 cosine of rows of x, summed in float64."""
+def _distances(x, left, right, unknown, out):
+    """2 - 2 cosine of rows of x, summed in float64; `unknown` where a row is all zeros."""
     dim = x.shape[1]
     norms = np.empty(x.shape[0], np.float64)
     for i in range(x.shape[0]):
@@ -34,16 +34,21 @@ def _distances(x, left, right, out):
         dot = 0.0
         for d in range(dim):
             dot += np.float64(x[i, d]) * np.float64(x[j, d])
-        out[k] = max(0.0, 2.0 - 2.0 * dot / (norms[i] * norms[j]))
+        lengths = norms[i] * norms[j]
+        out[k] = max(0.0, 2.0 - 2.0 * dot / lengths) if lengths > 0 else unknown
 
 
-def distances(features: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def distances(
+    features: Rows, left: np.ndarray, right: np.ndarray, unknown: float = 2.0
+) -> np.ndarray:
     """Squared L2 distance of L2-normalised rows.
 
     Parameters
     ----------
     left, right
         uint64[m], row ids.
+    unknown
+        Distance to a row of zeros: SNIP features of a row at right angles to all that the net sees.
 
     Returns
     -------
@@ -57,7 +62,7 @@ def distances(features: Rows, left: np.ndarray, right: np.ndarray) -> np.ndarray
         x = as_float32(x) if x.itemsize < 8 else x
         half = len(place) // 2
         value = np.empty(half, np.float64)
-        _distances(x, place[:half], place[half:], value)
+        _distances(x, place[:half], place[half:], unknown, value)
         out[part] = value
     return out
 
@@ -199,7 +204,8 @@ class Verifier:
         if codes is not None:
             yield lambda p: codes.estimates(p.row, p.earlier_row, p.distance), self.max_distance
         if snip is not None and raw is not None:
-            yield lambda p: distances(snip, p.row, p.earlier_row), self.snip_limit
+            # Where the SNIP features tell nothing, the raw ones decide.
+            yield lambda p: distances(snip, p.row, p.earlier_row, unknown=0.0), self.snip_limit
         elif snip is not None:
             # On the scale of the raw ones: who groups pairs looks at `max_distance`.
             factor = np.float32(self.max_distance / max(self.snip_limit, 1e-6))
