@@ -14,8 +14,8 @@ import numpy as np
 from .axes import leading_axes
 from .calibration import QUERIES, Sample, affordable
 from .errors import SnipError
-from .exact import exact_pairs, sum_squares
-from .known_pairs import KnownPairs
+from .exact import count_near, exact_pairs, sum_squares
+from .known_pairs import NEAR, KnownPairs
 from .settings import Settings
 from .stand_ins import stand_ins
 from .threads import ordered_map
@@ -27,6 +27,9 @@ FEWEST_PAIRS, MANY_ROWS, FEW_PAIRS = 400, 1_000_000, 50
 FEWEST_TO_REFUSE = 100
 PAIRS_AT_ONCE = 1 << 13
 RESIDUALS = 65_536
+# Near rows of all queries that are held, about 100 bytes each; queries that these are counted for,
+# and that are searched for at the least.
+MOST_NEAR, COUNTED, FEWEST_HELD = 1 << 23, 256, 64
 WIDTHS = (16, 24, 32, 48, 64)
 
 
@@ -205,6 +208,7 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
         return sample.queries(QUERIES, settings.seed), none, none
     n, dim = sample.raw.shape
     count = max(QUERIES, int(affordable(sample.rows, dim) / (2.0 * n * (dim + 128))))
+    count = min(count, _holdable(sample, settings))
     for every in (False, True):
         queries = sample.queries(count, settings.seed, every=every)
         later, earlier, _ = exact_pairs(
@@ -213,6 +217,14 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
         if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
             break
     return queries, later, earlier
+
+
+def _holdable(sample: Sample, settings: Settings) -> int:
+    """Queries whose near rows, of which groups of near copies have many, fit in memory."""
+    some = sample.queries(COUNTED, settings.seed)
+    assert sample.raw is not None
+    near = count_near(sample.raw, some, NEAR * settings.max_distance, settings.workers)
+    return max(FEWEST_HELD, MOST_NEAR * len(some) // max(1, near))
 
 
 def _one_a_row(

@@ -45,6 +45,24 @@ def exact_pairs(
     return later[once], earlier[once], distance[once].astype(np.float32)
 
 
+def count_near(x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0) -> int:
+    """How many rows are within a squared distance of some rows, these themselves counted.
+
+    Parameters
+    ----------
+    x, queries
+        As in `exact_pairs`.
+    """
+    columns, floor = torch.from_numpy(x).T, 1 - limit / 2
+
+    def work(part: np.ndarray) -> int:
+        return int(((torch.from_numpy(x[part]) @ columns) >= floor).sum())
+
+    return sum(
+        ordered_map(work, (queries[i : i + 64] for i in range(0, len(queries), 64)), workers)
+    )
+
+
 def nearest_other(
     x: np.ndarray, queries: np.ndarray, workers: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -39,6 +39,22 @@ def test_exact_pairs_equals_brute_force() -> None:
     np.testing.assert_allclose(distance, ((x[later] - x[earlier]) ** 2).sum(1), atol=1e-5)
 
 
+def test_a_large_group_of_near_copies_does_not_fill_the_memory(monkeypatch) -> None:
+    x = rows(1, 900)
+    x[:600] = x[0] + 1e-3 * x[:600]
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
+    queries, later, _ = evidence._own_pairs(sample, Settings())
+    assert len(queries) == 900 and len(later) > 170_000
+    monkeypatch.setattr(evidence, "MOST_NEAR", 50_000)
+    queries, later, _ = evidence._own_pairs(sample, Settings())
+    assert 100 < len(queries) < 200
+    assert len(later) < 70_000
+    # As many as before where rows have few.
+    monkeypatch.setattr(evidence, "MOST_NEAR", 1 << 23)
+    assert len(evidence._own_pairs(replace(sample, raw=rows(2, 900)), Settings())[0]) == 900
+
+
 def test_target_is_reached_on_other_rows() -> None:
     x, other = rows(1), rows(2)
     trained = TrainedIndex.train(x, 20, "PQ8")
