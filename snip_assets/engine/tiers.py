@@ -118,7 +118,7 @@ class _Near:
         if not len(distance):
             return {"max_distance": self.max_distance, "precision": 1.0, "recall": 0.0, "curve": []}
         order = np.argsort(distance, kind="stable")
-        weight = self.weight[order]
+        weight, distance = self.weight[order], distance[order]
         hits, counts = np.cumsum(weight * self.right[order]), np.cumsum(weight)
         precision = hits / counts
         recall = hits / max(self.true, 1)
@@ -132,12 +132,12 @@ class _Near:
         steps = np.unique(np.searchsorted(hits, np.linspace(1, hits[-1], 60)))
         steps = steps[steps < len(order)]
         return {
-            "max_distance": float(distance[order][best]),
+            "max_distance": float(distance[best]),
             "precision": float(precision[best]),
             "recall": float(recall[best]),
             "curve": [
                 {
-                    "max_distance": float(distance[order][s]),
+                    "max_distance": float(distance[s]),
                     "precision": float(precision[s]),
                     "recall": float(recall[s]),
                 }
