@@ -29,8 +29,8 @@ from .verify import Pairs, Rows, Verifier, thin
 
 ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 16
-# Pairs of a list that are thinned before its end.
-THIN_AT = 1 << 18
+# Pairs of a list that are thinned before its end, and of a shard before its last list.
+THIN_AT, MERGE_AT = 1 << 18, 1 << 23
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
 # Queries whose vectors are in memory at once, unless told otherwise.
@@ -210,13 +210,37 @@ class _Listed:
         return [thin(pairs[slice(low, high)], self.most) for low, high in pairwise(cuts)]
 
 
+class _Merged:
+    """Pairs of a shard list by list, thinned whenever they are half as many again.
+
+    A group of near copies that is spread over many short lists has as many pairs as its square,
+    and in none of them as many as are thinned there.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.parts: list[Pairs] = []
+        self._size, self._limit = 0, MERGE_AT
+
+    def add(self, pairs: Pairs) -> None:
+        """Add those of a list; the lists in order, as what connects a group depends on it."""
+        self.parts.append(pairs)
+        self._size += len(pairs)
+        if self._size >= self._limit:
+            self.parts = [self.all()]
+            self._size = len(self.parts[0])
+            self._limit = max(MERGE_AT, self._size + self._size // 2)
+
+    def all(self) -> Pairs:
+        """All of them, sorted and thinned."""
+        return thin(Pairs.concatenate(self.parts).ordered(), self.most)
+
+
 def _bundles(join: Join, probes: np.ndarray) -> list[np.ndarray]:
-    """All lists, the largest first, in bundles; `probes` are the queries of each list."""
-    sizes = join.index.list_sizes
-    order = np.argsort(-sizes, kind="stable")
-    rows, asked = np.cumsum(sizes[order]), np.cumsum(probes[order])
+    """All lists in order, in bundles; `probes` are the queries of each list."""
+    rows, asked = np.cumsum(join.index.list_sizes), np.cumsum(probes)
     full = np.diff(rows // ROWS_TOGETHER) + np.diff(asked // QUERIES_TOGETHER)
-    return np.split(order, np.flatnonzero(full) + 1)
+    return np.split(np.arange(len(rows)), np.flatnonzero(full) + 1)
 
 
 def _passes(join: Join, shards: list[QueryShard], most: int | None) -> Iterator[list[np.ndarray]]:
@@ -248,7 +272,7 @@ def find_pairs(
     """
     lists = join.index.trained.lists
     reader = QueryReader.of(join.queries, shards, join.is_copy, most, workers)
-    parts: list[list[Pairs]] = [[] for _ in shards]
+    merged = [_Merged(join.max_partners) for _ in shards]
     total = Counts(lists=lists)
     with task("join", lists, "lists") as progress:
         for bundles in _passes(join, shards, None if reader is None else most):
@@ -258,20 +282,16 @@ def find_pairs(
             work = partial(join_lists, own, shards)
             for found, counts in ordered_map(work, bundles, workers):
                 for listed in found:
-                    for part, pairs in zip(parts, listed, strict=True):
+                    for own_pairs, pairs in zip(merged, listed, strict=True):
                         if len(pairs):
-                            part.append(pairs)
+                            own_pairs.add(pairs)
                 total.products += counts.products
                 total.candidates += counts.candidates
                 trim()
                 progress.advance(counts.lists)
-
-    def merge(own: list[Pairs]) -> Pairs:
-        return thin(Pairs.concatenate(own).ordered(), join.max_partners)
-
-    merged = list(ordered_map(merge, parts, workers))
-    total.per_shard = [len(p) for p in merged]
-    return merged, total
+    found_pairs = list(ordered_map(_Merged.all, merged, workers))
+    total.per_shard = [len(p) for p in found_pairs]
+    return found_pairs, total
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

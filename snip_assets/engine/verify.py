@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
+from .external_sort import distinct
 from .features import as_float32
 
-BLOCK = 1 << 16
+BLOCK, THINNED = 1 << 16, 1 << 20
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -268,7 +269,16 @@ def thin(pairs: Pairs, limit: int) -> Pairs:
     starts = np.append(new, len(pairs))
     if np.diff(starts).max() <= limit:
         return pairs
-    names, place = np.unique(np.concatenate([pairs.row, pairs.earlier_row]), return_inverse=True)
-    half = len(place) // 2
-    keep = _thin(starts, place[:half], place[half:], pairs.distance, limit, len(names))
-    return pairs[keep]
+    blocks = [slice(s, s + THINNED) for s in range(0, len(pairs), THINNED)]
+    ends = [distinct(own[block]) for own in (pairs.row, pairs.earlier_row) for block in blocks]
+    names = distinct(np.concatenate(ends))
+    node, partner = (_places(names, own, blocks) for own in (pairs.row, pairs.earlier_row))
+    return pairs[_thin(starts, node, partner, pairs.distance, limit, len(names))]
+
+
+def _places(names: np.ndarray, ids: np.ndarray, blocks: list[slice]) -> np.ndarray:
+    """Where each is among the names, in half of the room that `np.unique` takes for it."""
+    out = np.empty(len(ids), np.int32 if len(names) < 1 << 31 else np.int64)
+    for block in blocks:
+        out[block] = np.searchsorted(names, ids[block])
+    return out

@@ -257,17 +257,21 @@ def test_thin_keeps_components_the_nearest_and_the_lowest(data: st.DataObject) -
             assert (int(row[k]), int(earlier[k])) in held
 
 
-def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lists", [4, 60])
+def test_a_large_group_of_near_copies_stays_one_group_and_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: int
+) -> None:
+    """In long lists, and spread over many short ones, none of which has many pairs of a row."""
     random = np.random.default_rng(3)
-    rows, limit = 5000, 40
+    rows, limit = 3000, 40
     x = random.normal(size=(1, DIM)) + random.normal(size=(rows, DIM)) * 0.02
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
     np.save(tmp_path / "x.npy", x)
-    trained = TrainedIndex.train(np.concatenate([make_rows(2), x]).astype(np.float32), 4, "PQ8")
+    trained = TrainedIndex.train(np.concatenate([make_rows(2), x]).astype(np.float32), lists, "PQ8")
     axes = Axes(leading_axes(x.astype(np.float32), 16), 200.0)
-    encoder = encode.Encoder(trained, axes, 0.2, 4)
+    encoder = encode.Encoder(trained, axes, 2.0, lists)
     shards, parts = [], []
-    for number, (low, high) in enumerate(((0, 3000), (3000, rows))):
+    for number, (low, high) in enumerate(((0, 1800), (1800, rows))):
         np.save(tmp_path / f"{number}.npy", x[low:high])
         out = tmp_path / f"index-{number}"
         encode.encode_shard(encoder, tmp_path / f"{number}.npy", out)
@@ -283,8 +287,27 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(tmp_path: Path) 
         is_copy=None,
         max_partners=limit,
     )
-    found = verify.Pairs.concatenate(pairs.find_pairs(work, shards)[0])
+    held: list[int] = []
+
+    def thin(all_pairs: verify.Pairs, most: int) -> verify.Pairs:
+        held.append(len(all_pairs))
+        return verify.thin(all_pairs, most)
+
+    monkeypatch.setattr(pairs, "thin", thin)
+    monkeypatch.setattr(pairs, "THIN_AT", 20_000)
+    monkeypatch.setattr(pairs, "MERGE_AT", 20_000)
+    by_shard = pairs.find_pairs(work, shards)[0]
+    found = verify.Pairs.concatenate(by_shard)
     assert len(found) < rows * (limit + 3)
+    assert max(held) < rows**2 / 8
+    for shard, together in zip(shards, by_shard, strict=True):
+        (alone,) = pairs.find_pairs(work, [shard])[0]
+        assert np.array_equal(alone.row, together.row)
+        assert np.array_equal(alone.earlier_row, together.earlier_row)
+    row = rows - 1
+    far = verify.distances(snip, np.full(row, row), np.arange(row))
+    nearest = np.argsort(far, kind="stable")[:limit]
+    assert np.isin(nearest, found.earlier_row[found.row == row].astype(np.int64)).all()
     graph = coo_matrix((np.ones(len(found)), (found.row, found.earlier_row)), shape=(rows, rows))
     assert connected_components(graph, directed=False)[0] == 1
 
