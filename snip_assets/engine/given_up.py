@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .keep import Decision
 
 BLOCK, ROUND = 2048, 256
+# Kept rows of a group that are all compared with each other.
+FEW = 1 << 14
 # What float32 may be off in a product of rows of unit length, generously.
 ROUNDING = 1e-4
 
@@ -68,7 +70,10 @@ class GivenUp:
             return []
         dropped, group = decision.dropped, labels[some.ids[decision.survivor]]
         kept = np.flatnonzero(~dropped & np.isin(group, group[thinned]))
-        found = [self._sweep(some, decision, group, kept[thinned[kept]], kept)]
+        _, place, count = np.unique(group[kept], return_inverse=True, return_counts=True)
+        # The index loses pairs of other rows as well, where a large group spans many lists.
+        asked = kept[thinned[kept] | (count[place] <= FEW)]
+        found = [self._sweep(some, decision, group, asked, kept)]
         if not len(found[0].row):
             return []
         explained = np.zeros(len(dropped), np.bool_)

@@ -73,3 +73,17 @@ def test_no_two_near_rows_stay_and_none_is_an_orphan(tmp_path, monkeypatch, rule
         np.testing.assert_array_equal(kept_row[others], before[0][others])
         np.testing.assert_array_equal(distance[others], before[1][others])
     assert were_near
+
+
+def test_pairs_of_a_large_group_that_the_index_lost_do_no_harm(tmp_path):
+    raw = Raw(np.random.default_rng(0).normal(size=(1, 32)) + np.zeros((200, 1)))
+    raw.x = raw.x + 0.02 * np.random.default_rng(1).normal(size=raw.x.shape)
+    row, earlier = np.nonzero(np.tri(200, k=-1, dtype=bool))
+    # Most pairs of the first rows, and of all others, are lost; they stay one group.
+    held = (np.random.default_rng(2).random(len(row)) < 0.2) | (earlier == row - 1)
+    row, earlier = row[held].astype(np.uint64), earlier[held].astype(np.uint64)
+    stored = thin(Pairs(row, earlier, distances(raw, row, earlier)), 25)
+    before, *_ = decided(tmp_path / "before", stored, 200, "first", None)
+    after, *_ = decided(tmp_path / "after", stored, 200, "first", GivenUp(raw, 25, MOST))
+    assert len(np.unique(before)) > 3
+    assert np.unique(after).tolist() == [0]
