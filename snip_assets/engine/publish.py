@@ -198,9 +198,13 @@ def _texts(shard: Shard) -> Iterator[tuple[int, pa.Array, pa.Array]]:
         names = [find_column(file.schema_arrow, wanted) for wanted in (URL_NAMES, MD5_NAMES)]
         columns = [name for name in names if name is not None]
         start = 0
+        if not columns:
+            for first in range(0, shard.rows, BATCH_ROWS):
+                none = pa.nulls(min(BATCH_ROWS, shard.rows - first), pa.large_string())
+                yield first, none, none
+            return
         try:
-            # Without text columns, any column tells how many rows a batch has.
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns or None):
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 texts = [_text(shard.metadata, batch, name) for name in names]
                 yield start, texts[0], texts[1]
                 start += len(batch)

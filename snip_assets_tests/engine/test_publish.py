@@ -295,6 +295,15 @@ def test_without_urls_and_captions_there_are_nulls_and_a_note(tmp_path):
     assert "no column caption" in facts["notes"][0]
 
 
+def test_no_column_is_read_for_a_drop_list_without_texts(tmp_path, monkeypatch):
+    shard = reduced(tmp_path, pa.table({"width": range(7)}))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(publish, "BATCH_ROWS", 4)
+    publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "drop.parquet")
+    rows = pq.read_table(tmp_path / "drop.parquet")["row_in_shard"].to_pylist()
+    assert len(rows) == 2 and rows == sorted(set(rows))
+
+
 def test_no_duplicates_at_all(tmp_path):
     path = tmp_path / "metadata_x.parquet"
     pq.write_table(pa.table({"url": list("abc")}), path)
