@@ -102,13 +102,12 @@ class Sample:
         return np.sort(order[: min(count, fresh) if alone else count])
 
 
-def affordable(rows: int, dim: int, most: float = 4e12) -> float:
+def affordable(rows: int, dim: int) -> float:
     """Floating-point operations that exact search may cost.
 
-    About a tenth of the work of compressing the data set, at least 0.4 and at most 4 TFLOP
-    unless told otherwise.
+    About a tenth of the work of compressing the data set, at least 0.4 and at most 4 TFLOP.
     """
-    return min(max(0.1 * 2.0 * rows * 1024 * (dim + 128), 4e11), most)
+    return min(max(0.1 * 2.0 * rows * 1024 * (dim + 128), 4e11), 4e12)
 
 
 def budget(rows: int, dim: int) -> int:

@@ -104,7 +104,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
     """Open an .npy file, memory-mapped; never unpickle.
 
     Raises
@@ -118,7 +118,7 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
 
         return open_remote(path)
     try:
-        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:
@@ -130,8 +130,7 @@ def open_npy(path: Path, *, mmap: bool = True) -> np.ndarray:
         raise BadInputError(f"{path}: {npy_reason(path, error)}") from error
     if not isinstance(array, np.ndarray):
         raise BadInputError(f"{path}: an archive (.npz), not a single array; save it as .npy.")
-    if mmap:
-        watch(array)
+    watch(array)
     return array
 
 

@@ -22,6 +22,8 @@ import numpy as np
 
 LIMIT = 1 << 30
 EVERY = 0.002
+# Open files asked of the system, each memory map counted.
+MOST_FILES = 65_536
 _STATM = Path("/proc/self/statm")
 _PAGE = mmap.PAGESIZE
 _maps: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
@@ -78,15 +80,15 @@ def _release() -> None:
             owner.madvise(mmap.MADV_DONTNEED)
 
 
-def allow_open_files(most: int = 65_536) -> int:
+def allow_open_files() -> int:
     """Raise this process's limit of open files, and return it: each memory map counts as one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return wanted
-    return most if soft == resource.RLIM_INFINITY else soft
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 if hasattr(os, "register_at_fork"):  # A child must not inherit a lock that another thread holds.
