@@ -217,12 +217,10 @@ def _choose(
         # The few pairs that there are lie beyond all probes: none can be found.
         return float(finite.max(initial=0.0)) + 1e-5, 1e-6, snip_limit
     aim = min(aim, float(reached.mean()))
-    # Pairs beyond all probes are lost, and no radius brings them back.
-    farthest = ALLOWANCE * float(margin[reached].max()) + 1e-6
     list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
     best: tuple[float, float, float] | None = None
     for share in (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9):
-        radius = min(ALLOWANCE * beyond(margin, (1 - aim) * share) + 1e-6, farthest)
+        radius = _radius(margin, (1 - aim) * share, beyond)
         inside = np.sort(excess[margin <= radius])
         needed = int(np.ceil(aim * len(margin)))
         if needed > len(inside):
@@ -240,6 +238,15 @@ def _choose(
         slack = float(finite.max()) + 1e-5
         return slack, radius, snip_limit
     return best[1], best[2], snip_limit
+
+
+def _radius(margin: np.ndarray, share: float, beyond) -> float:
+    """The radius that a share of the pairs may lie beyond."""
+    farthest = beyond(margin, share)
+    if not np.isfinite(farthest):
+        # Pairs beyond all probes are lost, and no radius brings them back.
+        farthest = float(margin[np.isfinite(margin)].max())
+    return ALLOWANCE * farthest + 1e-6
 
 
 @dataclass

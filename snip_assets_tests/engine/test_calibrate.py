@@ -176,3 +176,21 @@ def test_a_small_sample_still_tells_the_tail() -> None:
     assert np.quantile(beyond, 0.95) < 0.8 * np.quantile(largest, 0.95)
     many = random.exponential(size=100_000)
     assert calibrate.exceeded_by(many, share) == np.quantile(many, 1 - share, method="higher")
+
+
+def test_the_radius_reaches_beyond_the_pairs_that_were_seen() -> None:
+    x, settings = rows(3), Settings()
+    trained = TrainedIndex.train(rows(4), 60, "PQ8")
+    sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
+    found, _ = calibrate.calibrate(trained, sample, settings)
+    assert not found.planted
+    placed = evidence.Placed.of(trained, x, found.probes, 1)
+    later, earlier, _ = exact_pairs(x, np.arange(len(x)), settings.max_distance)
+    margin = evidence.Needs.either_way(x, placed, later, earlier, np.eye(48)).margin
+    assert found.radius > 1.2 * margin.max()
+
+
+def test_of_pairs_beyond_all_probes_no_radius_is_made() -> None:
+    margin = np.append(np.random.default_rng(0).exponential(0.01, size=800), np.inf)
+    radius = calibrate._radius(margin, 1e-4, calibrate.exceeded_by)
+    assert margin[:-1].max() < radius < 1.2 * margin[:-1].max()
