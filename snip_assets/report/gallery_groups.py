@@ -18,6 +18,8 @@ from snip_assets.engine.run import Run
 from snip_assets.engine.verify import distances
 
 LARGEST, DOUBTFUL = 200, 20
+# Groups that are looked at for the doubtful ones: those that keep most rows, as many farthest ones.
+CHAINED = 80
 LOOKED_AT, SHOWN = 500, 12
 BLOCK = 1 << 20
 COLUMNS = ["group", "size", "kept", "representative", "largest_distance"]
@@ -64,7 +66,7 @@ def largest_and_doubtful(
     farthest. Table and labels are gone over once for both.
     """
     folder = run.layout.duplicate_groups
-    wanted = {"size": largest, "kept": 4 * doubtful, "largest_distance": 4 * doubtful}
+    wanted = {"size": largest, "kept": CHAINED, "largest_distance": CHAINED}
     top = top_groups(folder, wanted, COLUMNS)
     chained = top["kept"].filter(pc.greater(top["kept"]["kept"], 1))
     far = pa.concat_tables([chained, top["largest_distance"]])

@@ -222,7 +222,9 @@ class _Site:
     def _doubtful(self) -> dict[str, Any]:
         groups = self.doubtful
         intro = (
-            "Groups whose members lie farthest from the representative, the farthest shown. "
+            "Groups whose members lie farthest from the representative, the farthest shown: of the "
+            f"{gallery_groups.CHAINED} that keep most rows, and of as many with a row that is far "
+            "from the one kept for it. "
             "Resemblance is not transitive: a chain may join rows that differ, and then more than "
             "one of them is kept."
         )
