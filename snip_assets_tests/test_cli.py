@@ -14,6 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from snip_assets import cli
+from snip_assets.commands import dagster_commands
+from snip_assets.engine import stations
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, register
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
 ROWS = 40
@@ -192,3 +197,24 @@ def test_every_command_has_help(snip: Callable[..., tuple[int, str, str]]) -> No
         code, out, _ = snip(name, "--help")
         assert code == 0
         assert "--out" in out or "sync" in out
+
+
+def test_other_settings_than_those_of_the_outputs_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "out")
+    register(layout, Source(SAMPLE_FEATURES, SAMPLE_METADATA), ["0000"])
+    run = stations.Run(layout, Settings(max_distance=0.08))
+    stations.clip_features(run, ["0000"])
+    stations.snip_model(run)
+    stations.snip_features(run, ["0000"])
+    stations.trained_index(run)
+    stations.index_shards(run, ["0000"])
+    stations.snip_index(run)
+    stations.duplicate_pairs(run, ["0000"])
+    variables = {"SNIP_OUT": str(layout.root), "SNIP_MAX_DISTANCE": "0.08"}
+    dagster_commands._warn_of_settings(variables)
+    assert capsys.readouterr().err == ""
+    dagster_commands._warn_of_settings(variables | {"SNIP_MAX_DISTANCE": "0.1"})
+    told = capsys.readouterr().err
+    assert "trained_index, duplicate_pairs 0000 in" in told and "(max_distance 0.1," in told

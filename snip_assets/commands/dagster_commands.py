@@ -68,6 +68,8 @@ def _dagster(arguments: list[str], out: Path) -> int:
     if source is None:
         typer.echo(f"{out}: no shards registered here yet; see `snip shards sync`.", err=True)
     variables = {**os.environ, **home.environment(layout, source)}
+    if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
+        _warn_of_settings(variables)
     if arguments[:2] in _RUNS:
         variables[VARIABLE] = "1"
         with home.instance(layout) as instance:
@@ -76,6 +78,21 @@ def _dagster(arguments: list[str], out: Path) -> int:
     if arguments and arguments[0] in _NEEDS_MODULE:
         arguments = arguments + ([] if {"-m", "-w", "-f", "-d"} & set(arguments) else _MODULE)
     return _run([sys.executable, "-m", "dagster", *arguments], variables)
+
+
+def _warn_of_settings(variables: dict[str, str]) -> None:
+    """Tell which outputs runs with these variables would make again, as settings differ."""
+    from snip_assets.report.site_data import made_otherwise
+    from snip_assets.resources import DataSet
+
+    data = DataSet.from_environment(variables)
+    if found := made_otherwise(data.run()):
+        typer.echo(
+            f"warning: {', '.join(found)} in {data.layout.root} had other settings than runs will "
+            f"have here (max_distance {data.max_distance:g}, codec {data.codec}, ...), and would "
+            "be made again. Export those that `snip dedup` was given, such as SNIP_MAX_DISTANCE.",
+            err=True,
+        )
 
 
 def _run(command: list[str], variables: dict[str, str]) -> int:
