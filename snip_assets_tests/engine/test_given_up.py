@@ -1,14 +1,20 @@
 """Groups whose pairs are not all stored: no two near rows stay, and nothing else changes."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from snip_assets.engine import given_up
+from snip_assets.engine.changed import Former
 from snip_assets.engine.given_up import GivenUp
+from snip_assets.engine.group_table import duplicate_groups
 from snip_assets.engine.groups import group
 from snip_assets.engine.keep import keep
 from snip_assets.engine.pairs import write_pairs
 from snip_assets.engine.verify import Pairs, distances, thin
+
+from .test_changed import contents
 
 MOST = 0.1
 
@@ -87,3 +93,23 @@ def test_pairs_of_a_large_group_that_the_index_lost_do_no_harm(tmp_path):
     after, *_ = decided(tmp_path / "after", stored, 200, "first", GivenUp(raw, 25, MOST))
     assert len(np.unique(before)) > 3
     assert np.unique(after).tolist() == [0]
+
+
+@pytest.mark.parametrize("rule", ["neighbours", "first"])
+@pytest.mark.parametrize("seed", range(4))
+def test_shards_that_arrive_give_the_bytes_of_all_at_once(tmp_path, seed, rule):
+    raw, rows = world(seed, np.float32)
+    files, former = [], None
+    given = {"max_distance": MOST, "rule": rule, "given_up": GivenUp(raw, 4, MOST)}
+    for low, high in pairwise([0, rows // 3, rows // 2, rows]):
+        row, earlier = np.nonzero(np.tri(high, k=-1, dtype=bool))
+        far = distances(raw, row, earlier)
+        own = (row >= low) & (far <= np.float32(MOST))
+        pairs = Pairs(row[own].astype(np.uint64), earlier[own].astype(np.uint64), far[own])
+        files.append(tmp_path / f"{low}.parquet")
+        write_pairs(files[-1], thin(pairs, 4))
+        step, fresh = tmp_path / f"step-{low}", tmp_path / f"fresh-{low}"
+        duplicate_groups(files, high, step, former=former, **given)
+        duplicate_groups(files, high, fresh, **given)
+        assert contents(step) == contents(fresh)
+        former = Former(step, list(files), decided=True)
