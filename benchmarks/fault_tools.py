@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from snip_assets.engine import shards, stations
 from snip_assets.engine.errors import SnipError
@@ -97,9 +98,9 @@ def _child(work: Callable[[], object], pipe: int, limit: int) -> None:
         os._exit(code)
 
 
-def station(root: Path, name: str, keys: list[str] | None = None, **settings: object) -> None:
+def station(root: Path, name: str, keys: list[str] | None = None, **settings: Any) -> None:
     """Run one station in this process."""
-    run = stations.Run(Layout(root), Settings(**settings))  # type: ignore[arg-type]
+    run = stations.Run(Layout(root), Settings(**settings))
     work = getattr(stations, name)
     if name in WHOLE:
         work(run)

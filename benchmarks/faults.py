@@ -14,7 +14,8 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,8 @@ class Faults:
         self.truth = {name: contents(self.base, name) for name in STATIONS}
 
     @staticmethod
-    def _must(work: object) -> float:
-        end = Child(work).end()  # type: ignore[arg-type]
+    def _must(work: Callable[[], None]) -> float:
+        end = Child(work).end()
         if end.code:
             raise RuntimeError(end.message)
         return end.seconds
@@ -193,7 +194,9 @@ class Faults:
             self.table.add("flipped byte in a manifest or the registry", held, why)
 
     def _same_files(self, root: Path, name: str) -> bool:
-        plain = lambda c: {k: v for k, v in c.items() if "manifest" not in k}  # noqa: E731
+        def plain(found: dict[str, bytes]) -> dict[str, bytes]:
+            return {k: v for k, v in found.items() if "manifest" not in k}
+
         return plain(contents(root, name)) == plain(self.truth[name])
 
     def full_disks(self) -> None:
@@ -238,8 +241,7 @@ class Faults:
             ends = []
             for part in parts:
                 for name in STATIONS[1:]:
-                    work = lambda n=name, p=part, r=root, s=settings: station(r, n, p, **s)  # noqa: E731
-                    ends.append(Child(work).end())
+                    ends.append(Child(partial(station, root, name, part, **settings)).end())
             for name in ("deduped_metadata", "drop_list"):
                 ends.append(Child(lambda n=name, r=root: station(r, n)).end())
             why = "; ".join(e.message for e in ends if e.code)

@@ -21,6 +21,8 @@ from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
+from .engine.test_stations import until_pairs
+
 ROWS = 40
 
 
@@ -205,13 +207,7 @@ def test_other_settings_than_those_of_the_outputs_are_told(
     layout = Layout(tmp_path / "out")
     register(layout, Source(SAMPLE_FEATURES, SAMPLE_METADATA), ["0000"])
     run = stations.Run(layout, Settings(max_distance=0.08))
-    stations.clip_features(run, ["0000"])
-    stations.snip_model(run)
-    stations.snip_features(run, ["0000"])
-    stations.trained_index(run)
-    stations.index_shards(run, ["0000"])
-    stations.snip_index(run)
-    stations.duplicate_pairs(run, ["0000"])
+    until_pairs(run)
     variables = {"SNIP_OUT": str(layout.root), "SNIP_MAX_DISTANCE": "0.08"}
     dagster_commands._warn_of_settings(variables)
     assert capsys.readouterr().err == ""

@@ -127,13 +127,7 @@ def test_a_shard_that_is_read_late_takes_along_those_after_it(data: DataSet) -> 
     put(data, "0000", "0001", "0002", "0003")
     register(data.layout, data.source)
     run, read = data.run(), ["0000", "0002", "0003"]
-    stations.clip_features(run, read)
-    stations.snip_model(run)
-    stations.snip_features(run, read)
-    stations.trained_index(run)
-    stations.index_shards(run, read)
-    stations.snip_index(run)
-    stations.duplicate_pairs(run, read)
+    until_pairs(run, keys=read)
     stations.duplicate_groups(run)
     stations.dup_bitmap(run)
     with dg.DagsterInstance.ephemeral() as instance:

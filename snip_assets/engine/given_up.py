@@ -69,26 +69,27 @@ class GivenUp:
         if not thinned.any():
             return []
         dropped, group = decision.dropped, labels[some.ids[decision.survivor]]
+        case = _Case(self.raw, self.max_distance, some, decision, group)
         kept = np.flatnonzero(~dropped & np.isin(group, group[thinned]))
         _, place, count = np.unique(group[kept], return_inverse=True, return_counts=True)
         # The index loses pairs of other rows as well, where a large group spans many lists.
         asked = kept[thinned[kept] | (count[place] <= FEW)]
-        found = [self._sweep(some, decision, group, asked, kept)]
+        found = [case.sweep(asked, kept)]
         if not len(found[0].row):
             return []
         explained = np.zeros(len(dropped), np.bool_)
         for pairs in (*(block for block, _ in some.blocks("Groups of near copies")), *found):
             _explain(pairs.row, pairs.earlier_row, decision.rank, dropped, explained)
         orphans = np.flatnonzero(dropped & ~explained)
-        found.append(self._near(some, decision, group, orphans, kept[~dropped[kept]]))
+        found.append(case.near(orphans, kept[~dropped[kept]]))
         _explain(found[-1].row, found[-1].earlier_row, decision.rank, dropped, explained)
         alone = orphans[~explained[orphans]]
         while len(alone):
             # A few at a time: all of them together may have as many pairs as their square.
             first, alone = alone[:ROUND], alone[ROUND:]
             dropped[first] = False
-            found.append(self._sweep(some, decision, group, first, first))
-            found.append(self._near(some, decision, group, alone, first[~dropped[first]]))
+            found.append(case.sweep(first, first))
+            found.append(case.near(alone, first[~dropped[first]]))
             _explain(found[-1].row, found[-1].earlier_row, decision.rank, dropped, explained)
             alone = alone[~explained[alone]]
         return found
@@ -102,30 +103,28 @@ class GivenUp:
         thinned[decision.rank[partners >= self.max_partners]] = True
         return thinned
 
-    def _sweep(
-        self,
-        some: Paired,
-        decision: Decision,
-        group: np.ndarray,
-        one: np.ndarray,
-        other: np.ndarray,
-    ) -> Pairs:
-        """Drop the later visited of each two near ones; both by rank, and all of them kept."""
-        pairs = self._near(some, decision, group, one, other)
-        later, earlier = kernels.ends(*pairs, np.float32(np.inf), decision.rank)
+
+@dataclass(frozen=True)
+class _Case:
+    """A decision, and what measures its classes: these by rank, with the group of each."""
+
+    raw: Rows
+    max_distance: float
+    some: Paired
+    decision: Decision
+    group: np.ndarray
+
+    def sweep(self, one: np.ndarray, other: np.ndarray) -> Pairs:
+        """Drop the later visited of each two near ones, all of them kept."""
+        pairs = self.near(one, other)
+        later, earlier = kernels.ends(*pairs, np.float32(np.inf), self.decision.rank)
         order = np.argsort(later, kind="stable")
-        kernels.sweep(later[order], earlier[order], decision.dropped)
+        kernels.sweep(later[order], earlier[order], self.decision.dropped)
         return pairs
 
-    def _near(
-        self,
-        some: Paired,
-        decision: Decision,
-        group: np.ndarray,
-        one: np.ndarray,
-        other: np.ndarray,
-    ) -> Pairs:
+    def near(self, one: np.ndarray, other: np.ndarray) -> Pairs:
         """Pairs of some classes with other ones of their group, by place."""
+        group, ids, survivor = self.group, self.some.ids, self.decision.survivor
         one, other = (ranks[np.argsort(group[ranks], kind="stable")] for ranks in (one, other))
         cuts = np.flatnonzero(np.diff(group[one], prepend=group[one][:1])).tolist()
         columns = []
@@ -134,10 +133,9 @@ class GivenUp:
                 continue
             own = group[one[low]]
             first, last = np.searchsorted(group[other], [own, own + own.dtype.type(1)])
-            for left, right in self._candidates(
-                decision.survivor[one[low:high]], decision.survivor[other[first:last]], some.ids
-            ):
-                far = distances(self.raw, *(some.ids[a].astype(np.uint64) for a in (left, right)))
+            theirs = survivor[other[first:last]]
+            for left, right in self._candidates(survivor[one[low:high]], theirs):
+                far = distances(self.raw, *(ids[a].astype(np.uint64) for a in (left, right)))
                 near = far <= np.float32(self.max_distance)
                 columns.append((left[near], right[near], far[near]))
         if not columns:
@@ -146,10 +144,10 @@ class GivenUp:
         return Pairs(row.astype(np.int64), earlier.astype(np.int64), distance)
 
     def _candidates(
-        self, one: np.ndarray, other: np.ndarray, ids: np.ndarray
+        self, one: np.ndarray, other: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places of two rows that float32 finds near, or nearly."""
-        floor = 1 - self.max_distance / 2 - ROUNDING
+        ids, floor = self.some.ids, 1 - self.max_distance / 2 - ROUNDING
         for start in range(0, len(one), BLOCK):
             own = one[start : start + BLOCK]
             x = self._rows(ids[own])

@@ -22,7 +22,7 @@ from .searcher import Rerank, Searcher
 
 MOST_QUERIES = 10_000
 # Rows that are sorted again for each hit, at the least: codes know the order only roughly.
-ROWS_A_HIT = 4
+SORTED_A_HIT = 4
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def search(
         query, rank (from 1), row, shard, row_in_shard, distance (squared L2; null where a hit's
         features are not at hand for re-ranking), url, caption.
     """
-    distances, ids = searcher.search(queries.features, k + 1, rerank, max(depth, ROWS_A_HIT * k))
+    distances, ids = searcher.search(queries.features, k + 1, rerank, max(depth, SORTED_A_HIT * k))
     rows: dict[str, list[Any]] = {"query": [], "rank": [], "row": [], "distance": []}
     for name, own, near, hits in zip(queries.names, queries.own, distances, ids, strict=True):
         kept = np.flatnonzero((hits >= 0) & (hits != own))[:k]

@@ -186,10 +186,14 @@ def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> N
         fan_out(stations.snip_features, run, run.registry.keys)
 
 
+def _on(cluster: Cluster, source: Source, folder: Path) -> Run:
+    register(Layout(folder / "out"), source)
+    return Run(Layout(folder / "out"), Settings(compute=cluster.address))
+
+
 def test_the_scheduler_dies(cluster: Cluster, source: Source, tmp_path: Path) -> None:
-    register(Layout(tmp_path / "out"), source)
     scheduler, *workers = cluster.processes
-    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+    run = _on(cluster, source, tmp_path)
     for worker in workers:
         worker.send_signal(signal.SIGSTOP)
     threading.Timer(3, scheduler.kill).start()
@@ -202,8 +206,7 @@ def test_all_workers_have_ended(
 ) -> None:
     monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_WITHOUT_WORKERS", 1)
     monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_BETWEEN_LOOKS", 0.5)
-    register(Layout(tmp_path / "out"), source)
-    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+    run = _on(cluster, source, tmp_path)
     for worker in cluster.processes[1:]:
         worker.send_signal(signal.SIGSTOP)
         threading.Timer(2, worker.kill).start()
@@ -217,8 +220,7 @@ def test_workers_that_dask_has_paused(
     from distributed import Client
 
     monkeypatch.setattr("snip_assets.engine.fanout.SECONDS_TO_CONNECT", 3)
-    register(Layout(tmp_path / "out"), source)
-    run = Run(Layout(tmp_path / "out"), Settings(compute=cluster.address))
+    run = _on(cluster, source, tmp_path)
 
     def fill(dask_worker: Any) -> None:
         dask_worker.memory_manager.memory_limit = 1_000_000

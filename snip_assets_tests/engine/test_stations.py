@@ -27,8 +27,10 @@ def start(root: Path, keys: list[str] | None = None, **changes: object) -> stati
     return stations.Run(layout, replace(Settings(), **changes))
 
 
-def until_pairs(run: stations.Run, groups: list[list[str]] | None = None) -> None:
-    keys = run.registry.keys
+def until_pairs(
+    run: stations.Run, groups: list[list[str]] | None = None, keys: list[str] | None = None
+) -> None:
+    keys = keys or run.registry.keys
     stations.clip_features(run, keys)
     stations.snip_model(run)
     stations.snip_features(run, keys)
