@@ -19,6 +19,7 @@ from .engine import stations
 from .engine.arrivals import reach
 from .engine.errors import SnipError
 from .engine.shards import Shard, load
+from .options import keep_settings
 from .resources import DataSet
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -82,6 +83,8 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     """
     # Before an instance is opened: what headers tell should be said at once.
     outcome = Outcome(partitions.register(data.layout, data.source, limit))
+    run = data.run()
+    keep_settings(data.layout, data.settings)
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
         # No daemon need run: a killed run must not keep this one waiting.
@@ -109,7 +112,7 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
 
         again = {"config": {"again": train_again}}
         training = {"snip_model": again, "trained_index": again}
-        todo = {*stations.unfinished(data.run()), *versions.unrecorded(instance, data)}
+        todo = {*stations.unfinished(run), *versions.unrecorded(instance, data)}
         keys = every if train_again else reach(every, todo)
         if keys == every:
             work(automation.arrival.name, keys, ops=training)

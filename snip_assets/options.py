@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,9 +18,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from .engine.errors import BadInputError
+from .engine.files import write_json
 from .engine.layout import Layout
 from .engine.remote_files import place
-from .engine.settings import Settings
+from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
 
 _SAMPLE = Path(__file__).parent / "sample"
@@ -27,7 +29,6 @@ SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
 SAMPLE = Source(SAMPLE_FEATURES, SAMPLE_METADATA)
 DEFAULT_OUT = Path("out") / "demo"
 PREFIX = "SNIP_"
-_CACHE = ("cache", "cache_gb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,47 @@ def default_of(option: Option, environment: Mapping[str, str] = os.environ) -> A
     return variable(option.variable, option.default, option.type, environment)
 
 
+def known_settings(layout: Layout, environment: Mapping[str, str] = os.environ) -> Settings:
+    """What runs in an output folder have where nobody says otherwise: as `keep_settings` noted.
+
+    An environment variable that is set says otherwise.
+    """
+    kept = kept_settings(layout)
+    options = [dataclasses.replace(o, default=kept[o.name]) for o in settings_options()]
+    return Settings(**{o.name: default_of(o, environment) for o in options})
+
+
+def keep_settings(layout: Layout, settings: Settings) -> None:
+    """Note settings in the output folder: what is made there later is made alike."""
+    kept = kept_settings(layout)
+    now = {name: value for name, value in settings.__dict__.items() if name not in OF_MACHINE}
+    if now.items() <= kept.items():
+        return
+    plain = Settings().__dict__
+    write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
+
+
+def kept_settings(layout: Layout) -> dict[str, Any]:
+    """All settings; where none were noted, the defaults.
+
+    Raises
+    ------
+    BadInputError
+        The file is damaged.
+    """
+    plain = Settings().__dict__
+    if not layout.settings.exists():
+        return plain
+    try:
+        noted = json.loads(layout.settings.read_text())
+        return Settings(**{n: type(v)(noted.get(n, v)) for n, v in plain.items()}).__dict__
+    except (ValueError, TypeError, AttributeError, BadInputError) as error:
+        raise BadInputError(
+            f"{layout.settings}: damaged ({error}). Delete it, and give `snip dedup` the settings "
+            "of this output folder once more."
+        ) from error
+
+
 def variable(
     name: str, default: Any, kind: type, environment: Mapping[str, str] = os.environ
 ) -> Any:
@@ -98,8 +140,8 @@ def keep_copies(out: Path | None) -> None:
     from .engine.run import use_cache
 
     if out is not None:
-        known = {o.name: default_of(o) for o in settings_options() if o.name in _CACHE}
-        use_cache(Layout(out), **known)
+        known = known_settings(Layout(out))
+        use_cache(Layout(out), known.cache, known.cache_gb)
 
 
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:
@@ -183,15 +225,25 @@ Metadata = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first parameter is `settings`, an option for each setting."""
+def with_settings(command: Callable[..., None], *, kept: bool = True) -> Callable[..., None]:
+    """Give a command, whose first parameter is `settings`, an option for each setting.
+
+    Those that are not given are, with `kept`, what was noted in the output folder; this is told.
+    """
+
+    own = inspect.signature(command, eval_str=True).parameters
 
     def call(**values: Any) -> None:
+        context = values["context"] if "context" in own else values.pop("context")
         chosen = {o.name: values.pop(o.name) for o in settings_options()}
+        if kept:
+            chosen |= _noted(context, chosen, values["out"])
         command(settings=Settings(**chosen), **values)
 
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own if p.name != "settings"]
+    only_named = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("context", only_named, annotation=typer.Context)]
+    known = ("settings", "context")
+    parameters += [p.replace(kind=only_named) for p in own.values() if p.name not in known]
     for option in settings_options():
         shown = typer.Option(
             help=option.description, envvar=option.variable, rich_help_panel="Settings"
@@ -200,13 +252,28 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         annotation = Annotated[kind, shown]
         parameters.append(
             inspect.Parameter(
-                option.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=option.default,
-                annotation=annotation,
+                option.name, only_named, default=option.default, annotation=annotation
             )
         )
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__, call.__name__ = command.__doc__, command.__name__
     return call
+
+
+def _noted(context: typer.Context, chosen: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What was noted in the output folder of settings that were not given."""
+    found = {
+        name: value
+        for name, value in kept_settings(Layout(out)).items()
+        if value != chosen[name] and _not_given(context, name)
+    }
+    if found:
+        said = ", ".join(f"{name} {value}" for name, value in found.items())
+        typer.echo(f"{out}: settings of the last `snip dedup` here: {said}", err=True)
+    return found
+
+
+def _not_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"

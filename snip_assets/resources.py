@@ -18,7 +18,7 @@ from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import Settings
 from .engine.shards import Source
-from .options import default_of, default_out, default_source, settings_options, variable
+from .options import default_out, default_source, known_settings, settings_options, variable
 
 
 def _bound(name: str, default: float, description: str) -> Any:
@@ -56,9 +56,12 @@ class DataSet(_SettingsFields):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> DataSet:
-        """Defaults from SNIP_* variables; without any, the built-in sample and ./out/demo."""
-        values = {o.name: default_of(o, environment) for o in settings_options()}
-        return cls.of(default_source(environment), default_out(environment), Settings(**values))
+        """From SNIP_* variables; without any, the built-in sample and ./out/demo.
+
+        Settings without a variable are those of the last `snip dedup` into the output folder.
+        """
+        out = default_out(environment)
+        return cls.of(default_source(environment), out, known_settings(Layout(out), environment))
 
     @property
     def source(self) -> Source:

@@ -6,10 +6,20 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
-from snip_assets.options import default_of, settings_options
+from snip_assets.options import (
+    DEFAULT_OUT,
+    Out,
+    default_of,
+    keep_settings,
+    settings_options,
+    with_settings,
+)
 from snip_assets.resources import DataSet
 
 
@@ -45,3 +55,45 @@ def test_a_variable_that_is_no_number_is_named() -> None:
         DataSet.from_environment({"SNIP_MAX_DISTANCE": "abc"})
     with pytest.raises(BadInputError, match=r"SNIP_WORKERS=2.5: not a whole number"):
         DataSet.from_environment({"SNIP_WORKERS": "2.5"})
+
+
+def settings_of(out: Path, *given: str, kept: bool = True) -> tuple[Settings, str]:
+    """What a command gets that is called with some options, and what it says of them."""
+    found: list[Settings] = []
+
+    def command(settings: Settings, out: Out = DEFAULT_OUT) -> None:
+        found.append(settings)
+
+    app = typer.Typer()
+    app.command()(with_settings(command, kept=kept))
+    result = CliRunner().invoke(app, ["--out", str(out), *given], catch_exceptions=False)
+    assert result.exit_code == 0
+    return found[0], result.stderr
+
+
+def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings_of(tmp_path) == (Settings(), "")
+    keep_settings(Layout(tmp_path), Settings(max_distance=0.2, keep="first", workers=1))
+    # How many threads work says nothing of the outputs.
+    known = Settings(max_distance=0.2, keep="first")
+    assert DataSet.from_environment({"SNIP_OUT": str(tmp_path)}).settings == known
+    found, said = settings_of(tmp_path)
+    assert found == known
+    assert said.endswith("settings of the last `snip dedup` here: max_distance 0.2, keep first\n")
+    assert settings_of(tmp_path, kept=False) == (Settings(), "")
+
+    found, said = settings_of(tmp_path, "--max-distance", "0.1")
+    assert found == Settings(keep="first") and "max_distance" not in said
+    monkeypatch.setenv("SNIP_KEEP", "neighbours")
+    assert settings_of(tmp_path)[0] == Settings(max_distance=0.2)
+    keep_settings(Layout(tmp_path), Settings())
+    assert settings_of(tmp_path) == (Settings(), "")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"max_distance": "x"}', '{"max_distance": -1}'])
+def test_damaged_settings_of_an_output_folder_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(BadInputError, match=r"settings\.json: damaged .*Delete it"):
+        DataSet.from_environment({"SNIP_OUT": str(tmp_path)})

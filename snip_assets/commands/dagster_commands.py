@@ -90,7 +90,8 @@ def _warn_of_settings(variables: dict[str, str]) -> None:
         typer.echo(
             f"warning: {', '.join(found)} in {data.layout.root} had other settings than runs will "
             f"have here (max_distance {data.max_distance:g}, codec {data.codec}, ...), and would "
-            "be made again. Export those that `snip dedup` was given, such as SNIP_MAX_DISTANCE.",
+            "be made again. Export those that they were made with, such as SNIP_MAX_DISTANCE, or "
+            "unset variables that say otherwise.",
             err=True,
         )
 

@@ -50,6 +50,11 @@ class Layout:
         return self.root / "shards.json"
 
     @property
+    def settings(self) -> Path:
+        """JSON: settings of the last `snip dedup`, but for defaults and those of the machine."""
+        return self.root / "settings.json"
+
+    @property
     def row_offsets(self) -> Path:
         """int64[S + 1], leading 0."""
         return self.root / "row_offsets.npy"

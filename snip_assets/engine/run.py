@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 
-from . import choices, comparisons, copies, remote_files, shards, threads
+from . import choices, comparisons, copies, keep_rule, remote_files, shards, threads
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -69,6 +69,7 @@ class Run:
         self.layout = Layout(Path(self.layout.root))
         use_cache(self.layout, self.settings.cache, self.settings.cache_gb)
         comparisons.note_in(self.layout.root, self.layout.compared)
+        keep_rule.parse(self.settings.keep)
         for name, known in (("tier", TIERS), ("check", CHECKS), ("pictures", PICTURES)):
             value = getattr(self.settings, name)
             if value not in known:

@@ -30,6 +30,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, inf),
 }
 
+# Those that say how a run works on this machine, and not what it finds.
+OF_MACHINE = ("device", "compute", "workers", "memory_gb", "cache", "cache_gb", "check")
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -334,6 +334,19 @@ def test_texts_that_could_not_be_read_later_are_refused_first(
         stations.metadata(stations.Run(layout, Settings()), ["0000"])
 
 
+def test_a_keep_rule_that_does_not_fit_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="is not understood"):
+        start(tmp_path, keep="largest(width")
+    run = start(tmp_path, ["0000"], keep="largest(width)")
+    with pytest.raises(BadInputError, match=r"metadata_0000\.parquet: no column 'width'"):
+        stations.metadata(run, ["0000"])
+    run = start(tmp_path, ["0000"], keep="first")
+    stations.metadata(run, ["0000"])
+    run = start(tmp_path, keep="largest(width)")
+    with pytest.raises(BadInputError, match=r"metadata_0000\.parquet: no column 'width'"):
+        stations.metadata(run, ["0001"])
+
+
 def test_views_of_text_are_text(tmp_path: Path) -> None:
     x = sampled(60, 0)
     write_shard(tmp_path, "0000", np.concatenate([x, x]))

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from snip_assets.engine import copies, shards
+from snip_assets.engine import copies, keep_rule, shards
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import (
@@ -58,11 +58,15 @@ def compressed_inputs(run: Run) -> Inputs:
 
 
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
-    """Check the metadata shards and note their columns."""
+    """Check the metadata shards, also for the keep rule, and note their columns."""
+    rule = keep_rule.parse(run.settings.keep)
+    # Of shards that were checked for another rule, one.
+    keep_rule.check(rule, run.registry.shards[0].metadata)
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         file = parquet_file(shard.metadata)
         require_text_columns(shard.metadata, file.schema_arrow)
+        keep_rule.check(rule, shard.metadata)
         schema = {f.name: str(f.type) for f in file.schema_arrow}
         facts = {"rows": file.metadata.num_rows, "columns": schema}
         write_json(output, facts)
