@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from .engine import shards as registry
 from .engine.errors import StaleOutputError
 from .engine.layout import Layout
 from .engine.shards import Shard, Source
+from .engine.withdraw import withdraw as engine_withdraw
+from .engine.withdraw import withdrawable
 from .options import variable
 
 RANGE_START = "dagster/asset_partition_range_start"
@@ -72,6 +76,14 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     if missing:
         instance.add_dynamic_partitions(str(shards.name), missing)
     return missing
+
+
+def withdraw(instance: dg.DagsterInstance, layout: Layout, keys: Sequence[str]) -> list[Shard]:
+    """Forget the shards registered last, in Dagster and in the engine; see `engine.withdraw`."""
+    # In this order: a key that Dagster alone has forgotten comes back with the next `announce`.
+    for shard in withdrawable(layout, keys):
+        instance.delete_dynamic_partition(str(shards.name), shard.key)
+    return engine_withdraw(layout, keys)
 
 
 def _first(layout: Layout, source: Source, limit: int) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from snip_assets import partitions
 from snip_assets.definitions import build_defs
-from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.settings import Settings
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet
@@ -129,6 +129,11 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
         assert partitions.announce(instance, data.layout) == ["0002", "0003"]
         assert partitions.register(data.layout, data.source) == []
         assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002", "0003"]
+        with pytest.raises(BadInputError, match="registered after it"):
+            partitions.withdraw(instance, data.layout, ["0002"])
+        assert [s.key for s in partitions.withdraw(instance, data.layout, ["0003"])] == ["0003"]
+        assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002"]
+        assert partitions.announce(instance, data.layout) == []
         instance.add_dynamic_partitions("shards", ["other"])
         with pytest.raises(StaleOutputError, match=r"PostgreSQL database.*another data set"):
             partitions.announce(instance, data.layout)

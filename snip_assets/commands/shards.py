@@ -18,9 +18,10 @@ from snip_assets.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Register and list shards.", no_args_is_help=True)
+    group = typer.Typer(help="Register, list and withdraw shards.", no_args_is_help=True)
     group.command("sync")(sync)
     group.command("list")(list_shards)
+    group.command("withdraw")(withdraw)
     app.add_typer(group, name="shards", rich_help_panel="Stations")
 
 
@@ -85,3 +86,24 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
         terminal.as_json(rows)
     else:
         terminal.table(str(out), list(rows[0]), [list(row.values()) for row in rows])
+
+
+def withdraw(
+    keys: Annotated[list[str], typer.Argument(help="The shards registered last.")],
+    out: Out = DEFAULT_OUT,
+) -> None:
+    """Forget the last shards and remove what was made of them; their sources are not touched."""
+    from snip_assets import home, partitions
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.shards import load
+
+    layout = Layout(out)
+    known = load(layout)
+    with home.instance(layout) as instance:
+        gone = partitions.withdraw(instance, layout, keys)
+    left = load(layout)
+    typer.echo(
+        f"{len(gone)} shards withdrawn, {len(left.shards)} left, {left.rows:,} rows: {out}\n"
+        f"`snip dedup --out {out}` decides about the others anew; what lies in "
+        f"{known.source.features} is registered again by it."
+    )

@@ -112,6 +112,12 @@ class Layout:
         """The dropped rows of a shard with the url that explains each."""
         return self.root / "drop_list" / f"{key}.parquet"
 
+    def of_shard(self, key: str) -> list[Path]:
+        """All outputs of a shard, the last ones first."""
+        made = (self.metadata, self.clip_features, self.snip_features, self.index_shard)
+        found = (self.duplicate_pairs, self.deduped_metadata, self.drop_list)
+        return [output(key) for output in (*made, *found)][::-1]
+
     @property
     def published(self) -> Path:
         """Folder of published bitmap, model, index and row offsets."""

@@ -322,7 +322,7 @@ def open_searcher(
     if opened.rows > holdings.rows:
         raise BadInputError(
             f"the index has {opened.rows} rows, the data set {holdings.rows}: they do not belong "
-            "together."
+            "together (`snip dedup` makes the index of an output folder anew)."
         )
     if model is None and layout is not None and layout.snip_model.is_dir():
         model = layout.snip_model

@@ -299,7 +299,7 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     if gone := sorted(names - set(found)) if keys is None else []:
         raise BadInputError(
             f"shard {gone[0]}: registered, but its files are gone from {source.features}; put "
-            f"them back ({len(gone)} such shards)."
+            f"them back ({len(gone)} such shards); `snip shards withdraw` forgets the last ones."
         )
     if keys is None:
         for shard in known:
@@ -315,7 +315,7 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
         new.append(replace(shard, ordinal=len(before), start=start))
     registry = Registry(source, tuple(known + new))
     if new:
-        _save(layout, registry)
+        save(layout, registry)
     elif known and not _same_offsets(layout, registry):
         write_npy(layout.row_offsets, registry.offsets)
     return new
@@ -351,11 +351,13 @@ def changed(shard: Shard) -> None:
         raise BadInputError(
             f"shard {shard.key}: {shard.features} changed after registration ({shard.rows} x "
             f"{shard.dim} {shard.dtype} became {now.rows} x {now.dim} {now.dtype}); put the "
-            "former file back and give the new data a new key, or use a new output folder."
+            "former file back and give the new data a new key; or, if it was registered last, "
+            "`snip shards withdraw` it."
         )
 
 
-def _save(layout: Layout, registry: Registry) -> None:
+def save(layout: Layout, registry: Registry) -> None:
+    """Write the registry, whose lock is held."""
     write_npy(layout.row_offsets, registry.offsets)
     value = {
         "source": {

@@ -1,0 +1,94 @@
+"""Shards that are taken out again leave what there would be without them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snip_assets.engine import stations
+from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.files import checksum
+from snip_assets.engine.layout import Layout
+from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, register
+from snip_assets.engine.withdraw import withdraw
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+
+from .test_stations import until_published
+
+MADE = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    found = Source(tmp_path / "img_emb", tmp_path / "metadata")
+    for own, folder in ((SAMPLE_FEATURES, found.features), (SAMPLE_METADATA, found.metadata)):
+        shutil.copytree(own, folder)
+    return found
+
+
+def published(layout: Layout, source: Source, *keys: str) -> stations.Run:
+    register(layout, source, list(keys))
+    run = stations.Run(layout, Settings())
+    until_published(run)
+    return run
+
+
+def contents(layout: Layout) -> dict[Path, str]:
+    files = [p for name in MADE for p in (layout.root / name).rglob("*")]
+    return {
+        p.relative_to(layout.root): checksum(p)
+        for p in files
+        if p.is_file() and not p.name.endswith(".manifest.json")
+    }
+
+
+def test_what_is_left_is_what_there_would_be_without(tmp_path: Path, source: Source) -> None:
+    layout = Layout(tmp_path / "out")
+    published(layout, source, "0000", "0001")
+    before = contents(layout)
+    published(layout, source, "0002", "0003")
+    assert contents(layout).keys() > before.keys()
+
+    gone = withdraw(layout, ["0003", "0002"])
+    assert [s.key for s in gone] == ["0002", "0003"]
+    assert np.load(layout.row_offsets).tolist() == [0, 500, 1000]
+    assert not [*layout.root.glob("*/*0002*"), *layout.root.glob("*/*0003*")]
+    # Nothing may be looked up by rows that there are no more.
+    run = stations.Run(layout, Settings())
+    with pytest.raises(StaleOutputError, match="duplicate_groups"):
+        run.version("duplicate_groups")
+    until_published(run)
+    assert contents(layout) == before
+
+
+def test_other_rows_may_come_under_the_same_key(tmp_path: Path, source: Source) -> None:
+    layout = Layout(tmp_path / "out")
+    published(layout, source, "0000", "0001")
+    withdraw(layout, ["0001"])
+    for name in ("img_emb/img_emb_{}.npy", "metadata/metadata_{}.parquet"):
+        shutil.copy(tmp_path / name.format("0002"), tmp_path / name.format("0001"))
+    published(layout, source, "0001")
+    again = Layout(tmp_path / "again")
+    shutil.copytree(layout.snip_model, again.snip_model)
+    published(again, source, "0000", "0001")
+    assert contents(layout) == contents(again)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["0001"], "0003 was registered after it.*all from it on .0001 0003"),
+        (["0000", "0001", "0003"], "no shard would be left"),
+        (["0002"], "not registered"),
+    ],
+)
+def test_row_ids_of_others_stay(tmp_path: Path, source: Source, keys: list[str], says: str) -> None:
+    layout = Layout(tmp_path / "out")
+    register(layout, source, ["0000", "0001", "0003"])
+    with pytest.raises(BadInputError, match=says):
+        withdraw(layout, keys)
+    assert len(np.load(layout.row_offsets)) == 4
