@@ -290,12 +290,18 @@ def _same_hashes(ends: np.ndarray, hashes: Features) -> np.ndarray:
     return later[hashes.take(later) == hashes.take(earlier)]
 
 
-def confirmed(features: Features, rows: np.ndarray, first: np.ndarray) -> np.ndarray:
+def confirmed(
+    features: Features, rows: np.ndarray, first: np.ndarray, workers: int = 0
+) -> np.ndarray:
     """bool[m]: whether each row equals its first row byte for byte."""
     equal = np.empty(len(rows), bool)
     order = np.argsort(rows, kind="stable")
-    for start in range(0, len(rows), BLOCK):
+
+    def compare(start: int) -> None:
         part = order[start : start + BLOCK]
         one, other = features.take(rows[part]), features.take(first[part])
         equal[part] = (one.view(np.uint8) == other.view(np.uint8)).all(axis=1)
+
+    for _ in ordered_map(compare, range(0, len(rows), BLOCK), workers):
+        pass
     return equal

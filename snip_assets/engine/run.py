@@ -172,7 +172,7 @@ class Run:
         rows, first = [], []
         for later, earlier in copies.copies(files, starts, wanted, self.settings.workers):
             if raw is not None:
-                equal = copies.confirmed(raw, later, earlier)
+                equal = copies.confirmed(raw, later, earlier, self.settings.workers)
                 later, earlier = later[equal], earlier[equal]
             rows.append(later)
             first.append(earlier)
@@ -193,7 +193,7 @@ class Run:
         first = copies.first_of(files, starts, self.hashes(names), self.settings.workers)
         other = np.flatnonzero(first != names)
         raw = shards.raw_features(self.registry)
-        equal = copies.confirmed(raw, names[other], first[other])
+        equal = copies.confirmed(raw, names[other], first[other], self.settings.workers)
         first[other[~equal]] = names[other[~equal]]
         return first[back]
 

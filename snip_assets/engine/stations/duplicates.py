@@ -149,33 +149,46 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
         with unchanged(run, raw if run.settings.tier == "raw" else []):
             found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
-    rows = sum(s.rows for s in group)
-    for shard, near in zip(group, found, strict=True):
+    rows = max(1, sum(s.rows for s in group))
+    common = {
+        "tier": run.settings.tier,
+        "joined_together": len(group),
+        "max_distance": run.settings.max_distance,
+        "candidates_per_row": counts.candidates / rows,
+        "compared_per_row": counts.products / rows,
+        **cost.facts,
+    }
+
+    def write(some: tuple[Shard, Pairs]) -> None:
+        shard, near = some
         own = (later >= shard.start) & (later < shard.stop)
-        same = Pairs(
-            later[own].astype(np.uint64),
-            first[own].astype(np.uint64),
-            np.zeros(int(own.sum()), np.float32),
-        )
-        pairs = Pairs.concatenate([near, same]).ordered()
-        output = run.layout.duplicate_pairs(shard.key)
-        distances = np.histogram(pairs.distance, 50, (0, run.settings.max_distance))[0]
-        facts = {
-            "rows": shard.rows,
-            "pairs": len(pairs),
-            "exact_copies": len(same),
-            "tier": run.settings.tier,
-            "joined_together": len(group),
-            "max_distance": run.settings.max_distance,
-            "candidates_per_row": counts.candidates / max(rows, 1),
-            "compared_per_row": counts.products / max(rows, 1),
-            "distances": distances.tolist(),
-            **cost.facts,
-            "seconds": round(cost.seconds * shard.rows / max(rows, 1), 3),
-        }
-        with lock(output):
-            write_pairs(output, pairs)
-            seal(output, inputs[shard.key], **facts)
+        seconds = round(cost.seconds * shard.rows / rows, 3)
+        facts = {**common, "rows": shard.rows, "seconds": seconds}
+        _write(run, shard, near, (later[own], first[own]), inputs[shard.key], facts)
+
+    shards = zip(group, found, strict=True)
+    for _ in threads.ordered_map(write, shards, run.settings.workers):
+        pass
+
+
+def _write(
+    run: Run,
+    shard: Shard,
+    near: Pairs,
+    copies: tuple[np.ndarray, np.ndarray],
+    inputs: dict[str, str],
+    facts: dict[str, Any],
+) -> None:
+    """Write the pairs of a shard: near ones, and later exact copies with the first of each."""
+    later, first = (rows.astype(np.uint64) for rows in copies)
+    same = Pairs(later, first, np.zeros(len(later), np.float32))
+    pairs = Pairs.concatenate([near, same]).ordered()
+    output, most = run.layout.duplicate_pairs(shard.key), run.settings.max_distance
+    distances = np.histogram(pairs.distance, 50, (0, most))[0].tolist()
+    facts = {**facts, "pairs": len(pairs), "exact_copies": len(same), "distances": distances}
+    with lock(output):
+        write_pairs(output, pairs)
+        seal(output, inputs, **facts)
 
 
 def duplicate_groups(run: Run) -> Manifest:
