@@ -236,7 +236,8 @@ def with_settings(command: Callable[..., None], *, kept: bool = True) -> Callabl
     def call(**values: Any) -> None:
         context = values["context"] if "context" in own else values.pop("context")
         chosen = {o.name: values.pop(o.name) for o in settings_options()}
-        if kept:
+        # A subcommand takes none, and has an output folder of its own.
+        if kept and context.invoked_subcommand is None:
             chosen |= _noted(context, chosen, values["out"])
         command(settings=Settings(**chosen), **values)
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from snip_assets.cli import app
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
@@ -64,9 +65,9 @@ def settings_of(out: Path, *given: str, kept: bool = True) -> tuple[Settings, st
     def command(settings: Settings, out: Out = DEFAULT_OUT) -> None:
         found.append(settings)
 
-    app = typer.Typer()
-    app.command()(with_settings(command, kept=kept))
-    result = CliRunner().invoke(app, ["--out", str(out), *given], catch_exceptions=False)
+    alone = typer.Typer()
+    alone.command()(with_settings(command, kept=kept))
+    result = CliRunner().invoke(alone, ["--out", str(out), *given], catch_exceptions=False)
     assert result.exit_code == 0
     return found[0], result.stderr
 
@@ -90,6 +91,18 @@ def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
     assert settings_of(tmp_path)[0] == Settings(max_distance=0.2)
     keep_settings(Layout(tmp_path), Settings())
     assert settings_of(tmp_path) == (Settings(), "")
+
+
+def test_a_subcommand_is_not_about_the_output_folder_of_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `snip index` has this folder where none is named, `snip index export` another.
+    monkeypatch.chdir(tmp_path)
+    DEFAULT_OUT.mkdir(parents=True)
+    (DEFAULT_OUT / "settings.json").write_text("{")
+    monkeypatch.setattr("snip_assets.engine.index.export", lambda layout, to: to.touch())
+    result = CliRunner().invoke(app, ["index", "export", "--out", "mine", "plain.index"])
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"max_distance": "x"}', '{"max_distance": -1}'])
