@@ -135,13 +135,20 @@ def variable(
         raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error
 
 
-def keep_copies(out: Path | None) -> None:
-    """Say where copies of remote features lie, for a command that takes no settings."""
+def keep_copies(out: Path | None) -> Settings:
+    """Say where copies of remote features lie, for a command that takes no settings.
+
+    Returns
+    -------
+    The settings of the output folder; the defaults where there is none.
+    """
     from .engine.run import use_cache
 
-    if out is not None:
-        known = known_settings(Layout(out))
-        use_cache(Layout(out), known.cache, known.cache_gb)
+    if out is None:
+        return Settings()
+    known = known_settings(Layout(out))
+    use_cache(Layout(out), known.cache, known.cache_gb)
+    return known
 
 
 def default_source(environment: Mapping[str, str] = os.environ) -> Source:

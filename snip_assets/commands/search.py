@@ -100,11 +100,13 @@ def search(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the hits as a page of pictures.")] = None,
     pictures: Annotated[
-        PicturesOption,
+        PicturesOption | None,
         typer.Option(
-            envvar="SNIP_PICTURES", help="On that page: of hosts on the web too, local ones, none."
+            envvar="SNIP_PICTURES",
+            help="On that page: of hosts on the web too, local ones, none.",
+            show_default="as the last `snip dedup` into --out had it, else all",
         ),
-    ] = PicturesOption.all,
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print the k nearest rows."""
@@ -118,7 +120,7 @@ def search(
         raise typer.BadParameter("the text of --text is empty")
     if not any((out, index, features, metadata, offsets)):
         out = default_out()
-    keep_copies(out)
+    known = keep_copies(out)
     searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
     queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
     by = engine.finest(searcher, queries) if rerank is RerankOption.auto else rerank.value
@@ -128,7 +130,8 @@ def search(
     if html is not None:
         from snip_assets.report.gallery_search import write_page
 
-        write_page(found, queries, searcher.holdings, html, pictures.value)
+        which = pictures.value if pictures else known.pictures
+        write_page(found, queries, searcher.holdings, html, which)
     if json:
         terminal.as_json(found.to_pylist())
     else:

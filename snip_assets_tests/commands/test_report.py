@@ -102,6 +102,21 @@ def test_search_as_a_page(finished: Finished, tmp_path: Path, snip: Snip) -> Non
     assert local and all((tmp_path / s).resolve().is_file() for s in local)
 
 
+def test_search_as_a_page_shows_the_pictures_that_the_report_may(
+    finished: Finished, tmp_path: Path, snip: Snip
+) -> None:
+    file, kept = tmp_path / "hits.html", finished.layout.settings
+    arguments = ("search", "--out", finished.layout.root, "--row", 3, "--html", file)
+    kept.write_text('{"pictures": "none"}')
+    try:
+        assert snip(*arguments)[0] == 0
+        assert "<img" not in file.read_text()
+        assert snip(*arguments, "--pictures", "all")[0] == 0
+        assert "<img" in file.read_text()
+    finally:
+        kept.unlink()
+
+
 def test_help_groups_commands_and_names_exit_codes(snip: Snip) -> None:
     code, out, _ = snip("--no-color", "--help")
     assert code == 0 and "\x1b[3" not in out
