@@ -84,6 +84,8 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     # Before an instance is opened: what headers tell should be said at once.
     outcome = Outcome(partitions.register(data.layout, data.source, limit))
     run = data.run()
+    # What no run can work with is refused before later ones have it too.
+    stations.require_named(run)
     keep_settings(data.layout, data.settings)
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)

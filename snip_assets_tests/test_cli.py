@@ -145,6 +145,19 @@ def test_an_output_folder_of_another_data_set_is_refused(
     assert "belongs to another data set" in err
 
 
+@pytest.mark.parametrize(
+    "given", [("--codec", "PQ9"), ("--model", "none.safetensors"), ("--keep", "largest(none)")]
+)
+def test_settings_that_no_run_can_have_are_refused_once(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]], given: tuple[str, str]
+) -> None:
+    out = tmp_path / "out"
+    code, _, err = snip(*_dedup(small, out), *given)
+    assert code == 2 and given[1].removeprefix("largest(").rstrip(")") in err
+    # Not noted for commands that do not name them, and nothing was begun.
+    assert not Layout(out).settings.exists() and not Layout(out).dagster_home.exists()
+
+
 def test_an_output_folder_knows_its_data_set(
     small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
 ) -> None:

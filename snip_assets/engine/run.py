@@ -15,6 +15,7 @@ from . import choices, comparisons, copies, keep_rule, remote_files, shards, thr
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
+from .codec import CODECS
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
@@ -70,7 +71,8 @@ class Run:
         use_cache(self.layout, self.settings.cache, self.settings.cache_gb)
         comparisons.note_in(self.layout.root, self.layout.compared)
         keep_rule.parse(self.settings.keep)
-        for name, known in (("tier", TIERS), ("check", CHECKS), ("pictures", PICTURES)):
+        codecs = ("codec", (choices.AUTO, *CODECS))
+        for name, known in (codecs, ("tier", TIERS), ("check", CHECKS), ("pictures", PICTURES)):
             value = getattr(self.settings, name)
             if value not in known:
                 raise BadInputError(f"{name} {value!r} is unknown; one of {', '.join(known)}.")

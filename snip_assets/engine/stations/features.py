@@ -57,6 +57,13 @@ def compressed_inputs(run: Run) -> Inputs:
     return made_with(run, "snip_model", "clip_features")
 
 
+def require_named(run: Run) -> None:
+    """Raise unless the net and the columns that the settings name are there."""
+    given_model(run)
+    # Of shards that were checked for another rule, one.
+    keep_rule.check(keep_rule.parse(run.settings.keep), run.registry.shards[0].metadata)
+
+
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check the metadata shards, also for the keep rule, and note their columns."""
     rule = keep_rule.parse(run.settings.keep)
