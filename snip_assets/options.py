@@ -83,7 +83,15 @@ def known_settings(layout: Layout, environment: Mapping[str, str] = os.environ) 
     """
     kept = kept_settings(layout)
     options = [dataclasses.replace(o, default=kept[o.name]) for o in settings_options()]
-    return Settings(**{o.name: default_of(o, environment) for o in options})
+    return _settings({o.name: default_of(o, environment) for o in options})
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """Settings that mean the same in any working folder: the file of a net by its whole path."""
+    found = Settings(**values)
+    if found.model in ("train", "published") or not Path(found.model).is_file():
+        return found
+    return dataclasses.replace(found, model=str(Path(found.model).absolute()))
 
 
 def keep_settings(layout: Layout, settings: Settings) -> None:
@@ -246,7 +254,7 @@ def with_settings(command: Callable[..., None], *, kept: bool = True) -> Callabl
         # A subcommand takes none, and has an output folder of its own.
         if kept and context.invoked_subcommand is None:
             chosen |= _noted(context, chosen, values["out"])
-        command(settings=Settings(**chosen), **values)
+        command(settings=_settings(chosen), **values)
 
     only_named = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("context", only_named, annotation=typer.Context)]

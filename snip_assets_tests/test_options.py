@@ -93,6 +93,23 @@ def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
     assert settings_of(tmp_path) == (Settings(), "")
 
 
+def test_a_net_is_noted_for_any_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    found, _ = settings_of(tmp_path / "out", "--model", "net.safetensors")
+    keep_settings(Layout(tmp_path / "out"), found)
+    monkeypatch.chdir("/")
+    known = DataSet.from_environment({"SNIP_OUT": str(tmp_path / "out")}).settings
+    assert known == found == Settings(model=str(tmp_path / "net.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").touch()
+    # A word is no file, and what is not there is named as it was given.
+    assert settings_of(tmp_path, "--model", "train")[0] == Settings()
+    assert settings_of(tmp_path, "--model", "none.pt")[0].model == "none.pt"
+
+
 def test_a_subcommand_is_not_about_the_output_folder_of_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
