@@ -182,7 +182,13 @@ def verify(
     sample: Annotated[int, typer.Option(help="Marked rows to look at.", min=1)] = 1000,
     k: Annotated[int, typer.Option("-k", help="Hits that are looked at for each.", min=1)] = 16,
     probes: Annotated[int, typer.Option(help="Inverted lists searched; 0 chooses.", min=0)] = 0,
-    max_distance: Annotated[float, typer.Option(help="Duplicates within this distance.")] = 0.1,
+    max_distance: Annotated[
+        float | None,
+        typer.Option(
+            help="Duplicates within this distance.",
+            show_default="as the last `snip dedup` into --out had it, else 0.1",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
         "data/verified"
@@ -197,11 +203,12 @@ def verify(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        keep_copies(out)
+        known = keep_copies(out)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
         marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
+        near = known.max_distance if max_distance is None else max_distance
         found = engine.verify_bitmap(
-            marks, searcher, to, sample=sample, k=k, max_distance=max_distance, seed=seed
+            marks, searcher, to, sample=sample, k=k, max_distance=near, seed=seed
         )
     values = found.as_dict()
     if json:

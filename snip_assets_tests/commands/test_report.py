@@ -117,6 +117,28 @@ def test_search_as_a_page_shows_the_pictures_that_the_report_may(
         kept.unlink()
 
 
+def test_a_bitmap_is_verified_at_the_threshold_of_its_folder(
+    finished: Finished, tmp_path: Path, snip: Snip
+) -> None:
+    layout = finished.layout
+    bitmap = layout.dup_bitmap / "dup_bitmap.npy"
+    arguments = ("verify", "--bitmap", bitmap, "--out", layout.root, "--to", tmp_path, "--json")
+
+    def confirmed(*given: object) -> float:
+        code, out, err = snip(*arguments, *given)
+        assert code == 0, err
+        return float(json.loads(out)["confirmed"])
+
+    wide, narrow = confirmed(), confirmed("--max-distance", 1e-5)
+    assert narrow < wide
+    layout.settings.write_text('{"max_distance": 1e-5}')
+    try:
+        assert confirmed() == narrow
+        assert confirmed("--max-distance", 0.1) == wide
+    finally:
+        layout.settings.unlink()
+
+
 def test_help_groups_commands_and_names_exit_codes(snip: Snip) -> None:
     code, out, _ = snip("--no-color", "--help")
     assert code == 0 and "\x1b[3" not in out
