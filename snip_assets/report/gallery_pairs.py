@@ -101,7 +101,7 @@ def random_and_inside(
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     """Near misses of random rows, by exact search of the raw features, the nearest first.
 
-    Looks in all shards, or in random ones of a quarter of a million rows.
+    Looks in all shards with pairs, or in random ones of a quarter of a million rows.
     """
     raw, ids = _some_features(run)
     most, seed = run.settings.max_distance, run.settings.seed
@@ -133,7 +133,8 @@ class _Ids:
 
 
 def _some_features(run: Run) -> tuple[Features, _Ids]:
-    chosen = audit.random_shards(run.registry.shards, MOST_SEARCHED, run.settings.seed)
+    # A shard without pairs may be one that was refused: its file may have other rows, or none.
+    chosen = audit.random_shards(audit.with_pairs(run), MOST_SEARCHED, run.settings.seed)
     offsets = np.cumsum([0, *(s.rows for s in chosen)], dtype=np.int64)
     starts = np.array([s.start for s in chosen], np.int64)
     return Features([s.features for s in chosen], offsets), _Ids(offsets, starts)

@@ -67,7 +67,7 @@ def make() -> Finished:
     layout = Layout(root / "out")
     shards.register(layout, shards.Source(root / "img_emb", root / "metadata"))
     run = Run(layout, Settings(workers=2))
-    _materialise(run)
+    materialise(run, run.registry.keys)
     return Finished(run, list(range(ROWS, ROWS + len(HARM))))
 
 
@@ -78,8 +78,8 @@ def _with_harm(table: pa.Table) -> pa.Table:
     return table
 
 
-def _materialise(run: Run) -> None:
-    keys = run.registry.keys
+def materialise(run: Run, keys: list[str]) -> None:
+    """What the report needs, of some shards."""
     stations.metadata(run, keys)
     stations.clip_features(run, keys)
     stations.snip_model(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import audit, choices
+from snip_assets.engine import audit, choices, shards
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import manifest_path, open_npy, read_manifest
+from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.report import gallery_groups, gallery_pairs, site, site_data
 
-from .conftest import HARM, SCRIPT, Finished
+from .conftest import HARM, SCRIPT, Finished, materialise
 
 PAGES = {"index", "curves", "copied", "pairs", "borderline", "doubtful"}
 
@@ -215,6 +219,18 @@ def test_near_misses_of_some_shards_keep_their_row_ids(
     for pair in gallery_pairs.just_outside(finished.run):
         found = _distance(finished, pair.row, pair.earlier_row)
         assert abs(found - pair.distance) < 1e-5
+
+
+def test_the_report_looks_at_no_shard_that_was_refused(tmp_path: Path) -> None:
+    source = Source(tmp_path / "f", tmp_path / "m")
+    for folder, given in zip(("f", "m"), (SAMPLE_FEATURES, SAMPLE_METADATA), strict=True):
+        shutil.copytree(given, tmp_path / folder)
+    run = Run(Layout(tmp_path / "out"), Settings(workers=2))
+    shards.register(run.layout, source)
+    refused = source.features / "img_emb_0001.npy"
+    np.save(refused, np.load(refused)[:7])
+    materialise(run, [key for key in run.registry.keys if key != "0001"])
+    assert gallery_pairs.just_outside(run)
 
 
 def test_the_exports_hold_what_is_shown(finished: Finished, pages: dict[str, Page]) -> None:
