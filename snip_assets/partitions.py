@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 
 import dagster as dg
 
@@ -64,18 +65,24 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     StaleOutputError
         Dagster's records belong to another data set.
     """
-    known = set(instance.get_dynamic_partitions(str(shards.name)))
+    name = str(shards.name)
+    known = list(instance.get_dynamic_partitions(name))
     keys = registry.load(layout).keys
-    if foreign := sorted(known - set(keys)):
+    if foreign := sorted({*known} - {*keys}):
         raise StaleOutputError(
             f"Dagster's records (DAGSTER_HOME {instance.root_directory}, or its PostgreSQL "
             f"database) know shards of another data set ({foreign[0]}, ...); use one DAGSTER_HOME, "
-            "and one database, for one output folder."
+            "and one database, for one output folder. What was added by hand in the UI can be "
+            "deleted there."
         )
-    missing = [key for key in keys if key not in known]
-    if missing:
-        instance.add_dynamic_partitions(str(shards.name), missing)
-    return missing
+    if known != keys:
+        # Dagster's order is that of adding: those after one that was deleted are added again.
+        pairs = zip(known, keys, strict=False)
+        for key, _ in dropwhile(lambda pair: pair[0] == pair[1], pairs):
+            instance.delete_dynamic_partition(name, key)
+        instance.add_dynamic_partitions(name, keys)
+    before = set(known)
+    return [key for key in keys if key not in before]
 
 
 def withdraw(instance: dg.DagsterInstance, layout: Layout, keys: Sequence[str]) -> list[Shard]:

@@ -129,6 +129,10 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
         assert partitions.announce(instance, data.layout) == ["0002", "0003"]
         assert partitions.register(data.layout, data.source) == []
         assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002", "0003"]
+        # As in the UI: what is added again comes last, and ranges would pass it over.
+        instance.delete_dynamic_partition("shards", "0001")
+        assert partitions.announce(instance, data.layout) == ["0001"]
+        assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002", "0003"]
         with pytest.raises(BadInputError, match="registered after it"):
             partitions.withdraw(instance, data.layout, ["0002"])
         assert [s.key for s in partitions.withdraw(instance, data.layout, ["0003"])] == ["0003"]
