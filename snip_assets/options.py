@@ -12,13 +12,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .engine.errors import BadInputError
-from .engine.files import write_json
+from .engine.errors import BadInputError, SnipError
+from .engine.files import digest_of, read_manifest, write_json
 from .engine.layout import Layout
 from .engine.remote_files import place
 from .engine.settings import OF_MACHINE, Settings
@@ -98,14 +99,14 @@ def keep_settings(layout: Layout, settings: Settings) -> None:
     """Note settings in the output folder: what is made there later is made alike."""
     kept = kept_settings(layout)
     now = {name: value for name, value in settings.__dict__.items() if name not in OF_MACHINE}
-    if now.items() <= kept.items():
+    if layout.settings.exists() and now.items() <= kept.items():
         return
     plain = Settings().__dict__
     write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
 
 
 def kept_settings(layout: Layout) -> dict[str, Any]:
-    """All settings; where none were noted, the defaults.
+    """All settings; where none were noted, what the outputs name, and else the defaults.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def kept_settings(layout: Layout) -> dict[str, Any]:
     """
     plain = Settings().__dict__
     if not layout.settings.exists():
-        return plain
+        return {**plain, **_of_outputs(layout)}
     try:
         noted = json.loads(layout.settings.read_text())
         return Settings(**{n: type(v)(noted.get(n, v)) for n, v in plain.items()}).__dict__
@@ -123,6 +124,25 @@ def kept_settings(layout: Layout) -> dict[str, Any]:
             f"{layout.settings}: damaged ({error}). Delete it, and give `snip dedup` the settings "
             "of this output folder once more."
         ) from error
+
+
+def _of_outputs(layout: Layout) -> dict[str, Any]:
+    """What decides which rows go, as groups and pairs name it that are older than any note."""
+    # One that is damaged is told by whoever reads it.
+    with suppress(SnipError):
+        groups = read_manifest(layout.duplicate_groups)
+        keys = load(layout).keys if groups else []
+        pairs = read_manifest(layout.duplicate_pairs(keys[0])) if keys else None
+        if groups is None or pairs is None:
+            return {}
+        decided = {
+            "keep": groups.facts.get("keep"),
+            "max_distance": pairs.facts.get("max_distance"),
+        }
+        # Of pairs that were searched otherwise since then nobody knows which are wanted.
+        if groups.inputs.get("settings") == digest_of(decided):
+            return {**decided, "tier": pairs.facts.get("tier", Settings.tier)}
+    return {}
 
 
 def variable(

@@ -10,11 +10,15 @@ import typer
 from typer.testing import CliRunner
 
 from snip_assets.cli import app
+from snip_assets.engine import stations
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import register
 from snip_assets.options import (
     DEFAULT_OUT,
+    SAMPLE,
     Out,
     default_of,
     keep_settings,
@@ -22,6 +26,7 @@ from snip_assets.options import (
     with_settings,
 )
 from snip_assets.resources import DataSet
+from snip_assets_tests.engine.test_stations import until_pairs
 
 
 def test_every_setting_is_an_option_with_a_description() -> None:
@@ -120,6 +125,22 @@ def test_a_subcommand_is_not_about_the_output_folder_of_its_group(
     monkeypatch.setattr("snip_assets.engine.index.export", lambda layout, to: to.touch())
     result = CliRunner().invoke(app, ["index", "export", "--out", "mine", "plain.index"])
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_settings_of_outputs_without_a_note_are_theirs(tmp_path: Path) -> None:
+    layout, chosen = Layout(tmp_path), Settings(max_distance=0.2, keep="first")
+    register(layout, SAMPLE, ["0000"])
+    run = Run(layout, chosen)
+    until_pairs(run)
+    # Which of both thresholds is wanted nobody can tell before something was decided.
+    assert settings_of(tmp_path) == (Settings(), "")
+    stations.duplicate_groups(run)
+    assert settings_of(tmp_path)[0] == chosen
+    assert DataSet.from_environment({"SNIP_OUT": str(tmp_path)}).settings == chosen
+
+    # Once a run has noted that it had no settings, that holds.
+    keep_settings(layout, Settings())
+    assert settings_of(tmp_path) == (Settings(), "")
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"max_distance": "x"}', '{"max_distance": -1}'])
