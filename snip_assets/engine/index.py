@@ -362,10 +362,21 @@ def update(
             segment["name"] = f"segment-{digest_of(segment['versions'])[:12]}"
             out = folder / str(segment["name"])
             merge([Part(s.folder, s.start) for s in members], out, rows)
+            _require_same(members)
             seal(out, segment["versions"])
     write_json(folder / "segments.json", segments)
     _sweep(folder, {s["name"] for s in segments})
     return segments
+
+
+def _require_same(members: list[IndexedShard]) -> None:
+    for member in members:
+        now = read_manifest(member.folder)
+        if now is None or now.version != member.version:
+            raise BadInputError(
+                f"index_shards {member.key}: was made again by another run, with other settings, "
+                "while this one merged it; run again when the other has ended."
+            )
 
 
 def _sweep(folder: Path, wanted: set[str]) -> None:

@@ -2,22 +2,31 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
-from snip_assets.engine import shards, stations
+from snip_assets.engine import index, shards, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.files import checksum, manifest_path
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.stations import features
+from snip_assets.engine.stations import duplicates, features, publish
+from snip_assets.engine.stations import index as index_stations
 
 from .test_stations import SOURCE, until_pairs
 
 KEYS = ["0000", "0001", "0002", "0003"]
+ORDER = (
+    *("snip_model", "snip_features", "trained_index", "index_shards", "snip_index"),
+    *("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list"),
+)
+WHOLE = ("snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +197,85 @@ def test_a_source_that_changes_meanwhile_is_not_sealed(
         assert not manifest_path(output).exists()
     finally:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _other_net(run: stations.Run) -> None:
+    stations.snip_model(other(run, seed=9))
+
+
+def _other_index(run: stations.Run) -> None:
+    stations.trained_index(other(run, seed=9))
+
+
+def _other_codes(run: stations.Run) -> None:
+    _other_index(run)
+    stations.index_shards(other(run, seed=9), KEYS)
+
+
+def _other_pairs(run: stations.Run) -> None:
+    stations.duplicate_pairs(other(run, max_distance=0.02), KEYS)
+
+
+def _other_groups(run: stations.Run) -> None:
+    stations.duplicate_groups(other(run, keep="first"))
+
+
+@pytest.mark.parametrize(
+    ("station", "module", "work", "meanwhile"),
+    [
+        ("snip_features", features, "compress_shard", _other_net),
+        ("trained_index", index_stations, "save_npy", _other_net),
+        ("index_shards", index_stations, "encode_shard", _other_index),
+        ("snip_index", index, "merge", _other_codes),
+        ("duplicate_pairs", duplicates, "find_pairs", _other_codes),
+        ("duplicate_groups", duplicates, "group_rows", _other_pairs),
+        ("dup_bitmap", duplicates, "publish_bitmap", _other_groups),
+        ("deduped_metadata", publish, "publish_metadata", _other_groups),
+        ("drop_list", publish, "publish_drop_list", _other_groups),
+    ],
+)
+def test_what_another_run_makes_again_meanwhile_is_not_taken_for_the_former(
+    run: stations.Run,
+    monkeypatch: pytest.MonkeyPatch,
+    station: str,
+    module: ModuleType,
+    work: str,
+    meanwhile: Callable[[stations.Run], None],
+) -> None:
+    names = ORDER[: ORDER.index(station) + 1]
+
+    def make(name: str) -> None:
+        arguments = () if name in WHOLE else (KEYS,)
+        getattr(stations, name)(stations.Run(run.layout, run.settings), *arguments)
+
+    def contents() -> list[str]:
+        place = run.place(station, KEYS[0])
+        files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+        return [checksum(path) for path in files if not path.name.endswith(".manifest.json")]
+
+    for name in names:
+        make(name)
+    before, original = contents(), getattr(module, work)
+    manifest_path(run.place(station, KEYS[0])).unlink()
+    if station == "snip_index":
+        shutil.rmtree(run.layout.snip_index)
+    calls = []
+
+    def exchanged(*given: Any, **more: Any) -> Any:
+        if not calls:
+            calls.append(0)
+            meanwhile(run)
+        return original(*given, **more)
+
+    monkeypatch.setattr(module, work, exchanged)
+    with pytest.raises(
+        (BadInputError, StaleOutputError), match=r"made again|was changed while|was made from"
+    ):
+        make(station)
+    # The former ones come back as they were, and must not bring back what was made meanwhile.
+    for name in names:
+        make(name)
+    assert contents() == before
 
 
 def test_one_letter_of_a_manifest_is_told(run: stations.Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from snip_assets.engine import choices, threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import Manifest, current, seal
+from snip_assets.engine.files import Manifest, current, read_manifest, seal
 from snip_assets.engine.locks import lock
 from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.remote_files import state as remote_state
@@ -109,9 +109,21 @@ def made_with(run: Run, trained: str, station: str) -> Inputs:
     version = run.version(trained)
 
     def inputs(shard: Shard) -> dict[str, str]:
+        # It is opened once for all shards.
+        require_same(run, trained, version)
         return {trained: version, station: run.version(station, shard.key)}
 
     return inputs
+
+
+def require_same(run: Run, station: str, version: str) -> None:
+    """Raise BadInputError if the output of a station, that was opened, was made again since."""
+    now = read_manifest(run.place(station, ""))
+    if now is None or now.version != version:
+        raise BadInputError(
+            f"{station}: was made again by another run, with other settings, while this one read "
+            "it; run again when the other has ended."
+        )
 
 
 def source_state(path: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from snip_assets.engine import choices, index, threads
 from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
-from snip_assets.engine.errors import StaleOutputError
+from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.files import (
     CODE_VERSION,
     CheckLevel,
@@ -34,7 +34,7 @@ from snip_assets.engine.shards import Shard, raw_features
 from snip_assets.engine.slices import Slices
 from snip_assets.engine.verify import Pairs
 
-from .base import finish, source_state
+from .base import finish, require_same, source_state
 from .features import unchanged
 
 
@@ -105,8 +105,7 @@ def unpaired(run: Run) -> list[str]:
 def undecided(run: Run) -> list[str]:
     """Shards whose pairs the bitmap was not made from; the last where a bitmap alone is missing."""
     layout = run.layout
-    pairs = {key: read_manifest(layout.duplicate_pairs(key)) for key in run.registry.keys}
-    found = {key: manifest.version for key, manifest in pairs.items() if manifest is not None}
+    found = _pair_versions(run)
     groups, bitmap = read_manifest(layout.duplicate_groups), read_manifest(layout.dup_bitmap)
     # Groups that do not tell are taken as current.
     known = groups.facts.get("pair_versions", found) if groups else {}
@@ -149,6 +148,12 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
         with unchanged(run, raw if run.settings.tier == "raw" else []):
             found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
+    now = pair_inputs(run)
+    if others := [s.key for s in group if now[s.key] != inputs[s.key]]:
+        raise BadInputError(
+            f"shard {others[0]}: the index was made again by another run, with other settings, "
+            "while this one searched it; run again when the other has ended."
+        )
     rows = max(1, sum(s.rows for s in group))
     common = {
         "tier": run.settings.tier,
@@ -194,11 +199,7 @@ def _write(
 def duplicate_groups(run: Run) -> Manifest:
     """Connected components of all pairs, and who stays."""
     layout, registry, settings = run.layout, run.registry, run.settings
-    found = {
-        key: run.version("duplicate_pairs", key)
-        for key in registry.keys
-        if read_manifest(layout.duplicate_pairs(key))
-    }
+    found = {key: run.version("duplicate_pairs", key) for key in _pair_versions(run)}
     if not found:
         raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
     _require_wide_enough(run, list(found))
@@ -231,13 +232,20 @@ def duplicate_groups(run: Run) -> Manifest:
         return {**facts, **seen, "keep": settings.keep, "shards_missing": missing}
 
     def now() -> dict[str, str]:
+        pairs = {**inputs, "duplicate_pairs": digest_of(_pair_versions(run))}
         if is_remote(registry.source.metadata):
             # A request a shard, and a changed object is another object to who reads it.
-            return inputs
+            return pairs
         states = {s.key: source_state(s.metadata) for s in registry.shards}
-        return {**inputs, "metadata": digest_of(states)}
+        return {**pairs, "metadata": digest_of(states)}
 
     return finish(layout.duplicate_groups, inputs, work, now=now)
+
+
+def _pair_versions(run: Run) -> dict[str, str]:
+    """Key -> version of the pairs that there are."""
+    found = {key: read_manifest(run.layout.duplicate_pairs(key)) for key in run.registry.keys}
+    return {key: manifest.version for key, manifest in found.items() if manifest is not None}
 
 
 def _given_up(run: Run) -> GivenUp | None:
@@ -302,6 +310,7 @@ def dup_bitmap(run: Run) -> Manifest:
         ):
             found = threads.ordered_map(digest, shards, run.settings.workers)
             facts[name] = dict(zip([s.key for s in shards], found, strict=True))
+        require_same(run, "duplicate_groups", version)
         return facts
 
     inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}

@@ -56,7 +56,8 @@ def trained_index(run: Run, *, again: bool = False) -> Manifest:
         Train now, also when net, settings and code are the same.
     """
     work = partial(_train_index, run)
-    return finish(run.layout.trained_index, index_inputs(run), work, again=again)
+    now = partial(index_inputs, run)
+    return finish(run.layout.trained_index, now(), work, again=again, now=now)
 
 
 def _train_index(run: Run) -> dict[str, Any]:

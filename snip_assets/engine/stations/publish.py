@@ -12,7 +12,7 @@ from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 
-from .base import Inputs, each, source_state
+from .base import Inputs, each, require_same, source_state
 
 
 def deduped_metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -89,6 +89,8 @@ def _inputs(run: Run, name: str, digest: Callable[[Shard], str]) -> Inputs:
         known = bitmap.facts.get(name, {})
 
     def inputs(shard: Shard) -> dict[str, str]:
+        # They are opened once for all shards.
+        require_same(run, "duplicate_groups", version)
         decision = known.get(shard.key) or digest(shard)
         return {"metadata": source_state(shard.metadata), "decision": decision}
 
