@@ -201,9 +201,11 @@ def _select(number: int, path: Path, on: On) -> str:
                     f"{path}: no column {on} to match by; it has {describe(file.schema_arrow)}."
                 )
         value = 'CAST("' + column.replace('"', '""') + '" AS VARCHAR)'
+    # Text that is not marked as such, as older writers leave it, is text in the drop lists too.
+    options = "file_row_number = true, binary_as_string = true"
     return f"""
         SELECT {number}, place, value FROM (SELECT file_row_number AS place, {value} AS value
-            FROM read_parquet({_quoted(_literal(path))}, file_row_number = true))
+            FROM read_parquet({_quoted(_literal(path))}, {options}))
         WHERE value IN (SELECT value FROM looked_for)"""
 
 

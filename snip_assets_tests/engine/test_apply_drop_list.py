@@ -132,6 +132,19 @@ def test_names_that_look_like_patterns_are_names(tmp_path):
     assert result["listed"] == result["matched"] == 4
 
 
+def test_text_that_is_not_marked_as_text_matches_by_its_letters(tmp_path):
+    urls = ["é", "it's", '"', "a\\b", "a\nb", "kept"]
+    go, kept = pa.array(urls[:-1]), pa.array(["kept"] * 5)
+    pq.write_table(pa.table({"url": go, "kept_url": kept}), tmp_path / "drops.parquet")
+    for kind in (pa.binary(), pa.large_binary()):
+        copy = tmp_path / str(kind)
+        copy.mkdir()
+        pq.write_table(pa.table({"url": pa.array(urls).cast(kind)}), copy / "copy.parquet")
+        result = apply_drop_list(tmp_path / "drops.parquet", copy, copy / "out")
+        assert (result["found"], result["dropped"]) == (5, 5)
+        assert pq.read_table(copy / "out" / "copy.parquet")["url"].to_pylist() == [b"kept"]
+
+
 def test_md5_of_the_sample_leaves_one_of_each(lists, tmp_path):
     drops, registry, _ = lists
     apply_drop_list(drops, registry.source.metadata, tmp_path, on="md5")
