@@ -82,7 +82,8 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
     metadata
         Folder of Parquet files (or one file), numbered as the shards are.
     offsets
-        .npy of row offsets; without it the folder must hold all shards.
+        .npy of row offsets; without it the folder must hold all shards. In the order of their
+        numbers, or in that of the run whose folder the bitmap lies in.
 
     Raises
     ------
@@ -118,6 +119,8 @@ def place(
     The bitmap, the files in order, the names of shards that are missing (with offsets only).
     """
     files = _files(metadata)
+    if offsets is None:
+        files = _as_registered(files, bitmap)
     sizes = [parquet_rows(path) for path in files]
     if offsets is None:
         marks = Bitmap(bitmap)
@@ -170,6 +173,20 @@ def _files(metadata: Path) -> list[Path]:
     return ordered
 
 
+def _as_registered(files: list[Path], bitmap: Path) -> list[Path]:
+    """In the order in which a run of ours has the shards, if the bitmap lies in its folder."""
+    keys = row_offsets.keys_beside(bitmap.parent) or []
+    ordinals = {key: ordinal for ordinal, key in enumerate(keys)}
+    # Shards that came later come last, whatever their numbers.
+    if all(_key(path) in ordinals for path in files):
+        return sorted(files, key=lambda path: ordinals[_key(path)])
+    return files
+
+
+def _key(path: Path) -> str:
+    return path.stem.removeprefix("metadata_")
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
     """A name as people sort it: numbers in it by their value."""
     return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t]
@@ -201,7 +218,7 @@ def _ordinals(
     shards = len(bounds) - 1
     if keys is not None and len(keys) == shards:
         places = {key: ordinal for ordinal, key in enumerate(keys)}
-        found = [places.get(p.stem.removeprefix("metadata_")) for p in files]
+        found = [places.get(_key(p)) for p in files]
     elif len(files) == shards:
         return list(range(shards)), []
     else:

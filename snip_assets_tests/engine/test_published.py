@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 
@@ -182,6 +183,22 @@ def test_a_shard_of_another_version_is_refused(mirror, served, tmp_path):
     request = ask(mirror, tmp_path, metadata=str(odd), end=2, offsets=str(served / "cum_sz.npy"))
     with pytest.raises(BadInputError, match="99 rows, but shard 1 has 100"):
         download(request, QUICK)
+
+
+def test_the_bitmap_of_a_run_meets_the_shards_in_the_order_of_the_run(tmp_path):
+    """Shards that came later have later rows, whatever their numbers: one of equal size, too."""
+    run, metadata = tmp_path / "run", tmp_path / "metadata"
+    drop = {"0001": [True, False], "0002": [False, False], "0000": [False, True]}
+    (run / "dup_bitmap").mkdir(parents=True)
+    metadata.mkdir()
+    np.save(run / "dup_bitmap" / "dup_bitmap.npy", np.concatenate(list(drop.values())))
+    (run / "shards.json").write_text(json.dumps({"shards": [{"key": key} for key in drop]}))
+    for key in drop:
+        pq.write_table(pa.table({"row": [0, 1]}), metadata / f"metadata_{key}.parquet")
+    apply_bitmap(metadata, tmp_path / "out", run / "dup_bitmap" / "dup_bitmap.npy")
+    for key, rows in {"0000": [0], "0001": [1], "0002": [0, 1]}.items():
+        kept = pq.read_table(tmp_path / "out" / f"metadata_{key}.parquet")
+        assert kept["row"].to_pylist() == rows
 
 
 def test_apply_to_a_folder(served, tmp_path):
