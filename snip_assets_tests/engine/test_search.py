@@ -6,13 +6,16 @@ import json
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import model, search
+from snip_assets.engine import model, search, shards, stations
 from snip_assets.engine.errors import BadInputError, SnipError
 from snip_assets.engine.files import write_json
+from snip_assets.engine.layout import Layout
 from snip_assets.engine.searcher import open_searcher
+from snip_assets.engine.settings import Settings
 from snip_assets_tests import mirror as faulty
 
 OFFSETS = np.cumsum([0, *faulty.LENGTHS])
@@ -147,7 +150,6 @@ def test_missing_shards_are_missing_not_wrong(data, tmp_path):
 
 def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
     from snip_assets.engine import index
-    from snip_assets.engine.layout import Layout
     from snip_assets.engine.searcher import FaissIndex, OwnIndex
     from snip_assets.engine.trained import TrainedIndex
 
@@ -180,6 +182,35 @@ def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
         assert np.allclose(near, want, atol=1e-4)
         assert (ids == want_ids).mean() > 0.98  # ties, and rounding between near equals
     assert own.rows == 2000
+
+
+def test_folders_that_are_named_meet_the_index_of_a_run_in_its_order(tmp_path):
+    """Shards that came later have later rows, whatever their numbers."""
+    x = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    folders = {"features": tmp_path / "img_emb", "metadata": tmp_path / "metadata"}
+    for folder in folders.values():
+        folder.mkdir()
+    layout = Layout(tmp_path / "out")
+    for key, rows in (("0001", x[:30]), ("0000", x[30:])):
+        np.save(folders["features"] / f"img_emb_{key}.npy", rows)
+        pq.write_table(
+            pa.table({"url": [key] * 30}), folders["metadata"] / f"metadata_{key}.parquet"
+        )
+        shards.register(layout, shards.Source(**folders))
+    run = stations.Run(layout, Settings())
+    keys = run.registry.keys
+    stations.clip_features(run, keys)
+    stations.snip_model(run)
+    stations.snip_features(run, keys)
+    stations.trained_index(run)
+    stations.index_shards(run, keys)
+    stations.snip_index(run)
+    searcher = open_searcher(layout.root, **folders, probes=100)
+    found = search.search(searcher, search.of_rows(searcher, [0]), 3, "raw").to_pydict()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    exact = np.argsort(-(unit @ unit[0]), kind="stable")[1:4]
+    assert found["row"] == exact.tolist()
+    assert found["url"] == [("0001", "0000")[row // 30] for row in exact]
 
 
 def test_so_many_lists_are_searched_as_hold_the_rows_that_are_asked_for(data):
