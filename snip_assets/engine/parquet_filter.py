@@ -94,14 +94,17 @@ def _require_other(source: Path, target: Path) -> None:
 
 
 def _batches(source: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    rows = _batch_rows(file)
     try:
-        yield from file.iter_batches(_batch_rows(file))
+        # Arrow joins no dictionaries in nested columns, as a batch over two row groups would have.
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(rows, row_groups=[group])
     except (pa.ArrowException, OSError) as error:
         raise BadInputError(f"{source}: cannot be read ({error}); fetch it again.") from error
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:
-    """Rows of a batch: fewer where they are long, as a batch may span row groups."""
+    """Rows of a batch: fewer where they are long."""
     groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     size = sum(group.total_byte_size for group in groups)
     return int(np.clip(BATCH_BYTES * file.metadata.num_rows // max(1, size), 1, BATCH_ROWS))

@@ -44,7 +44,7 @@ def test_row_groups_behind_are_not_held(tmp_path, monkeypatch):
 
 def test_long_rows_come_in_small_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("snip_assets.engine.parquet_filter.BATCH_BYTES", MIB)
-    wide(tmp_path / "a.parquet", 20, 16, MIB // 16)
+    wide(tmp_path / "a.parquet", 10, 32, MIB // 16)
     seen = Watched()
     filter_parquet(
         tmp_path / "a.parquet", tmp_path / "b.parquet", np.ones(320, bool), [seen.column]
@@ -55,3 +55,16 @@ def test_long_rows_come_in_small_batches(tmp_path, monkeypatch):
     assert pq.read_table(tmp_path / "b.parquet", columns=["caption"]).equals(
         pq.read_table(tmp_path / "a.parquet")
     )
+
+
+def test_dictionaries_in_nested_columns_of_several_row_groups(tmp_path):
+    tags = pa.array([f"tag {row % 7}" for row in range(300)]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(301), pa.int32()), tags)
+    table = pa.table({"tags": lists, "of": pa.StructArray.from_arrays([tags], ["tag"])})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    keep = np.arange(300) % 3 > 0
+    filter_parquet(tmp_path / "a.parquet", tmp_path / "b.parquet", keep)
+    copy = pq.ParquetFile(tmp_path / "b.parquet")
+    groups = [copy.read_row_group(number) for number in range(copy.num_row_groups)]
+    assert copy.schema_arrow.equals(table.schema)
+    assert sum((g.to_pylist() for g in groups), []) == table.filter(pa.array(keep)).to_pylist()
