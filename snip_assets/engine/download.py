@@ -245,7 +245,8 @@ def _opened(part: Path, target: Path) -> Iterator[BinaryIO]:
 def _validator(reply: httpx.Response) -> str | None:
     """What proves that two answers are of the same file: a strong ETag, else the date."""
     tag = reply.headers.get("ETag", "")
-    if tag and not tag.startswith("W/"):
+    # One beyond ASCII could not be sent back.
+    if tag.isascii() and tag and not tag.startswith("W/"):
         return tag
     return reply.headers.get("Last-Modified")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from .errors import BadInputError
 from .remote import hugging_face, redacted
@@ -17,7 +17,7 @@ def drive_id(location: str) -> str | None:
     """The Google Drive id that a location names, None if it names none."""
     if location.startswith("gdrive:"):
         return location.removeprefix("gdrive:").strip("/")
-    parts = urlsplit(location)
+    parts = _split(location)
     if parts.hostname in ("drive.google.com", "docs.google.com", "drive.usercontent.google.com"):
         found = _DRIVE_PATH.match(parts.path)
         return found[1] if found else parse_qs(parts.query).get("id", [None])[0]
@@ -29,7 +29,7 @@ def drive_id(location: str) -> str | None:
 def local_path(location: str) -> Path | None:
     """The local path that a location names, None if it is remote."""
     if location.startswith("file://"):
-        parts = urlsplit(location)
+        parts = _split(location)
         if parts.netloc not in ("", "localhost"):
             raise BadInputError(
                 f"{location}: names the machine {parts.netloc}; write file:///path."
@@ -37,7 +37,10 @@ def local_path(location: str) -> Path | None:
         return Path(unquote(parts.path))
     if "://" in location or location.startswith("hf:") or drive_id(location):
         return None
-    return Path(location).expanduser()
+    try:
+        return Path(location).expanduser()
+    except RuntimeError as error:
+        raise BadInputError(f"{location}: no such home folder; write the whole path.") from error
 
 
 def web_address(location: str) -> str:
@@ -55,7 +58,7 @@ def web_address(location: str) -> str:
             raise BadInputError(f"{location}: expected hf:datasets/OWNER/NAME/path/of/file.")
         repository, path = "/".join(pieces[:owner]), "/".join(pieces[owner:])
         return f"{hugging_face()}/{repository}/resolve/main/{path}"
-    if urlsplit(location).scheme in ("http", "https"):
+    if _split(location).scheme in ("http", "https"):
         return location
     raise BadInputError(
         f"{location}: expected http(s)://, hf:, gdrive:, file:// or a path; for object stores, "
@@ -66,3 +69,10 @@ def web_address(location: str) -> str:
 def shown(location: str) -> str:
     """A location fit to be shown: no password, no query."""
     return redacted(location) if "://" in location else location
+
+
+def _split(location: str) -> SplitResult:
+    try:
+        return urlsplit(location)
+    except ValueError as error:
+        raise BadInputError(f"{location}: no address ({error}); check it.") from error

@@ -246,7 +246,7 @@ def _judge(reply: httpx.Response, url: str) -> None:
 
 def _retry_after(reply: httpx.Response) -> float | None:
     value = reply.headers.get("Retry-After", "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())

@@ -139,6 +139,13 @@ def test_without_an_etag_it_starts_over_rather_than_guess(mirror, tmp_path):
     assert all("Range" not in headers for headers in mirror.asked("/big.npy"))
 
 
+def test_headers_beyond_ascii_prove_nothing_and_ask_for_nothing(mirror, tmp_path):
+    mirror.etag["/big.npy"] = '"\xe9"'
+    mirror.faults["/big.npy"] = [faulty.status(503, Retry_After="\xb2"), faulty.cut(1_500_000)]
+    assert same(mirror, get(mirror, tmp_path))
+    assert all("Range" not in headers for headers in mirror.asked("/big.npy"))
+
+
 def test_honours_retry_after(mirror, tmp_path):
     mirror.faults["/small.npy"] = [faulty.status(429, Retry_After="1"), faulty.status(500)]
     began = time.monotonic()
@@ -295,6 +302,11 @@ def test_locations():
     assert local_path("some/is_dup.npy") == Path("some/is_dup.npy")
     with pytest.raises(BadInputError, match="mount them"):
         web_address("s3://bucket/file")
+    for reader in (local_path, web_address, drive_id):
+        with pytest.raises(BadInputError, match="no address"):
+            reader("file://[" if reader is local_path else "http://[")
+    with pytest.raises(BadInputError, match="no such home"):
+        local_path("~nobody-of-this-name/is_dup.npy")
 
 
 def test_drive_goes_through_gdown_and_its_pages_are_refused(tmp_path, monkeypatch):
