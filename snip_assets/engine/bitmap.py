@@ -37,9 +37,9 @@ class Bitmap:
                 raise BadInputError(f"{path}: packed bits need the row offsets; give --offsets.")
             if not path.is_file():
                 raise BadInputError(f"{path}: no such file.")
-            self.values = np.memmap(path, np.uint8, "r") if rows else np.empty(0, np.uint8)
-            if len(self.values) != -(-rows // 8):
-                raise BadInputError(f"{path}: {len(self.values)} bytes for {rows} rows.")
+            if (size := path.stat().st_size) != -(-rows // 8):
+                raise BadInputError(f"{path}: {size} bytes for {rows} rows.")
+            self.values = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
             self._length = rows
             return
         values = open_npy(path)

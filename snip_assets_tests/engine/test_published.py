@@ -308,6 +308,9 @@ def test_packed_bits_and_bytes_are_the_same_bitmap(served, tmp_path):
         marks = Bitmap(tmp_path / name, len(bitmap))
         for start, stop in ((0, 2000), (3, 3), (5, 1234), (1999, 2000)):
             assert np.array_equal(marks.slice(start, stop), bitmap[start:stop])
+    (tmp_path / "empty.bits").touch()
+    with pytest.raises(BadInputError, match="0 bytes for 5 rows"):
+        Bitmap(tmp_path / "empty.bits", 5)
     np.save(tmp_path / "twos.npy", np.full(5, 2, np.uint8))
     with pytest.raises(BadInputError, match="other than 0 and 1"):
         Bitmap(tmp_path / "twos.npy").slice(0, 5)
