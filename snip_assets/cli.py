@@ -9,14 +9,16 @@ import os
 import pkgutil
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from . import __version__, commands
-from .engine.errors import SnipError
+from .engine.errors import BadInputError, SnipError, without_secrets
 
+# What the system says of a place that cannot be what a command wants of it.
+_PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _EPILOG = """
 [bold]Examples[/bold]
 
@@ -90,6 +92,12 @@ def _freeze() -> None:
         gc.freeze()
 
 
+def _say(error: object, exit_code: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", end=" ")
+    print(error, file=sys.stderr)
+    sys.exit(exit_code)
+
+
 def main() -> None:
     """Run a command; an error that the user can mend is one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*is currently in (beta|preview).*")
@@ -99,9 +107,14 @@ def main() -> None:
     except SnipError as error:
         if _debug:
             raise
-        Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", end=" ")
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        _say(error, error.exit_code)
+    except _PLACES as error:
+        if _debug or error.filename is None:
+            raise
+        # Of a renaming, the place that it was for.
+        place = error.filename2 or error.filename
+        reason = f"{place}: {error.strerror}; give another place, or make this one usable."
+        _say(without_secrets(reason), BadInputError.exit_code)
     except KeyboardInterrupt:
         print("stopped; the same command again goes on from here", file=sys.stderr)
         sys.exit(130)

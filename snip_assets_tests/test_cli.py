@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -227,3 +228,23 @@ def test_other_settings_than_those_of_the_outputs_are_told(
     dagster_commands._warn_of_settings(variables | {"SNIP_MAX_DISTANCE": "0.1"})
     told = capsys.readouterr().err
     assert "trained_index, duplicate_pairs 0000 in" in told and "(max_distance 0.1," in told
+
+
+@pytest.mark.parametrize("command", ["apply-bitmap", "apply", "show", "recut"])
+def test_a_file_where_a_folder_should_be_is_named(small: Small, tmp_path: Path, snip, command):
+    file, rows = tmp_path / "file", tmp_path / "bitmap.npy"
+    file.touch()
+    np.save(rows, np.zeros(2 * ROWS, bool))
+    columns = ("url", "kept_url")
+    pq.write_table(pa.table({name: ["x"] for name in columns}), tmp_path / "drops.parquet")
+    metadata = small.root / "metadata"
+    arguments = {
+        "apply-bitmap": (metadata, file, "--bitmap", rows),
+        "apply": ("--drop-list", tmp_path / "drops.parquet", "--metadata", metadata, "--out", file),
+        "show": (1, "--out", file),
+        "recut": (file,),
+    }
+    code, _, err = snip(command, *arguments[command])
+    assert code == 2
+    assert str(file) in err and "give another place" in err
+    assert "Traceback" not in err
