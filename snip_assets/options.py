@@ -128,8 +128,8 @@ def kept_settings(layout: Layout) -> dict[str, Any]:
 
 def _of_outputs(layout: Layout) -> dict[str, Any]:
     """What decides which rows go, as groups and pairs name it that are older than any note."""
-    # One that is damaged is told by whoever reads it.
-    with suppress(SnipError):
+    # One that is damaged or cannot be read is told by whoever needs it.
+    with suppress(SnipError, OSError):
         groups = read_manifest(layout.duplicate_groups)
         keys = load(layout).keys if groups else []
         pairs = read_manifest(layout.duplicate_pairs(keys[0])) if keys else None

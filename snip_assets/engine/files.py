@@ -25,7 +25,7 @@ import xxhash
 from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
 from .folders import remove, replace_folder
-from .npy_faults import npy_reason
+from .npy_faults import npy_reason, undisturbed
 from .resident import watch
 
 BLOCK = 1 << 22
@@ -118,7 +118,7 @@ def open_npy(path: Path) -> np.ndarray:
 
         return open_remote(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = undisturbed(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:

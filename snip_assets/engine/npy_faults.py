@@ -1,8 +1,27 @@
-"""Why a file is no array, told by its first bytes."""
+"""Why a file is no array, told by its first bytes; and the one fault that is not the file's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+Read = TypeVar("Read")
+TRIES = 20
+
+
+def undisturbed(read: Callable[[], Read]) -> Read:
+    """What reads a header, once more where another thread disturbed it.
+
+    NumPy has Python parse it, and Python 3.11 counts the depth of what it parses for all threads
+    together: it raises SystemError where a finalizer lets another one in.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return read()
+        except SystemError:
+            continue
+    return read()
 
 
 def npy_reason(path: Path, error: Exception) -> str:

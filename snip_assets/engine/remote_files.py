@@ -27,6 +27,7 @@ from . import files
 from .errors import BadInputError, SnipError
 from .locations import local_path
 from .locks import lock
+from .npy_faults import undisturbed
 from .remote import DownloadError, redacted
 
 BLOCK = 1 << 23
@@ -230,17 +231,23 @@ def npy_header(path: Any) -> tuple[tuple[int, ...], np.dtype]:
     """
     size = _info(path)["size"]
     with _reading(path):
-        head = io.BytesIO(path.fs.cat_file(path.path, start=0, end=min(size, HEADER)))
+        first = path.fs.cat_file(path.path, start=0, end=min(size, HEADER))
     try:
-        shape, _, dtype = _READERS[np.lib.format.read_magic(head)](head)
+        (shape, _, dtype), begin = undisturbed(lambda: _header(first))
     except Exception as error:
         raise BadInputError(f"{path}: not an .npy file, or damaged ({error}).") from error
     if dtype.hasobject:
         raise BadInputError(f"{path}: it holds Python objects, never loaded; save it as numbers.")
-    expected = head.tell() + int(np.prod(shape)) * dtype.itemsize
+    expected = begin + int(np.prod(shape)) * dtype.itemsize
     if size != expected:
         raise BadInputError(f"{path}: {size} bytes, but its header says {expected}; copy it again.")
     return shape, dtype
+
+
+def _header(first: bytes) -> tuple[tuple[tuple[int, ...], bool, np.dtype], int]:
+    """What the first bytes of an .npy file tell, and where its rows begin."""
+    head = io.BytesIO(first)
+    return _READERS[np.lib.format.read_magic(head)](head), head.tell()
 
 
 def open_npy(path: Any) -> np.ndarray:

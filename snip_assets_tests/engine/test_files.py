@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
 import resource
+import sys
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,6 +189,32 @@ def test_a_damaged_header_is_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(BadInputError, match=r"a\.npy: damaged"):
         files.open_npy(path)
+
+
+def test_threads_do_not_disturb_each_others_headers(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.npy" for number in range(8)]
+    for path in paths:
+        np.save(path, np.zeros((2, 3)))
+
+    class Cycle:
+        pass
+
+    def opened(number: int) -> tuple[int, ...]:
+        own: Any = Cycle()
+        own.own = own
+        # While a header is parsed it is collected, and in its finalizer another thread goes on.
+        weakref.finalize(own, sum, range(200))
+        return files.open_npy(paths[number % len(paths)]).shape
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(opened, range(2000))) == {(2, 3)}
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
 
 
 def test_a_changed_registry_is_noticed(tmp_path: Path) -> None:
