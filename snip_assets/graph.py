@@ -121,7 +121,9 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
         else:
             most = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
             work(automation.arrival.name, keys, most, ops=training)
-            work(automation.publish.name, reach(every, stations.unpublished(data.run(), every)))
+            left = {*stations.unpublished(data.run(), every)}
+            left |= versions.unpublished(instance, every)
+            work(automation.publish.name, reach(every, left))
     return outcome
 
 

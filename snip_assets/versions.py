@@ -53,3 +53,12 @@ def unrecorded(instance: dg.DagsterInstance, data: DataSet) -> set[str]:
         wanted = version(parts)
         found |= {key for key in keys if known.get(key, {}).get(DATA_VERSION_TAG) != wanted}
     return found
+
+
+def unpublished(instance: dg.DagsterInstance, keys: list[str]) -> set[str]:
+    """Shards of which Dagster has no record of an output, whatever lies there: wiped, or killed."""
+    known = (
+        instance.get_materialized_partitions(dg.AssetKey(asset))
+        for asset in ("deduped_metadata", "drop_list")
+    )
+    return set(keys).difference(set.intersection(*known))

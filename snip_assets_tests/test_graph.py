@@ -206,6 +206,10 @@ def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) 
         assert versions.unrecorded(instance, data) == set(run.registry.keys)
         graph.materialize(data)
         assert versions.unrecorded(instance, data) == set()
+        # As in the UI; its files are all there.
+        instance.wipe_assets([dg.AssetKey("deduped_metadata")])
+        graph.materialize(data)
+        assert versions.unpublished(instance, run.registry.keys) == set()
 
 
 def test_errors_that_name_each_other_end_the_search_for_the_engines_own() -> None:
