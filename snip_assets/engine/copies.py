@@ -57,8 +57,9 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
         what = f"of length {norms[row]:.3g}, beyond {SHORTEST:g} to {LONGEST:g}"
         cure = "divide all features by a number"
     raise BadInputError(
-        f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); drop "
-        f"these rows from features and metadata, or {cure}."
+        f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); {cure}, "
+        "or drop these rows from features and metadata (a registered shard then needs `snip shards "
+        "withdraw`, if it came last, or a new output folder)."
     )
 
 

@@ -101,8 +101,7 @@ def _decision(layout: Layout, registry: Registry, row: int) -> dict[str, Any]:
 
 def _why(row: int, kept_row: int, distance: float, size: int) -> str:
     if kept_row != row:
-        what = "equal to" if distance == 0 else f"at distance {distance:.4f} from"
-        return f"dropped: {what} row {kept_row}, which stays"
+        return f"dropped: at distance {distance:.4g} from row {kept_row}, which stays"
     if size == 1:
         return "kept: it has no duplicate"
     return f"kept: the keep rule chose it in its group of {size:,} rows"
