@@ -56,9 +56,8 @@ def unrecorded(instance: dg.DagsterInstance, data: DataSet) -> set[str]:
 
 
 def unpublished(instance: dg.DagsterInstance, keys: list[str]) -> set[str]:
-    """Shards of which Dagster has no record of an output, whatever lies there: wiped, or killed."""
-    known = (
-        instance.get_materialized_partitions(dg.AssetKey(asset))
-        for asset in ("deduped_metadata", "drop_list")
-    )
-    return set(keys).difference(set.intersection(*known))
+    """Shards of which Dagster has no record of an output, whatever lies there."""
+    found: set[str] = set()
+    for asset in ("deduped_metadata", "drop_list"):
+        found |= set(keys).difference(instance.get_materialized_partitions(dg.AssetKey(asset)))
+    return found

@@ -27,7 +27,7 @@ from .run import Run
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
-from .stations.base import source_state
+from .stations.base import finish, source_state
 
 
 def curve(
@@ -136,9 +136,9 @@ def recut(
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
     inputs["copies_by_hash"] = str(copies is not None)
-    groups = current(target.duplicate_groups, inputs)
-    if groups is None:
-        facts = duplicate_groups(
+
+    def work() -> dict[str, Any]:
+        return duplicate_groups(
             [layout.duplicate_pairs(key) for key in registry.keys],
             registry.rows,
             target.duplicate_groups,
@@ -147,7 +147,11 @@ def recut(
             metadata=Metadata.of(registry),
             copies=copies,
         )
-        groups = seal(target.duplicate_groups, inputs, **facts)
+
+    def now() -> dict[str, str]:
+        return {**inputs, **_pair_versions(layout, registry, max_distance)}
+
+    groups = finish(target.duplicate_groups, inputs, work, now=now)
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
     return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
 

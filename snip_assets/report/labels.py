@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], Mark]]:
 
 def _mark(where: str, entry: dict[str, str | None], rows: int) -> tuple[tuple[int, int], Mark]:
     row, earlier, kind, mark = ((entry.get(name) or "").strip() for name in COLUMNS)
-    if not (row.isascii() and row.isdigit() and earlier.isascii() and earlier.isdigit()):
+    if not all(re.fullmatch("[0-9]{1,19}", text) for text in (row, earlier)):
         raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
     if not 0 <= int(earlier) < int(row) < rows:
         raise BadInputError(

@@ -1,5 +1,7 @@
 """Other thresholds from the stored pairs, against a run made with them from the start."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +66,24 @@ def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):
     monkeypatch.setattr(module.publish, "deduped_metadata", None)
     recut(layout.root, out, 0.05)
     assert every_file(out) == before
+
+
+def test_pairs_that_are_found_again_meanwhile_are_not_mixed(sealed, tmp_path, monkeypatch):
+    layout, registry, _, _ = sealed
+    root = tmp_path / "run"
+    shutil.copytree(layout.root, root)
+    decided = module.duplicate_groups
+
+    def meanwhile(*arguments, **options):
+        facts = decided(*arguments, **options)
+        path = Layout(root).duplicate_pairs(registry.keys[0])
+        pq.write_table(pq.read_table(path).slice(0, 1), path)
+        seal(path, {}, max_distance=0.1)
+        return facts
+
+    monkeypatch.setattr(module, "duplicate_groups", meanwhile)
+    with pytest.raises(BadInputError, match="changed while it was read"):
+        recut(root, tmp_path / "out", 0.05)
 
 
 @pytest.mark.parametrize("rule", ["neighbours", "first", "smallest(original_width)"])

@@ -102,6 +102,7 @@ def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
         (HEAD + "5,3,,somewhere,right\n", "set 'somewhere'"),
         (HEAD + "5,3,,random,maybe\n", "mark 'maybe'"),
         (HEAD + "5\n", "numbers"),
+        (HEAD + "9" * 5000 + ",3,,random,right\n", "numbers"),
         ("", "no column row"),
     ],
 )
