@@ -21,13 +21,14 @@ from .group_table import duplicate_groups
 from .groups import flatten, unite
 from .keep import decide
 from .layout import Layout
+from .locks import lock
 from .metadata import Metadata
 from .pair_files import Copies, Paired, limit, paired, row_dtype
 from .run import Run
 from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
-from .stations.base import finish, source_state
+from .stations.base import source_state
 
 
 def curve(
@@ -136,22 +137,23 @@ def recut(
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
     inputs["copies_by_hash"] = str(copies is not None)
-
-    def work() -> dict[str, Any]:
-        return duplicate_groups(
-            [layout.duplicate_pairs(key) for key in registry.keys],
-            registry.rows,
-            target.duplicate_groups,
-            max_distance=max_distance,
-            rule=rule,
-            metadata=Metadata.of(registry),
-            copies=copies,
-        )
-
-    def now() -> dict[str, str]:
-        return {**inputs, **_pair_versions(layout, registry, max_distance)}
-
-    groups = finish(target.duplicate_groups, inputs, work, now=now)
+    with lock(target.duplicate_groups):
+        if (groups := current(target.duplicate_groups, inputs)) is None:
+            facts = duplicate_groups(
+                [layout.duplicate_pairs(key) for key in registry.keys],
+                registry.rows,
+                target.duplicate_groups,
+                max_distance=max_distance,
+                rule=rule,
+                metadata=Metadata.of(registry),
+                copies=copies,
+            )
+            if not _pair_versions(layout, registry, max_distance).items() <= inputs.items():
+                raise BadInputError(
+                    f"{root}: pairs were found again while they were read; recut them when nobody "
+                    "writes there."
+                )
+            groups = seal(target.duplicate_groups, inputs, **facts)
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
     return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
 

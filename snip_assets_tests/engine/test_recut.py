@@ -82,7 +82,7 @@ def test_pairs_that_are_found_again_meanwhile_are_not_mixed(sealed, tmp_path, mo
         return facts
 
     monkeypatch.setattr(module, "duplicate_groups", meanwhile)
-    with pytest.raises(BadInputError, match="changed while it was read"):
+    with pytest.raises(BadInputError, match="found again while they were read"):
         recut(root, tmp_path / "out", 0.05)
 
 
