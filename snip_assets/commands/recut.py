@@ -63,6 +63,8 @@ def recut(
     from snip_assets.engine.errors import BadInputError
 
     keep = keep or engine.rule_of(root)
+    if out is None and (duplicate_count or keep_captions):
+        raise BadInputError("--duplicate-count and --keep-captions are of outputs; give --out.")
     if out is None:
         cuts = max_distance or engine.thresholds(root)
         rows = engine.run_curve(root, cuts, rule=keep, memory_gb=memory_gb)

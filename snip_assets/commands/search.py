@@ -118,6 +118,8 @@ def search(
         raise typer.BadParameter("give one of --row, --url, --npy, --text, --image")
     if text is not None and not text.strip():
         raise typer.BadParameter("the text of --text is empty")
+    if write is not None:
+        engine.check_name(write)
     if not any((out, index, features, metadata, offsets)):
         out = default_out()
     known = keep_copies(out)

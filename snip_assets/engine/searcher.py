@@ -319,7 +319,10 @@ def open_searcher(
     elif registry is not None:
         holdings = Holdings.of_registry(registry)
     else:
-        raise BadInputError("name the data: --out of a run, or --metadata, --features, --offsets.")
+        where = f"{layout.root}: no shards are registered there; " if layout else ""
+        raise BadInputError(
+            f"{where}name the data: --out of a run, or --metadata, --features, --offsets."
+        )
     opened = _open_index(index, layout, holdings)
     opened.set_probes(probes)
     if opened.rows > holdings.rows:

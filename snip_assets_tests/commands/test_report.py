@@ -76,6 +76,17 @@ def test_an_empty_text_is_no_query(finished: Finished, snip: Snip) -> None:
     assert code == 2 and "empty" in err
 
 
+def test_a_search_that_cannot_end_well_is_not_begun(
+    finished: Finished, tmp_path: Path, snip: Snip
+) -> None:
+    code, _, err = snip("search", "--row", 3, "--out", tmp_path / "nosuch", "--to", "hits.txt")
+    assert code == 2 and "hits.txt: name it .parquet or .json" in err
+    code, _, err = snip("search", "--row", 3, "--out", tmp_path / "nosuch")
+    assert code == 2 and "nosuch: no shards are registered there" in err
+    code, _, err = snip("recut", finished.layout.root, "--duplicate-count")
+    assert code == 2 and "give --out" in err
+
+
 def test_review_counts(finished: Finished, tmp_path: Path, snip: Snip) -> None:
     path = tmp_path / "marks.csv"
     path.write_text("row,earlier_row,set,mark\n5,3,outside,wrong\n6,3,outside,right\n")
