@@ -61,7 +61,23 @@ class DataSet(_SettingsFields):
         Settings without a variable are those of the last `snip dedup` into the output folder.
         """
         out = default_out(environment)
-        return cls.of(default_source(environment), out, known_settings(Layout(out), environment))
+        known = cls.of(default_source(environment), out, known_settings(Layout(out), environment))
+        return known._by_default()
+
+    def _by_default(self) -> DataSet:
+        """The same, where each value is the default of its own field.
+
+        A run's configuration replaces a resource's values as a whole: what it does not name would
+        be the default of the class, or be asked for.
+        """
+        fields = {
+            name: (field.annotation, Field(getattr(self, name), description=field.description))
+            for name, field in DataSet.model_fields.items()
+        }
+        own: Any = create_model(DataSet.__name__, __base__=DataSet, **fields)  # type: ignore[call-overload]
+        own.__doc__ = DataSet.__doc__
+        made: DataSet = own()
+        return made
 
     @property
     def source(self) -> Source:

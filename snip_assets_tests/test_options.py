@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -48,6 +49,23 @@ def test_environment_changes_defaults() -> None:
     assert data.layout.root == Path("/data/out")
     assert data.source.features == Path("/data/f")
     assert default_of(settings_options()[0], {}) == Settings().max_distance
+
+
+def test_a_run_with_one_setting_changed_has_the_others_as_they_are() -> None:
+    environment = {"SNIP_OUT": "/data/out", "SNIP_MAX_DISTANCE": "0.2"}
+    found: list[DataSet] = []
+
+    @dg.op
+    def look(data: DataSet) -> None:
+        found.append(data)
+
+    @dg.job(resource_defs={"data": DataSet.from_environment(environment)})
+    def launched() -> None:
+        look()
+
+    launched.execute_in_process({"resources": {"data": {"config": {"keep": "first"}}}})
+    assert found[0].settings == Settings(max_distance=0.2, keep="first")
+    assert (found[0].source, found[0].out) == (SAMPLE, "/data/out")
 
 
 def test_the_sample_is_the_default() -> None:
