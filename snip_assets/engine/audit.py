@@ -114,10 +114,19 @@ def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def pair_precision(run: Run, sample: int, seed: int) -> Interval:
-    """Share of sampled pairs that are within `max_distance` in the raw features."""
+    """Share of sampled pairs that are, in the raw features, as near as they were searched for."""
     rows, earlier = sample_pairs(run, sample, seed)
     distance = distances(shards.raw_features(run.registry), rows, earlier)
-    return wilson(int((distance <= np.float32(run.settings.max_distance)).sum()), len(rows))
+    ordinals = np.searchsorted(run.registry.offsets, rows.astype(np.int64), "right") - 1
+    most = _searched_within(run)[ordinals]
+    return wilson(int((distance <= most).sum()), len(rows))
+
+
+def _searched_within(run: Run) -> np.ndarray:
+    """float32[S]: the `max_distance` that the pairs of each shard were found with."""
+    found = (read_manifest(run.layout.duplicate_pairs(key)) for key in run.registry.keys)
+    now = run.settings.max_distance
+    return np.array([m.facts.get("max_distance", now) if m else now for m in found], np.float32)
 
 
 def query_recall(run: Run, sample: int, seed: int) -> Interval:

@@ -59,8 +59,9 @@ def as_made(run: Run) -> Run:
     if made.digest(("keep", "max_distance")) == groups.inputs["settings"]:
         return made
     raise StaleOutputError(
-        f"{run.layout.duplicate_groups}: made with another keep rule or threshold; give the same "
-        "--keep, or materialise duplicate_groups again."
+        f"{run.layout.duplicate_groups}: made with another keep rule or threshold, or the pairs of "
+        f"some shards were (max_distance {most:g} now); give the same --keep, or let `snip dedup`, "
+        "or the job `arrival` over all shards, make again what differs."
     )
 
 

@@ -60,6 +60,12 @@ def test_threads_and_grouping_give_the_same_bytes(done: stations.Run, tmp_path: 
     assert [checksum(p) for p in sorted(other.layout.snip_index.rglob("*.npy"))] == index
 
 
+def test_pairs_are_as_right_when_less_is_asked_for(done: stations.Run) -> None:
+    nearer = stations.Run(done.layout, Settings(max_distance=0.03))
+    found = audit.pair_precision(nearer, 10_000, 0)
+    assert found.trials > 500 and found.successes == found.trials
+
+
 def test_a_second_run_touches_nothing(done: stations.Run) -> None:
     before = {p: p.stat().st_mtime_ns for p in done.layout.root.rglob("*") if p.is_file()}
     until_pairs(stations.Run(done.layout, done.settings))
