@@ -51,12 +51,13 @@ def withdraw(layout: Layout, keys: Sequence[str]) -> list[Shard]:
     """
     with lock(layout.registry, layout.row_offsets):
         gone, registry = withdrawable(layout, keys), load(layout)
+        of_shards = [output for shard in gone for output in layout.of_shard(shard.key)]
+        # Before the shards are forgotten: stopped on the way, the same command goes on.
+        for output in (layout.dup_bitmap, layout.duplicate_groups, *of_shards):
+            if output.exists() or manifest_path(output).exists():
+                with lock(output):
+                    # Without it an output counts as unfinished.
+                    manifest_path(output).unlink(missing_ok=True)
+                    remove(output)
         save(layout, Registry(registry.source, registry.shards[: len(registry.shards) - len(gone)]))
-    of_shards = [output for shard in gone for output in layout.of_shard(shard.key)]
-    for output in (layout.dup_bitmap, layout.duplicate_groups, *of_shards):
-        if output.exists() or manifest_path(output).exists():
-            with lock(output):
-                # Without it an output counts as unfinished.
-                manifest_path(output).unlink(missing_ok=True)
-                remove(output)
     return gone

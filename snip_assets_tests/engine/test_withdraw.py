@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from snip_assets.engine import stations
+from snip_assets.engine import withdraw as module
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.files import checksum
+from snip_assets.engine.folders import remove
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
@@ -76,6 +78,29 @@ def test_other_rows_may_come_under_the_same_key(tmp_path: Path, source: Source) 
     shutil.copytree(layout.snip_model, again.snip_model)
     published(again, source, "0000", "0001")
     assert contents(layout) == contents(again)
+
+
+def test_one_that_was_stopped_goes_on(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Layout(tmp_path / "whole")
+    published(whole, source, "0000", "0001")
+    for steps in (0, 1, 4, 7):
+        layout = Layout(tmp_path / f"out{steps}")
+        shutil.copytree(whole.root, layout.root)
+        left = [None] * steps
+
+        def stopped(path: Path, left: list[None] = left) -> None:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            remove(path)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(module, "remove", stopped)
+            withdraw(layout, ["0001"])
+        assert [s.key for s in withdraw(layout, ["0001"])] == ["0001"]
+        assert not [*layout.root.glob("*/*0001*"), *layout.root.glob("dup*_*/*.np*")]
 
 
 @pytest.mark.parametrize(
