@@ -212,6 +212,11 @@ def _other_codes(run: stations.Run) -> None:
     stations.index_shards(other(run, seed=9), KEYS)
 
 
+def _other_lists(run: stations.Run) -> None:
+    stations.trained_index(other(run, lists=20))
+    stations.index_shards(other(run, lists=20), KEYS)
+
+
 def _other_pairs(run: stations.Run) -> None:
     stations.duplicate_pairs(other(run, max_distance=0.02), KEYS)
 
@@ -228,6 +233,7 @@ def _other_groups(run: stations.Run) -> None:
         ("index_shards", index_stations, "encode_shard", _other_index),
         ("snip_index", index, "merge", _other_codes),
         ("duplicate_pairs", duplicates, "find_pairs", _other_codes),
+        ("duplicate_pairs", duplicates, "find_pairs", _other_lists),
         ("duplicate_groups", duplicates, "group_rows", _other_pairs),
         ("dup_bitmap", duplicates, "publish_bitmap", _other_groups),
         ("deduped_metadata", publish, "publish_metadata", _other_groups),

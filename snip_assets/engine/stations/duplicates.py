@@ -146,14 +146,14 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         queries = [run.query_shard(s) for s in group]
         most = choices.query_rows(run.settings)
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
-        with unchanged(run, raw if run.settings.tier == "raw" else []):
-            found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
-    now = pair_inputs(run)
-    if others := [s.key for s in group if now[s.key] != inputs[s.key]]:
-        raise BadInputError(
-            f"shard {others[0]}: the index was made again by another run, with other settings, "
-            "while this one searched it; run again when the other has ended."
-        )
+        try:
+            with unchanged(run, raw if run.settings.tier == "raw" else []):
+                found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
+        except Exception:
+            # Lists of one index do not fit queries of another, of which numpy tells shapes alone.
+            _require_same_index(run, group, inputs)
+            raise
+    _require_same_index(run, group, inputs)
     rows = max(1, sum(s.rows for s in group))
     common = {
         "tier": run.settings.tier,
@@ -174,6 +174,16 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
     shards = zip(group, found, strict=True)
     for _ in threads.ordered_map(write, shards, run.settings.workers):
         pass
+
+
+def _require_same_index(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
+    """Raise BadInputError if what these shards are joined with was made again since."""
+    now = pair_inputs(run)
+    if others := [s.key for s in group if now[s.key] != inputs[s.key]]:
+        raise BadInputError(
+            f"shard {others[0]}: the index was made again by another run, with other settings, "
+            "while this one searched it; run again when the other has ended."
+        )
 
 
 def _write(
