@@ -17,7 +17,7 @@ from .dead_runs import MACHINE_TAG, bury, machine
 from .definitions import build_defs
 from .engine import stations
 from .engine.arrivals import reach
-from .engine.errors import SnipError
+from .engine.errors import SnipError, causes
 from .engine.shards import Shard, load
 from .options import keep_settings
 from .resources import DataSet
@@ -161,13 +161,7 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        seen: set[int] = set()
-        # Errors that cross threads and event loops may come to name each other.
-        while cause is not None and not isinstance(cause, SnipError):
-            seen.add(id(cause))
-            cause = cause.__cause__ or cause.__context__
-            cause = None if id(cause) in seen else cause
+        cause = next((c for c in causes(error) if isinstance(c, SnipError)), None)
         if cause is None:
             raise
         raise cause from None

@@ -9,9 +9,11 @@ from io import StringIO
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.event_log import SqlEventLogStorage
 from dotenv import dotenv_values
 
-from .engine.errors import StaleOutputError
+from .engine.errors import DiskFullError, SnipError, StaleOutputError, causes
+from .engine.files import atomic_path, is_full
 from .engine.layout import Layout
 from .engine.remote_files import absolute
 from .engine.shards import Source
@@ -36,7 +38,10 @@ def prepare(layout: Layout) -> Path:
     postgres = bool(os.environ.get(POSTGRES))
     if not file.exists():
         text = (package / "dagster.yaml").read_text()
-        file.write_text(text + ((package / "dagster_postgres.yaml").read_text() * postgres))
+        # Whole or absent: of one that is cut off nobody would know.
+        with atomic_path(file) as temporary:
+            more = (package / "dagster_postgres.yaml").read_text() * postgres
+            temporary.write_text(text + more)
     elif postgres and POSTGRES not in file.read_text():
         raise StaleOutputError(
             f"{file} keeps runs in SQLite, but {POSTGRES} is set. Delete {file} to begin anew in "
@@ -47,10 +52,36 @@ def prepare(layout: Layout) -> Path:
 
 @contextmanager
 def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance: that of DAGSTER_HOME when the user has set it, else the folder's."""
+    """The Dagster instance: that of DAGSTER_HOME when the user has set it, else the folder's.
+
+    Raises
+    ------
+    DiskFullError
+        There is no room for what Dagster records.
+    """
     chosen = os.environ.get("DAGSTER_HOME") or str(prepare(layout))
-    with dg.DagsterInstance.from_config(chosen) as opened:
-        yield opened
+    try:
+        with dg.DagsterInstance.from_config(chosen) as opened:
+            _complete(opened)
+            yield opened
+    except SnipError:
+        raise
+    except Exception as error:
+        if not any(is_full(cause) for cause in causes(error)):
+            raise
+        raise DiskFullError(
+            f"{chosen}: no space left for Dagster's records. Free space (or raise the quota) and "
+            "run again; outputs are whole or absent."
+        ) from error
+
+
+def _complete(instance: dg.DagsterInstance) -> None:
+    """Make the tables that a first start left out which was killed, or had no room for them."""
+    storage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage) and not storage.has_table("dynamic_partitions"):
+        # Dagster makes them when it connects, but asks for this one before it does.
+        with storage.index_connection():
+            pass
 
 
 def environment(layout: Layout, source: Source | None = None) -> dict[str, str]:

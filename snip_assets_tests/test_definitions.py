@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.event_log import SqlEventLogStorageMetadata
+from sqlalchemy.schema import CreateTable
 
-from snip_assets import partitions
+from snip_assets import home, partitions
 from snip_assets.definitions import build_defs
-from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
 from snip_assets.engine.settings import Settings
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet
@@ -141,3 +144,26 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
         instance.add_dynamic_partitions("shards", ["other"])
         with pytest.raises(StaleOutputError, match=r"PostgreSQL database.*another data set"):
             partitions.announce(instance, data.layout)
+
+
+@pytest.mark.parametrize("made", [0, 3])
+def test_records_whose_making_was_stopped_are_made_whole(data: DataSet, made: int) -> None:
+    partitions.register(data.layout, data.source)
+    # What a full disk, or a kill, at the first start leaves of this file.
+    index = home.prepare(data.layout) / "history" / "runs" / "index.db"
+    index.parent.mkdir(parents=True)
+    with sqlite3.connect(index) as connection:
+        for table in SqlEventLogStorageMetadata.sorted_tables[:made]:
+            connection.execute(str(CreateTable(table)))
+    with home.instance(data.layout) as instance:
+        assert partitions.announce(instance, data.layout) == ["0000", "0001", "0002", "0003"]
+
+
+def test_no_room_for_records_is_told(data: DataSet) -> None:
+    with (
+        pytest.raises(DiskFullError, match=r"\.dagster: no space left for Dagster's records. Free"),
+        home.instance(data.layout),
+        sqlite3.connect(":memory:") as connection,
+    ):
+        connection.execute("PRAGMA max_page_count = 1")
+        connection.execute("CREATE TABLE events (id)")

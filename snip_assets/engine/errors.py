@@ -1,6 +1,7 @@
 """What can go wrong for a user, each with its cure."""
 
 import re
+from collections.abc import Iterator
 
 _USER = re.compile(r"(\w://)[^/\s:'\"]*:[^/\s'\"]*@|(https?://)[^/\s'\"]*@")
 _QUERY = re.compile(r"(https?://[^\s?#'\",]+)[?#][^\s'\",]*?(?=[:;.)\]]*(?:[\s'\",`]|$))")
@@ -40,3 +41,14 @@ class DiskFullError(SnipError):
     """No room for an output: the disk, a quota or a limit on the size of files."""
 
     exit_code = 4
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what others it came of."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    # Errors that cross threads and event loops may come to name each other.
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -33,7 +33,7 @@ CODE_VERSION = "2"
 CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.
-_FULL_TEXT = ("No space left on device", "File too large", "quota exceeded")
+_FULL_TEXT = ("No space left on device", "File too large", "quota exceeded", "disk is full")
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except DiskFullError:
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in _FULL or any(t in str(error) for t in _FULL_TEXT):
+        if is_full(error):
             raise DiskFullError(
                 f"{path}: no space left to write it ({error}). Free space (or raise the quota or "
                 "file size limit) and run again; what was there before is untouched."
@@ -70,6 +70,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         flushing.end(temporary)
         remove(temporary)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room."""
+    return getattr(error, "errno", None) in _FULL or any(t in str(error) for t in _FULL_TEXT)
 
 
 def _temporary(path: Path) -> Path:
