@@ -15,6 +15,7 @@ from dotenv import dotenv_values
 from .engine.errors import DiskFullError, SnipError, StaleOutputError, causes
 from .engine.files import atomic_path, is_full
 from .engine.layout import Layout
+from .engine.locks import lock
 from .engine.remote_files import absolute
 from .engine.shards import Source
 
@@ -39,7 +40,7 @@ def prepare(layout: Layout) -> Path:
     if not file.exists():
         text = (package / "dagster.yaml").read_text()
         # Whole or absent: of one that is cut off nobody would know.
-        with atomic_path(file) as temporary:
+        with lock(file), atomic_path(file) as temporary:
             more = (package / "dagster_postgres.yaml").read_text() * postgres
             temporary.write_text(text + more)
     elif postgres and POSTGRES not in file.read_text():

@@ -21,6 +21,7 @@ import typer
 from .engine.errors import BadInputError, SnipError
 from .engine.files import digest_of, read_manifest, write_json
 from .engine.layout import Layout
+from .engine.locks import lock
 from .engine.remote_files import place
 from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
@@ -102,7 +103,9 @@ def keep_settings(layout: Layout, settings: Settings) -> None:
     if layout.settings.exists() and now.items() <= kept.items():
         return
     plain = Settings().__dict__
-    write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
+    # Under its lock: what a run that was killed here left is removed.
+    with lock(layout.settings):
+        write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
 
 
 def kept_settings(layout: Layout) -> dict[str, Any]:

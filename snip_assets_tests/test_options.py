@@ -115,6 +115,11 @@ def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
     keep_settings(Layout(tmp_path), Settings())
     assert settings_of(tmp_path) == (Settings(), "")
 
+    # As a run leaves it that is killed while it notes them.
+    (tmp_path / ".tmp-settings.json-0123456789ab").touch()
+    keep_settings(Layout(tmp_path), known)
+    assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
 
 def test_a_net_is_noted_for_any_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

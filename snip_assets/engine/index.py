@@ -33,6 +33,7 @@ from .files import (
     seal,
     write_json,
 )
+from .folders import remove
 from .layout import Layout
 from .progress import track
 from .resident import trim
@@ -385,4 +386,4 @@ def _sweep(folder: Path, wanted: set[str]) -> None:
             manifest_path(path).unlink(missing_ok=True)
             shutil.rmtree(path)
     for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)

@@ -13,7 +13,7 @@ import pytest
 
 from snip_assets.engine import index, shards, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
-from snip_assets.engine.files import checksum, manifest_path
+from snip_assets.engine.files import checksum, manifest_path, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.stations import duplicates, features, publish
@@ -282,6 +282,16 @@ def test_what_another_run_makes_again_meanwhile_is_not_taken_for_the_former(
     for name in names:
         make(name)
     assert contents() == before
+
+
+def test_what_a_killed_merge_left_is_removed(run: stations.Run) -> None:
+    folder = run.layout.snip_index
+    version = read_manifest(folder).version
+    (folder / ".tmp-segments.json-0123456789ab").write_text("[")
+    (folder / ".tmp-segment-0-0123456789ab").mkdir()
+    manifest_path(folder).unlink()
+    assert stations.snip_index(run).version == version
+    assert not [*folder.glob(".tmp-*")]
 
 
 def test_one_letter_of_a_manifest_is_told(run: stations.Run) -> None:
