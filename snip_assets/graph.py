@@ -19,7 +19,7 @@ from .engine import stations
 from .engine.arrivals import reach
 from .engine.errors import SnipError, causes
 from .engine.shards import Shard, load
-from .options import keep_settings
+from .options import note_settings
 from .resources import DataSet
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -86,7 +86,7 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     run = data.run()
     # What no run can work with is refused before later ones have it too.
     stations.require_named(run)
-    keep_settings(data.layout, data.settings)
+    note_settings(data.layout, data.settings)
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
         # No daemon need run: a killed run must not keep this one waiting.
@@ -121,9 +121,11 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
         else:
             most = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
             work(automation.arrival.name, keys, most, ops=training)
-            left = {*stations.unpublished(data.run(), every)}
-            left |= versions.unpublished(instance, every)
-            work(automation.publish.name, reach(every, left))
+            todo = {
+                *stations.unpublished(data.run(), every),
+                *versions.unpublished(instance, every),
+            }
+            work(automation.publish.name, reach(every, todo))
     return outcome
 
 

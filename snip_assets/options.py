@@ -79,12 +79,12 @@ def default_of(option: Option, environment: Mapping[str, str] = os.environ) -> A
 
 
 def known_settings(layout: Layout, environment: Mapping[str, str] = os.environ) -> Settings:
-    """What runs in an output folder have where nobody says otherwise: as `keep_settings` noted.
+    """What runs in an output folder have where nobody says otherwise: as `note_settings` noted.
 
     An environment variable that is set says otherwise.
     """
-    kept = kept_settings(layout)
-    options = [dataclasses.replace(o, default=kept[o.name]) for o in settings_options()]
+    noted = noted_settings(layout)
+    options = [dataclasses.replace(o, default=noted[o.name]) for o in settings_options()]
     return _settings({o.name: default_of(o, environment) for o in options})
 
 
@@ -96,11 +96,11 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(found, model=str(Path(found.model).absolute()))
 
 
-def keep_settings(layout: Layout, settings: Settings) -> None:
+def note_settings(layout: Layout, settings: Settings) -> None:
     """Note settings in the output folder: what is made there later is made alike."""
-    kept = kept_settings(layout)
+    noted = noted_settings(layout)
     now = {name: value for name, value in settings.__dict__.items() if name not in OF_MACHINE}
-    if layout.settings.exists() and now.items() <= kept.items():
+    if layout.settings.exists() and now.items() <= noted.items():
         return
     plain = Settings().__dict__
     # Under its lock: what a run that was killed here left is removed.
@@ -108,7 +108,7 @@ def keep_settings(layout: Layout, settings: Settings) -> None:
         write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
 
 
-def kept_settings(layout: Layout) -> dict[str, Any]:
+def noted_settings(layout: Layout) -> dict[str, Any]:
     """All settings; where none were noted, what the outputs name, and else the defaults.
 
     Raises
@@ -263,20 +263,19 @@ Metadata = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def with_settings(command: Callable[..., None], *, kept: bool = True) -> Callable[..., None]:
+def with_settings(command: Callable[..., None], *, noted: bool = True) -> Callable[..., None]:
     """Give a command, whose first parameter is `settings`, an option for each setting.
 
-    Those that are not given are, with `kept`, what was noted in the output folder; this is told.
+    Those that are not given are, with `noted`, what was noted in the output folder; this is told.
     """
-
     own = inspect.signature(command, eval_str=True).parameters
 
     def call(**values: Any) -> None:
         context = values["context"] if "context" in own else values.pop("context")
         chosen = {o.name: values.pop(o.name) for o in settings_options()}
         # A subcommand takes none, and has an output folder of its own.
-        if kept and context.invoked_subcommand is None:
-            chosen |= _noted(context, chosen, values["out"])
+        if noted and context.invoked_subcommand is None:
+            chosen |= _not_given(context, chosen, values["out"])
         command(settings=_settings(chosen), **values)
 
     only_named = inspect.Parameter.KEYWORD_ONLY
@@ -294,18 +293,19 @@ def with_settings(command: Callable[..., None], *, kept: bool = True) -> Callabl
                 option.name, only_named, default=option.default, annotation=annotation
             )
         )
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    call.__doc__, call.__name__ = command.__doc__, command.__name__
-    return call
+    made: Any = call
+    made.__signature__ = inspect.Signature(parameters)
+    made.__annotations__ = {p.name: p.annotation for p in parameters}
+    made.__doc__, made.__name__ = command.__doc__, command.__name__
+    return made
 
 
-def _noted(context: typer.Context, chosen: dict[str, Any], out: Path) -> dict[str, Any]:
+def _not_given(context: typer.Context, chosen: dict[str, Any], out: Path) -> dict[str, Any]:
     """What was noted in the output folder of settings that were not given."""
     found = {
         name: value
-        for name, value in kept_settings(Layout(out)).items()
-        if value != chosen[name] and _not_given(context, name)
+        for name, value in noted_settings(Layout(out)).items()
+        if value != chosen[name] and _by_default(context, name)
     }
     if found:
         said = ", ".join(f"{name} {value}" for name, value in found.items())
@@ -313,6 +313,6 @@ def _noted(context: typer.Context, chosen: dict[str, Any], out: Path) -> dict[st
     return found
 
 
-def _not_given(context: typer.Context, name: str) -> bool:
+def _by_default(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "DEFAULT"

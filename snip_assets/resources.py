@@ -27,14 +27,11 @@ def _bound(name: str, default: float, description: str) -> Any:
     return Field(default=variable(name, default, float), description=f"{description} ({name})")
 
 
-_SettingsFields: Any = create_model(
-    "_SettingsFields",
-    __base__=dg.ConfigurableResource,
-    **{
-        option.name: (option.type, Field(option.default, description=option.description))
-        for option in settings_options()
-    },  # type: ignore[call-overload]
-)
+_fields: dict[str, Any] = {
+    option.name: (option.type, Field(option.default, description=option.description))
+    for option in settings_options()
+}
+_SettingsFields: Any = create_model("_SettingsFields", __base__=dg.ConfigurableResource, **_fields)
 
 
 class DataSet(_SettingsFields):
@@ -70,11 +67,11 @@ class DataSet(_SettingsFields):
         A run's configuration replaces a resource's values as a whole: what it does not name would
         be the default of the class, or be asked for.
         """
-        fields = {
+        fields: dict[str, Any] = {
             name: (field.annotation, Field(getattr(self, name), description=field.description))
             for name, field in DataSet.model_fields.items()
         }
-        own: Any = create_model(DataSet.__name__, __base__=DataSet, **fields)  # type: ignore[call-overload]
+        own: Any = create_model(DataSet.__name__, __base__=DataSet, **fields)
         own.__doc__ = DataSet.__doc__
         made: DataSet = own()
         return made

@@ -22,7 +22,7 @@ from snip_assets.options import (
     SAMPLE,
     Out,
     default_of,
-    keep_settings,
+    note_settings,
     settings_options,
     with_settings,
 )
@@ -81,7 +81,7 @@ def test_a_variable_that_is_no_number_is_named() -> None:
         DataSet.from_environment({"SNIP_WORKERS": "2.5"})
 
 
-def settings_of(out: Path, *given: str, kept: bool = True) -> tuple[Settings, str]:
+def settings_of(out: Path, *given: str, noted: bool = True) -> tuple[Settings, str]:
     """What a command gets that is called with some options, and what it says of them."""
     found: list[Settings] = []
 
@@ -89,7 +89,7 @@ def settings_of(out: Path, *given: str, kept: bool = True) -> tuple[Settings, st
         found.append(settings)
 
     alone = typer.Typer()
-    alone.command()(with_settings(command, kept=kept))
+    alone.command()(with_settings(command, noted=noted))
     result = CliRunner().invoke(alone, ["--out", str(out), *given], catch_exceptions=False)
     assert result.exit_code == 0
     return found[0], result.stderr
@@ -99,25 +99,25 @@ def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert settings_of(tmp_path) == (Settings(), "")
-    keep_settings(Layout(tmp_path), Settings(max_distance=0.2, keep="first", workers=1))
+    note_settings(Layout(tmp_path), Settings(max_distance=0.2, keep="first", workers=1))
     # How many threads work says nothing of the outputs.
     known = Settings(max_distance=0.2, keep="first")
     assert DataSet.from_environment({"SNIP_OUT": str(tmp_path)}).settings == known
     found, said = settings_of(tmp_path)
     assert found == known
     assert said.endswith("settings of the last `snip dedup` here: max_distance 0.2, keep first\n")
-    assert settings_of(tmp_path, kept=False) == (Settings(), "")
+    assert settings_of(tmp_path, noted=False) == (Settings(), "")
 
     found, said = settings_of(tmp_path, "--max-distance", "0.1")
     assert found == Settings(keep="first") and "max_distance" not in said
     monkeypatch.setenv("SNIP_KEEP", "neighbours")
     assert settings_of(tmp_path)[0] == Settings(max_distance=0.2)
-    keep_settings(Layout(tmp_path), Settings())
+    note_settings(Layout(tmp_path), Settings())
     assert settings_of(tmp_path) == (Settings(), "")
 
     # As a run leaves it that is killed while it notes them.
     (tmp_path / ".tmp-settings.json-0123456789ab").touch()
-    keep_settings(Layout(tmp_path), known)
+    note_settings(Layout(tmp_path), known)
     assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
 
 
@@ -127,7 +127,7 @@ def test_a_net_is_noted_for_any_working_folder(
     (tmp_path / "net.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     found, _ = settings_of(tmp_path / "out", "--model", "net.safetensors")
-    keep_settings(Layout(tmp_path / "out"), found)
+    note_settings(Layout(tmp_path / "out"), found)
     monkeypatch.chdir("/")
     known = DataSet.from_environment({"SNIP_OUT": str(tmp_path / "out")}).settings
     assert known == found == Settings(model=str(tmp_path / "net.safetensors"))
@@ -162,7 +162,7 @@ def test_settings_of_outputs_without_a_note_are_theirs(tmp_path: Path) -> None:
     assert DataSet.from_environment({"SNIP_OUT": str(tmp_path)}).settings == chosen
 
     # Once a run has noted that it had no settings, that holds.
-    keep_settings(layout, Settings())
+    note_settings(layout, Settings())
     assert settings_of(tmp_path) == (Settings(), "")
 
 

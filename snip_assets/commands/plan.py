@@ -20,7 +20,7 @@ _GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("plan", rich_help_panel="The whole graph")(with_settings(plan, kept=False))
+    app.command("plan", rich_help_panel="The whole graph")(with_settings(plan, noted=False))
 
 
 def _gib(text: str) -> float:

@@ -98,12 +98,11 @@ def withdraw(
     from snip_assets.engine.shards import load
 
     layout = Layout(out)
-    known = load(layout)
     with home.instance(layout) as instance:
         gone = partitions.withdraw(instance, layout, keys)
     left = load(layout)
     typer.echo(
         f"{len(gone)} shards withdrawn, {len(left.shards)} left, {left.rows:,} rows: {out}\n"
         f"`snip dedup --out {out}` decides about the others anew; what lies in "
-        f"{known.source.features} is registered again by it."
+        f"{left.source.features} is registered again by it."
     )

@@ -37,6 +37,14 @@ class StaleOutputError(SnipError):
     exit_code = 3
 
 
+def made_again(what: str, did: str) -> BadInputError:
+    """What another run made again, and what this one did with it meanwhile."""
+    return BadInputError(
+        f"{what} was made again by another run, with other settings, while this one {did} it; run "
+        "again when the other has ended."
+    )
+
+
 class DiskFullError(SnipError):
     """No room for an output: the disk, a quota or a limit on the size of files."""
 

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numba import njit
 
-from .errors import BadInputError, StaleOutputError
+from .errors import BadInputError, StaleOutputError, made_again
 from .files import (
     CheckLevel,
     NpyWriter,
@@ -374,10 +374,7 @@ def _require_same(members: list[IndexedShard]) -> None:
     for member in members:
         now = read_manifest(member.folder)
         if now is None or now.version != member.version:
-            raise BadInputError(
-                f"index_shards {member.key}: was made again by another run, with other settings, "
-                "while this one merged it; run again when the other has ended."
-            )
+            raise made_again(f"index_shards {member.key}:", "merged")
 
 
 def _sweep(folder: Path, wanted: set[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,17 +174,14 @@ def _described(holdings: Holdings, rows: dict[str, list[Any]]) -> pa.Table:
 
 def check_name(path: Path) -> None:
     """Raise BadInputError unless `write` knows the ending of a name."""
-    if path.suffix not in _WRITERS:
-        raise BadInputError(f"{path}: name it {' or '.join(_WRITERS)}.")
+    if path.suffix not in (".parquet", ".json"):
+        raise BadInputError(f"{path}: name it .parquet or .json.")
 
 
 def write(table: pa.Table, path: Path) -> None:
     """Write results as JSON or Parquet, by the ending of the name."""
     check_name(path)
-    _WRITERS[path.suffix](path, table)
-
-
-_WRITERS: dict[str, Callable[[Path, pa.Table], None]] = {
-    ".parquet": write_parquet,
-    ".json": lambda path, table: write_json(path, table.to_pylist()),
-}
+    if path.suffix == ".parquet":
+        write_parquet(path, table)
+    else:
+        write_json(path, table.to_pylist())

@@ -311,9 +311,10 @@ def open_searcher(
     """
     layout = Layout(out) if out is not None else None
     registry = shards.load(layout) if layout is not None and layout.registry.exists() else None
-    if index is None and layout is not None and registry is not None and offsets is None:
+    named = metadata or features
+    if named and index is None and offsets is None and layout is not None and registry is not None:
         # The run's index has the rows in the order of its shards, which numbers do not tell.
-        offsets = layout.row_offsets if metadata or features else None
+        offsets = layout.row_offsets
     if metadata or features or offsets:
         holdings = Holdings.of_folders(metadata, features, offsets)
     elif registry is not None:

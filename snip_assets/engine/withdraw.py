@@ -59,5 +59,5 @@ def withdraw(layout: Layout, keys: Sequence[str]) -> list[Shard]:
                     # Without it an output counts as unfinished.
                     manifest_path(output).unlink(missing_ok=True)
                     remove(output)
-        save(layout, Registry(registry.source, registry.shards[: len(registry.shards) - len(gone)]))
+        save(layout, Registry(registry.source, tuple(s for s in registry.shards if s not in gone)))
     return gone

@@ -18,6 +18,8 @@ from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.settings import Settings
 from snip_assets_tests import mirror as faulty
 
+from .test_stations import until_pairs
+
 OFFSETS = np.cumsum([0, *faulty.LENGTHS])
 
 
@@ -198,13 +200,7 @@ def test_folders_that_are_named_meet_the_index_of_a_run_in_its_order(tmp_path):
         )
         shards.register(layout, shards.Source(**folders))
     run = stations.Run(layout, Settings())
-    keys = run.registry.keys
-    stations.clip_features(run, keys)
-    stations.snip_model(run)
-    stations.snip_features(run, keys)
-    stations.trained_index(run)
-    stations.index_shards(run, keys)
-    stations.snip_index(run)
+    until_pairs(run)
     searcher = open_searcher(layout.root, **folders, probes=100)
     found = search.search(searcher, search.of_rows(searcher, [0]), 3, "raw").to_pydict()
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)

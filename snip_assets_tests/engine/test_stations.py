@@ -19,6 +19,7 @@ from snip_assets.engine.settings import Settings
 
 SAMPLE = Path(shards.__file__).parents[1] / "sample"
 SOURCE = shards.Source(SAMPLE / "img_emb", SAMPLE / "metadata")
+MADE = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
 
 
 def start(root: Path, keys: list[str] | None = None, **changes: object) -> stations.Run:
@@ -94,6 +95,12 @@ def test_an_arrival_leaves_earlier_pairs_alone(
             audit.last_recall(run, 2000, 1)
 
 
+def contents(root: Path) -> dict[Path, str]:
+    """Checksum of each file that pairs lead to."""
+    files = [p for name in MADE for p in (root / name).rglob("*") if p.suffix != ".json"]
+    return {p.relative_to(root): checksum(p) for p in files if p.is_file()}
+
+
 def until_published(run: stations.Run) -> None:
     until_pairs(run)
     stations.duplicate_groups(run)
@@ -108,17 +115,11 @@ def test_an_arrival_leaves_the_files_of_a_whole_run(tmp_path: Path, rule: str) -
     until_published(run)
     whole = tmp_path / "whole"
     shutil.copytree(tmp_path / "grown", whole)
-    made = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
-    for path in [path for name in made for path in whole.glob(f"{name}*")]:
+    for path in [path for name in MADE for path in whole.glob(f"{name}*")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for keys in (["0002"], ["0003"]):
         until_published(start(tmp_path / "grown", keys, keep=rule))
     until_published(start(whole, ["0002", "0003"], keep=rule))
-
-    def contents(root: Path) -> dict[Path, str]:
-        files = [p for name in made for p in (root / name).rglob("*") if p.suffix != ".json"]
-        return {p.relative_to(root): checksum(p) for p in files if p.is_file()}
-
     assert contents(tmp_path / "grown") == contents(whole) and len(contents(whole)) > 12
 
 

@@ -11,7 +11,6 @@ import pytest
 from snip_assets.engine import stations
 from snip_assets.engine import withdraw as module
 from snip_assets.engine.errors import BadInputError, StaleOutputError
-from snip_assets.engine.files import checksum
 from snip_assets.engine.folders import remove
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
@@ -19,9 +18,7 @@ from snip_assets.engine.shards import Source, register
 from snip_assets.engine.withdraw import withdraw
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
-from .test_stations import until_published
-
-MADE = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
+from .test_stations import contents, until_published
 
 
 @pytest.fixture
@@ -39,21 +36,12 @@ def published(layout: Layout, source: Source, *keys: str) -> stations.Run:
     return run
 
 
-def contents(layout: Layout) -> dict[Path, str]:
-    files = [p for name in MADE for p in (layout.root / name).rglob("*")]
-    return {
-        p.relative_to(layout.root): checksum(p)
-        for p in files
-        if p.is_file() and not p.name.endswith(".manifest.json")
-    }
-
-
 def test_what_is_left_is_what_there_would_be_without(tmp_path: Path, source: Source) -> None:
     layout = Layout(tmp_path / "out")
     published(layout, source, "0000", "0001")
-    before = contents(layout)
+    before = contents(layout.root)
     published(layout, source, "0002", "0003")
-    assert contents(layout).keys() > before.keys()
+    assert contents(layout.root).keys() > before.keys()
 
     gone = withdraw(layout, ["0003", "0002"])
     assert [s.key for s in gone] == ["0002", "0003"]
@@ -64,7 +52,7 @@ def test_what_is_left_is_what_there_would_be_without(tmp_path: Path, source: Sou
     with pytest.raises(StaleOutputError, match="duplicate_groups"):
         run.version("duplicate_groups")
     until_published(run)
-    assert contents(layout) == before
+    assert contents(layout.root) == before
 
 
 def test_other_rows_may_come_under_the_same_key(tmp_path: Path, source: Source) -> None:
@@ -77,7 +65,7 @@ def test_other_rows_may_come_under_the_same_key(tmp_path: Path, source: Source) 
     again = Layout(tmp_path / "again")
     shutil.copytree(layout.snip_model, again.snip_model)
     published(again, source, "0000", "0001")
-    assert contents(layout) == contents(again)
+    assert contents(layout.root) == contents(again.root)
 
 
 def test_one_that_was_stopped_goes_on(

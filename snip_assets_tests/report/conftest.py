@@ -19,6 +19,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+from snip_assets_tests.engine.test_stations import until_pairs
 
 ROWS = 250
 SCRIPT = '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'">'
@@ -81,13 +82,7 @@ def _with_harm(table: pa.Table) -> pa.Table:
 def materialise(run: Run, keys: list[str]) -> None:
     """What the report needs, of some shards."""
     stations.metadata(run, keys)
-    stations.clip_features(run, keys)
-    stations.snip_model(run)
-    stations.snip_features(run, keys)
-    stations.trained_index(run)
-    stations.index_shards(run, keys)
-    stations.snip_index(run)
-    stations.duplicate_pairs(run, keys)
+    until_pairs(run, keys=keys)
     stations.duplicate_groups(run)
     stations.dup_bitmap(run)
 

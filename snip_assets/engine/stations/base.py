@@ -9,7 +9,7 @@ from typing import Any
 
 from snip_assets.engine import choices, threads
 from snip_assets.engine.cost import measured
-from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.errors import BadInputError, made_again
 from snip_assets.engine.files import Manifest, current, read_manifest, seal
 from snip_assets.engine.locks import lock
 from snip_assets.engine.remote_files import is_remote
@@ -120,10 +120,7 @@ def require_same(run: Run, station: str, version: str) -> None:
     """Raise BadInputError if the output of a station, that was opened, was made again since."""
     now = read_manifest(run.place(station, ""))
     if now is None or now.version != version:
-        raise BadInputError(
-            f"{station}: was made again by another run, with other settings, while this one read "
-            "it; run again when the other has ended."
-        )
+        raise made_again(f"{station}:", "read")
 
 
 def source_state(path: Path) -> str:

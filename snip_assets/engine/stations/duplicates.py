@@ -10,7 +10,7 @@ import numpy as np
 from snip_assets.engine import choices, index, threads
 from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
-from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.errors import StaleOutputError, made_again
 from snip_assets.engine.files import (
     CODE_VERSION,
     CheckLevel,
@@ -180,10 +180,7 @@ def _require_same_index(run: Run, group: list[Shard], inputs: dict[str, dict[str
     """Raise BadInputError if what these shards are joined with was made again since."""
     now = pair_inputs(run)
     if others := [s.key for s in group if now[s.key] != inputs[s.key]]:
-        raise BadInputError(
-            f"shard {others[0]}: the index was made again by another run, with other settings, "
-            "while this one searched it; run again when the other has ended."
-        )
+        raise made_again(f"shard {others[0]}: the index", "searched")
 
 
 def _write(

@@ -60,15 +60,19 @@ def compressed_inputs(run: Run) -> Inputs:
 def require_named(run: Run) -> None:
     """Raise unless the net and the columns that the settings name are there."""
     given_model(run)
-    # Of shards that were checked for another rule, one.
-    keep_rule.check(keep_rule.parse(run.settings.keep), run.registry.shards[0].metadata)
+    _checked_rule(run)
+
+
+def _checked_rule(run: Run) -> keep_rule.Rule:
+    """The keep rule, which fits the first shard: others may have been checked for another rule."""
+    rule = keep_rule.parse(run.settings.keep)
+    keep_rule.check(rule, run.registry.shards[0].metadata)
+    return rule
 
 
 def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Check the metadata shards, also for the keep rule, and note their columns."""
-    rule = keep_rule.parse(run.settings.keep)
-    # Of shards that were checked for another rule, one.
-    keep_rule.check(rule, run.registry.shards[0].metadata)
+    rule = _checked_rule(run)
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         file = parquet_file(shard.metadata)
