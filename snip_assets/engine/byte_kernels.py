@@ -16,11 +16,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
+from . import tiles
 from .aligned import room
-from .kernels import LANES, QUERIES
+from .kernels import LANES, PARTS, QUERIES
+from .tiles import I8
 from .vectors import (
     FEATURES,
     I32,
+    I64,
     INTS,
     SHORTS,
     WIDTH,
@@ -42,6 +45,8 @@ TOP = 90
 BALL = 146
 # Coordinates of a row that one instruction reads, and what it sums in.
 TOGETHER, SUMS = (4, INTS) if "avx512vnni" in FEATURES else (2, SHORTS)
+# Queries are compared so many at a time, or a part of these.
+AT_ONCE = tiles.ROWS
 BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
 _SUM = np.int32 if SUMS is INTS else np.int16
 _LOWEST, _HIGHEST = -(1 << 15), (1 << 15) - 1
@@ -79,58 +84,96 @@ def _plus(builder: Any, sums: Any, query: Any, row: Any) -> Any:
     return builder.add(sums, sums_of_byte_products(builder, query, row))
 
 
-def _above(builder: Any, sums: list[Any], least: Any) -> Any:
-    """Which sums are > the least, as the bits of a uint32."""
-    word, kind = ir.Constant(I32, 0), ir.IntType(SUMS.count)
-    for k, place in enumerate(sums):
-        bits = builder.bitcast(builder.icmp_signed(">", builder.load(place), least), kind)
-        wide = builder.zext(bits, I32) if SUMS.count < LANES else bits
-        word = builder.or_(word, builder.shl(wide, ir.Constant(I32, k * SUMS.count)))
-    return word
+class _Operands(NamedTuple):
+    """What `compare` reads and writes, as values of LLVM.
 
-
-@intrinsic
-def compare(
-    typing_context: Any,
-    panels: Any,
-    starts: Any,
-    panel: Any,
-    queries: Any,
-    first: Any,
-    floor: Any,
-    masks: Any,
-) -> Any:
-    """Compare a block of queries with a panel of rows.
-
-    Parameters
+    Attributes
     ----------
-    panels, starts
-        What `panels` gives; `panel` is the one to use.
-    queries, floor
-        What `queries` gives; `QUERIES` of them from `first` on.
-    masks
-        uint32[QUERIES]; receives, for each query, the rows whose product less half of their
-        squared norm is > its floor, as bits.
+    panel, starts
+        Where the rows of the panel begin, and what their sums start from.
+    queries, size
+        Where queries begin, and how many bytes they are apart.
+    groups
+        Groups of numbers that one instruction reads, of each row and query.
+    floors
+        Of the first query.
+    first, count
+        Number of the first query, and how many there are.
+    masks, numbers, found
+        Where masks that are not 0 go, and the numbers of their queries; and how many there are.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, begins, block, floors, out = arrays(
-            context, builder, signature, arguments, 0, 1, 3, 5, 6
+    panel: Any
+    starts: Any
+    queries: Any
+    size: Any
+    groups: Any
+    floors: Any
+    first: Any
+    count: Any
+    masks: Any
+    numbers: Any
+    found: Any
+
+    @classmethod
+    def of(cls, context: Any, builder: Any, signature: Any, arguments: Any) -> _Operands:
+        """From the arguments of `compare`."""
+        rows, starts, block, floors, masks, numbers = arrays(
+            context, builder, signature, arguments, 0, 1, 3, 6, 7, 8
         )
-        groups = builder.extract_value(block.shape, 1)
-        places = [builder.add(arguments[4], constant(k)) for k in range(QUERIES)]
-        size = builder.mul(groups, constant(4))
-        own = [builder.gep(block.data, [builder.mul(place, size)]) for place in places]
-        lanes = builder.mul(arguments[2], constant(LANES))
-        step = constant(LANES * TOGETHER)
-        line = builder.gep(rows.data, [builder.mul(builder.mul(arguments[2], groups), step)])
-        starts = [
-            load(builder, builder.gep(begins.data, [builder.add(lanes, constant(first))]), SUMS)
-            for first in range(0, LANES, SUMS.count)
+        _, _, panel, _, first, last, *_ = arguments
+        size = builder.extract_value(block.strides, 0)
+        step = builder.extract_value(rows.strides, 0)
+        return cls(
+            builder.gep(rows.data, [builder.mul(panel, step)]),
+            builder.gep(starts.data, [builder.mul(panel, constant(LANES))]),
+            builder.gep(block.data, [builder.mul(first, size)]),
+            size,
+            builder.extract_value(rows.shape, 1),
+            builder.gep(floors.data, [first]),
+            first,
+            builder.sub(last, first),
+            masks.data,
+            numbers.data,
+            cgutils.alloca_once_value(builder, constant(0)),
+        )
+
+    def note(self, builder: Any, number: Any, sums: list[Any]) -> None:
+        """Write which sums of a query are > its floor, if any are."""
+        floor = splat(builder, builder.load(builder.gep(self.floors, [number])), SUMS.count)
+        word, kind = ir.Constant(I32, 0), ir.IntType(SUMS.count)
+        for k, value in enumerate(sums):
+            bits = builder.bitcast(builder.icmp_signed(">", value, floor), kind)
+            wide = builder.zext(bits, I32) if SUMS.count < LANES else bits
+            word = builder.or_(word, builder.shl(wide, ir.Constant(I32, k * SUMS.count)))
+        # Without a branch: where few masks are not 0, the processor cannot guess which.
+        filled = builder.load(self.found)
+        builder.store(word, builder.gep(self.masks, [filled]))
+        own = builder.trunc(builder.add(self.first, number), I32)
+        builder.store(own, builder.gep(self.numbers, [filled]))
+        some = builder.icmp_unsigned("!=", word, ir.Constant(I32, 0))
+        builder.store(builder.add(filled, builder.zext(some, I64)), self.found)
+
+
+def _by_vectors(builder: Any, operands: _Operands) -> None:
+    """`QUERIES` at a time, whose sums the registers hold."""
+    step = constant(LANES * TOGETHER)
+    places = range(0, LANES, SUMS.count)
+    starts = [
+        load(builder, builder.gep(operands.starts, [constant(place)]), SUMS) for place in places
+    ]
+    with cgutils.for_range_slice(builder, constant(0), operands.count, constant(QUERIES)) as (
+        first,
+        _,
+    ):
+        numbers = [builder.add(first, constant(k)) for k in range(QUERIES)]
+        own = [
+            builder.gep(operands.queries, [builder.mul(number, operands.size)])
+            for number in numbers
         ]
-        scores = [[cgutils.alloca_once_value(builder, s) for s in starts] for _ in places]
-        with cgutils.for_range(builder, groups) as loop:
-            here = builder.gep(line, [builder.mul(loop.index, step)])
+        scores = [[cgutils.alloca_once_value(builder, s) for s in starts] for _ in own]
+        with cgutils.for_range(builder, operands.groups) as loop:
+            here = builder.gep(operands.panel, [builder.mul(loop.index, step)])
             row = [
                 load(builder, builder.gep(here, [constant(BYTES.count * k)]), BYTES)
                 for k in range(len(starts))
@@ -141,14 +184,93 @@ def compare(
                 value = builder.bitcast(splat(builder, four), BYTES)
                 for part, so_far in zip(row, sums, strict=True):
                     builder.store(_plus(builder, builder.load(so_far), value, part), so_far)
-        for k, (place, sums) in enumerate(zip(places, scores, strict=True)):
-            least = splat(builder, builder.load(builder.gep(floors.data, [place])), SUMS.count)
-            there = builder.gep(out.data, [constant(k)])
-            builder.store(_above(builder, sums, least), there)
-        return context.get_dummy_value()
+        for number, sums in zip(numbers, scores, strict=True):
+            operands.note(builder, number, [builder.load(so_far) for so_far in sums])
 
-    arguments = (panels, starts, types.int64, queries, types.int64, floor, masks)
-    return types.void(*arguments), generate
+
+def _by_tiles(builder: Any, operands: _Operands) -> None:
+    """`tiles.ROWS` at a time: while some are multiplied, those before are compared."""
+    line, half = constant(4 * LANES), constant(tiles.BYTES)
+    whole, sums, rows, own = constant(tiles.ROWS), (0, 1), (2, 3), 4
+    numbers = builder.mul(operands.groups, constant(4))
+    panel = [(operands.groups, half)] * 2
+    tiles.configure(builder, [*[(whole, half)] * 2, *panel, (whole, numbers)])
+    starts = builder.bitcast(operands.starts, I8.as_pointer())
+    for number, place in zip(rows, (constant(0), half), strict=True):
+        tiles.read(builder, number, builder.gep(operands.panel, [place]), line)
+    room = cgutils.alloca_once(builder, INTS, size=2 * tiles.ROWS * PARTS)
+
+    def scratch(block: Any) -> Any:
+        odd = builder.and_(block, constant(1))
+        return builder.gep(room, [builder.mul(odd, constant(tiles.ROWS * PARTS))])
+
+    def multiply(block: Any) -> None:
+        first = builder.mul(builder.mul(block, whole), operands.size)
+        tiles.read(builder, own, builder.gep(operands.queries, [first]), operands.size)
+        there = builder.bitcast(scratch(block), I8.as_pointer())
+        for number, row, place in zip(sums, rows, (constant(0), half), strict=True):
+            # Every row of the tile starts from the same numbers.
+            tiles.read(builder, number, builder.gep(starts, [place]), constant(0))
+            tiles.add_products(builder, number, own, row, "us")
+        for number, place in zip(sums, (constant(0), half), strict=True):
+            tiles.write(builder, number, builder.gep(there, [place]), line)
+
+    def note(block: Any) -> None:
+        first, found = builder.mul(block, whole), scratch(block)
+        for k in range(tiles.ROWS):
+            places = [builder.gep(found, [constant(PARTS * k + part)]) for part in range(PARTS)]
+            values = [builder.load(place) for place in places]
+            operands.note(builder, builder.add(first, constant(k)), values)
+
+    count = builder.udiv(operands.count, whole)
+    with cgutils.for_range(builder, count) as loop:
+        multiply(loop.index)
+        with builder.if_then(builder.icmp_signed(">", loop.index, constant(0))):
+            note(builder.sub(loop.index, constant(1)))
+    note(builder.sub(count, constant(1)))
+    tiles.release(builder)
+
+
+@intrinsic
+def compare(
+    typing_context: Any,
+    panels: Any,
+    starts: Any,
+    panel: Any,
+    queries: Any,
+    first: Any,
+    last: Any,
+    floor: Any,
+    masks: Any,
+    numbers: Any,
+) -> Any:
+    """Compare some queries with a panel of rows.
+
+    Parameters
+    ----------
+    panels, starts
+        What `panels` gives; `panel` is the one to use.
+    queries, floor
+        What `queries` gives; those from `first` on, before `last` (another), at multiples of
+        `AT_ONCE`.
+    masks, numbers
+        uint32 and int32[last - first, at least]; receive, for each query that has some, the rows
+        whose product less half of their squared norm is > its floor, as bits, and its number.
+
+    Returns
+    -------
+    int64
+        How many queries have some.
+    """
+    found = _by_tiles if queries.ndim == 2 else _by_vectors
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        operands = _Operands.of(context, builder, signature, arguments)
+        found(builder, operands)
+        return builder.load(operands.found)
+
+    some = types.int64, queries, types.int64, types.int64
+    return types.int64(panels, starts, *some, floor, masks, numbers), generate
 
 
 @njit(nogil=True, cache=True)
@@ -178,7 +300,8 @@ def panels(rows: Short) -> tuple[np.ndarray, np.ndarray]:
     count = -(-len(words) // LANES)
     out = room((count, rows.groups, LANES), _WORD)
     out[-1:] = 0
-    starts = np.zeros((count, LANES), _SUM)
+    starts = room((count, LANES), _SUM)
+    starts[-1:] = 0
     _fill(words, rows.steps, rows.half, TOP, out, starts)
     return out.view(np.int8).reshape(*out.shape, TOGETHER), starts
 
@@ -210,13 +333,19 @@ def queries(rows: Short, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     uint8[q', groups, 4], int32[q'] or int16[q']
-        Coordinates, twice where they are two together. q' is a multiple of `QUERIES`; what was
-        added finds nothing.
+        Coordinates, twice where they are two together. q' is a multiple of `AT_ONCE`; what was
+        added finds nothing. For tiles uint8[q', 64], filled up with zeros.
     """
     steps = rows.steps[:, : rows.width]
-    count = -(-len(steps) // QUERIES) * QUERIES
+    count = -(-len(steps) // AT_ONCE) * AT_ONCE
     own = np.zeros((count, rows.groups, 4), np.uint8)
     # No sum is greater: of rows that are not there, it may be anything.
     floor = np.full(count, np.iinfo(_SUM).max, _SUM)
     _shift(steps, bound, TOP, own, floor)
-    return own, floor
+    if not tiles.LENT or own.shape[1] * 4 > tiles.BYTES:
+        return own, floor
+    # No line of a tile lies in two of the cache.
+    tiled = room((count, tiles.BYTES), np.uint8)
+    tiled[...] = 0
+    tiled[:, : 4 * rows.groups] = own.reshape(count, -1)
+    return tiled, floor

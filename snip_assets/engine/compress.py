@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from torch import nn
 
 from . import half_rows, progress, threads
@@ -160,9 +161,27 @@ def _block(
             hidden = _unit(part, device, where)
         for layer in layers:
             hidden = _apply(layer, hidden, whole)
-        short = nn.functional.normalize(hidden, dim=1)
-        out[start : start + size] = short.half().cpu().numpy()
+        out[start : start + size] = _normalised(hidden).half().cpu().numpy()
     return out
+
+
+def _normalised(rows: torch.Tensor) -> torch.Tensor:
+    """Of unit length; on the processor, in place."""
+    if rows.device.type != "cpu":
+        return nn.functional.normalize(rows, dim=1)
+    _normalise(rows.numpy())
+    return rows
+
+
+@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+def _normalise(rows):
+    for i in range(rows.shape[0]):
+        total = np.float32(0.0)
+        for d in range(rows.shape[1]):
+            total += rows[i, d] * rows[i, d]
+        length = max(np.sqrt(total), np.float32(1e-12))
+        for d in range(rows.shape[1]):
+            rows[i, d] /= length
 
 
 def _first_layer(whole: WholeLinear, part: np.ndarray, where: tuple[str, int]) -> np.ndarray:

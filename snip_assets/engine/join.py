@@ -31,11 +31,11 @@ from numba import njit
 from .axes import Axes
 from .byte_kernels import Short, compare, panels, queries
 from .index import SnipIndex
-from .kernels import LANES, QUERIES, lowest_bit, squared_steps
+from .kernels import LANES, lowest_bit, squared_steps
 from .whole_rows import STEPS, Decoded, decode, whole_rows
 
-# Queries that meet a panel of rows while it lies in the nearest cache: a multiple of QUERIES.
-GROUP = 256 // QUERIES * QUERIES
+# Queries that meet a panel of rows while it lies in the nearest cache: a multiple of `AT_ONCE`.
+GROUP = 256
 ROOM = 1 << 18
 # Squared steps of a squared distance of 1.
 UNIT = STEPS**2
@@ -46,21 +46,19 @@ CPU = torch.device("cpu")
 
 
 @njit(nogil=True, cache=True)
-def _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count):
+def _passed(listed, starts, panel, short, start, end, bound, stop, near, query, row, count):
     """Pairs of a group of queries and a panel whose short product is near enough; their number."""
-    masks = np.empty(QUERIES, np.uint32)
+    masks, numbers = near
     base = panel * LANES
-    for first in range(start, end, QUERIES):
-        compare(listed, starts, panel, short, first, bound, masks)
-        for own in range(QUERIES):
-            mask, i = masks[own], first + own
-            while mask != 0:
-                j = base + lowest_bit(mask)
-                mask &= mask - np.uint32(1)
-                if j >= stop[i]:
-                    break
-                query[count], row[count] = i, j
-                count += 1
+    for k in range(compare(listed, starts, panel, short, start, end, bound, masks, numbers)):
+        mask, i = masks[k], numbers[k]
+        while mask != 0:
+            j = base + lowest_bit(mask)
+            mask &= mask - np.uint32(1)
+            if j >= stop[i]:
+                break
+            query[count], row[count] = i, j
+            count += 1
     return count
 
 
@@ -94,7 +92,7 @@ def scan(
     -------
     The query to go on with, and the number of candidates: -1 when one group needs more room.
     """
-    count = 0
+    count, near = 0, (np.empty(group, np.uint32), np.empty(group, np.int32))
     while start < bound.shape[0] and 2 * count <= query.shape[0]:
         end = min(start + group, bound.shape[0])
         complete, last = count, 0
@@ -103,8 +101,10 @@ def scan(
         for panel in range((last + LANES - 1) // LANES):
             if count + group * LANES > query.shape[0]:
                 return start, complete if complete > 0 else -1
-            high = _passed(listed, starts, panel, short, start, end, bound, stop, query, row, count)
-            count = _decided(x, whole, error, slack, query, row, excess, count, high)
+            operands = listed, starts, panel, short, start, end, bound, stop, near
+            high = _passed(*operands, query, row, count)
+            if high > count:
+                count = _decided(x, whole, error, slack, query, row, excess, count, high)
         start = end
     return start, count
 

@@ -1,16 +1,13 @@
-"""Small matrix products that are used up in registers, for Numba kernels.
+"""Small products and comparisons that are used up in registers, for Numba kernels.
 
-`scaled_products` multiplies a block of queries with a panel of rows in whole numbers of 16 bits,
-two products and their sum an instruction: twice what float32 does on AVX2 and on AVX-512 with VNNI.
 `nearest_word` multiplies a part of a row with a codebook: only the number of the nearest word
 leaves, where a library's product writes all scores to memory, to be read again. See
-`byte_kernels` for the product of the join. The code names no processor; LLVM finds the
-instructions.
+`scaled_products` for products that do leave, and `byte_kernels` for the product of the join. The
+code names no processor; LLVM finds the instructions.
 """
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -29,7 +26,6 @@ from .vectors import (
     arrays,
     constant,
     load,
-    plus_byte_products,
     plus_products,
     splat,
     total,
@@ -46,36 +42,6 @@ FASTER = ("avx512vnni" if WIDE else "avx2") in FEATURES
 QUERIES = 8 if WIDE else 4
 PARTS = LANES // WIDTH
 _ZEROS = ir.Constant(INTS, [0] * WIDTH)
-
-
-def _products(
-    builder: Any, groups: Any, panel: Any, queries: list[Any], parts: range, plus: Any, kind: Any
-) -> list[list[Any]]:
-    """Sums of products of each query and some parts of the panel's rows, 32 bits at a time."""
-    sums = [[cgutils.alloca_once_value(builder, _ZEROS) for _ in parts] for _ in queries]
-    with cgutils.for_range(builder, groups) as loop:
-        line = builder.gep(panel, [builder.mul(loop.index, constant(LANES))])
-        places = [builder.gep(line, [constant(WIDTH * part)]) for part in parts]
-        rows = [builder.bitcast(load(builder, place, INTS), kind) for place in places]
-        for query, own in zip(queries, sums, strict=True):
-            some = builder.load(builder.gep(query, [loop.index]), align=2)
-            value = builder.bitcast(splat(builder, some), kind)
-            for row, so_far in zip(rows, own, strict=True):
-                builder.store(plus(builder, builder.load(so_far), value, row), so_far)
-    return sums
-
-
-def _panel_sums(
-    builder: Any, panels: Any, panel: Any, block: Any, places: list[Any], *dot: Any
-) -> list[list[Any]]:
-    """Sums of products of each query at `places` of a block with a panel, for each of its parts."""
-    groups = builder.extract_value(panels.shape, 1)
-    words, asked = (builder.bitcast(array.data, I32.as_pointer()) for array in (panels, block))
-    own = [builder.gep(asked, [builder.mul(place, groups)]) for place in places]
-    rows = builder.gep(words, [builder.mul(panel, builder.mul(groups, constant(LANES)))])
-    some = [range(PARTS)] if WIDE else [range(part, part + 1) for part in range(PARTS)]
-    halves = [_products(builder, groups, rows, own, parts, *dot) for parts in some]
-    return [list(chain(*parts)) for parts in zip(*halves, strict=True)]
 
 
 def _two_rows(context: Any, builder: Any, signature: Any, arguments: Any) -> tuple[Any, Any, Any]:
@@ -146,56 +112,6 @@ def squared_distance(typing_context: Any, x: Any, i: Any, rows: Any, j: Any) -> 
         return total(builder, builder.load(sums))
 
     return types.float32(x, types.int64, rows, types.int64), generate
-
-
-@intrinsic
-def scaled_products(
-    typing_context: Any,
-    panels: Any,
-    panel: Any,
-    queries: Any,
-    first: Any,
-    scale: Any,
-    bias: Any,
-    out: Any,
-) -> Any:
-    """Products of a block of queries with a panel of rows, scaled, with a bias, in float32.
-
-    Parameters
-    ----------
-    panels
-        int16[p, width / 2, LANES, 2], rows, two numbers of each after the other; `panel` is the one
-        to use. With VNNI also int8[p, width / 4, LANES, 4].
-    queries
-        int16[q, width], or uint8, C order; `QUERIES` of them from `first` on.
-    scale, bias
-        float32[p * LANES], of each row.
-    out
-        float32[q, p * LANES], C order; receives scale * product + bias.
-    """
-    dot = (plus_byte_products, INTS) if panels.dtype == types.int8 else (plus_products, SHORTS)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, block, scales, biases, target = arrays(
-            context, builder, signature, arguments, 0, 2, 4, 5, 6
-        )
-        places = [builder.add(arguments[3], constant(k)) for k in range(QUERIES)]
-        sums = _panel_sums(builder, rows, arguments[1], block, places, *dot)
-        wide = builder.extract_value(target.shape, 1)
-        column = builder.mul(arguments[1], constant(LANES))
-        for part in range(PARTS):
-            lane = builder.add(column, constant(WIDTH * part))
-            factor = load(builder, builder.gep(scales.data, [lane]), FLOATS)
-            more = load(builder, builder.gep(biases.data, [lane]), FLOATS)
-            for place, parts in zip(places, sums, strict=True):
-                value = builder.fmul(builder.sitofp(builder.load(parts[part]), FLOATS), factor)
-                line = builder.gep(target.data, [builder.mul(place, wide)])
-                there = builder.bitcast(builder.gep(line, [lane]), FLOATS.as_pointer())
-                builder.store(builder.fadd(value, more), there, align=4)
-        return context.get_dummy_value()
-
-    arguments = (panels, types.int64, queries, types.int64, scale, bias, out)
-    return types.void(*arguments), generate
 
 
 WORDS = 256

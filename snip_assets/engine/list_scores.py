@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .kernels import LANES, QUERIES
+from . import tiles
+from .kernels import LANES
 from .vectors import FEATURES
-from .whole_rows import FILL, column_panels
+from .whole_rows import AT_ONCE, FILL, column_panels
 
 BYTES = "avx512vnni" in FEATURES
 # Largest whole number, or largest length of a row: sums stay within 32 bits. And what makes a
@@ -63,13 +64,13 @@ class Rows(NamedTuple):
     Attributes
     ----------
     panels, whole, scale, bias
-        See `kernels.scaled_products`.
+        See `scaled_products`.
     norm
         float32[n]: squared norm of each row less the middle.
     error
         float32[n]: a score of the row is no further off.
     part
-        Rows whose scores are held at once, a multiple of `QUERIES`.
+        Rows whose scores are held at once, a multiple of `AT_ONCE`.
     """
 
     panels: np.ndarray
@@ -111,8 +112,8 @@ class Scorer:
     def __call__(self, x: np.ndarray) -> Rows:
         """Prepare rows: float32[n, dim]."""
         around = x - self._middle
-        padded = -(-len(x) // QUERIES) * QUERIES
-        whole = np.zeros((padded, -(-x.shape[1] // FILL) * FILL), KIND)
+        padded, fill = -(-len(x) // AT_ONCE) * AT_ONCE, tiles.BYTES if tiles.LENT else FILL
+        whole = np.zeros((padded, -(-x.shape[1] // fill) * fill), KIND)
         step, lost, length = _steps(around, SHIFT, whole)
         unit = float(step) * float(self._step)
         columns = len(self._half)
@@ -120,6 +121,7 @@ class Scorer:
         bias = (self._half - unit * SHIFT * self._sums).astype(np.float32)
         rounding = DOUBT + 2**-22 * float(np.abs(bias[: self._count]).max())
         error = lost * np.float32(self._length) + length * np.float32(self._lost)
-        part = max(1, ROOM // (columns * QUERIES)) * QUERIES
+        part = max(1, ROOM // (columns * AT_ONCE)) * AT_ONCE
         scale = np.full(columns, unit, np.float32)
+        whole = whole[:, None] if tiles.LENT else whole
         return Rows(self._panels, whole, scale, bias, length**2, error + np.float32(rounding), part)

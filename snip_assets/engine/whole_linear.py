@@ -10,14 +10,36 @@ numbers of 16 bits twice as fast (`kernels.FASTER`).
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from torch import nn
 
 from .kernels import LANES
-from .whole_rows import column_panels, products, whole_rows
+from .whole_rows import column_panels, products, room
 
 STEPS = 32_767.0
 # Largest length of an output's weights in steps: |sum| <= STEPS * LONGEST < 2^31.
 LONGEST = 60_000.0
+
+
+@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+def _unit_whole(rows, steps, lengths, out):
+    """Rows in steps of their lengths, and these."""
+    for i in range(rows.shape[0]):
+        total = np.float32(0.0)
+        for d in range(rows.shape[1]):
+            total += rows[i, d] * rows[i, d]
+        lengths[i] = np.sqrt(total)
+        times = steps / max(lengths[i], np.float32(1e-30))
+        for d in range(rows.shape[1]):
+            out[i, d] = np.int16(min(max(np.rint(rows[i, d] * times), -steps), steps))
+
+
+@njit(nogil=True, cache=True)
+def _of_length(products, lengths, bias, out):
+    """Products of rows of unit length, as of those of some length, with a bias."""
+    for i in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[i, d] = products[i, d] * lengths[i] + bias[d]
 
 
 class WholeLinear:
@@ -55,10 +77,12 @@ class WholeLinear:
         -------
         float32[n, outputs]
         """
-        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-        whole = whole_rows(rows / np.maximum(lengths, 1e-30), STEPS, STEPS)
-        out = products(self._panels, whole, self._scale, self._none)[: len(rows), : self.outputs]
-        return out * lengths + self._bias[: self.outputs]
+        whole, lengths = room(*rows.shape), np.empty(len(rows), np.float32)
+        _unit_whole(rows, np.float32(STEPS), lengths, whole)
+        out = np.empty((len(rows), self.outputs), np.float32)
+        unit = products(self._panels, whole, self._scale, self._none)
+        _of_length(unit, lengths, self._bias, out)
+        return out
 
     def of_whole(self, rows: np.ndarray, count: int) -> np.ndarray:
         """The same of the first rows of what `whole_rows` gives of unit ones, with `STEPS`."""

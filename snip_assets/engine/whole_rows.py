@@ -8,16 +8,19 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from . import tiles
 from .aligned import aligned
+from .aligned import room as aligned_room
 from .codec import Codec
-from .kernels import LANES, QUERIES, scaled_products
+from .kernels import LANES
+from .scaled_products import scaled_products
 
 # Steps a unit of length, and how far a number may be from 0: a unit row and any other differ by
 # less than 2^15 steps then. Squared distances of 0.1 are off by 3e-4 of themselves.
 STEPS = 8192.0
 LARGEST = 24_575.0
-# Rows are filled up with zeros to a multiple of so many numbers.
-FILL = 32
+# Rows are filled up with zeros to a multiple of so many numbers, and of so many rows.
+FILL, AT_ONCE = 32, tiles.ROWS
 
 
 @njit(nogil=True, cache=True)
@@ -53,7 +56,7 @@ def whole_rows(x: np.ndarray, steps: float = STEPS, largest: float = LARGEST) ->
     Returns
     -------
     int16[n', dim']
-        Filled up with zeros: to a multiple of `QUERIES` rows and of `FILL` numbers.
+        Filled up with zeros: to a multiple of `AT_ONCE` rows and of `FILL` numbers.
     """
     out = room(len(x), x.shape[1])
     _whole(x, np.float32(steps), np.float32(largest), out)
@@ -128,7 +131,7 @@ def decode(decoded, places, low, high):
 
 def room(rows: int, dim: int) -> np.ndarray:
     """Room for whole rows: int16, filled up with zeros beyond these rows and numbers."""
-    out = np.empty((-(-rows // QUERIES) * QUERIES, -(-dim // FILL) * FILL), np.int16)
+    out = np.empty((-(-rows // AT_ONCE) * AT_ONCE, -(-dim // FILL) * FILL), np.int16)
     out[rows:] = 0
     out[:, dim:] = 0
     return out
@@ -138,8 +141,7 @@ def room(rows: int, dim: int) -> np.ndarray:
 def write_products(panels, rows, scale, bias, out):
     """What `products` returns, into the first rows of an array."""
     for panel in range(panels.shape[0]):
-        for first in range(0, rows.shape[0], QUERIES):
-            scaled_products(panels, panel, rows, first, scale, bias, out)
+        scaled_products(panels, panel, rows, scale, bias, out)
 
 
 def products(
@@ -150,19 +152,52 @@ def products(
     Parameters
     ----------
     panels
-        int16[p, dim' / 2, LANES, 2], columns; see `kernels.panels`.
+        What `column_panels` gives.
     rows
         What `whole_rows` gives.
     scale, bias
         float32[p * LANES], of each column.
     """
     out = np.empty((len(rows), len(scale)), np.float32)
-    write_products(panels, rows, scale, bias, out)
+    write_products(panels, _tiled(rows) if panels.ndim == 6 else rows, scale, bias, out)
     return out
 
 
+def _tiled(rows: np.ndarray) -> np.ndarray:
+    """Rows in tiles of the lower halves of their numbers, and of the upper ones.
+
+    Parameters
+    ----------
+    rows
+        What `whole_rows` gives.
+
+    Returns
+    -------
+    uint8[n / 16, 2, filled width / 64, 16, 64]
+    """
+    width = tiles.filled(rows.shape[1])
+    shape = (len(rows) // tiles.ROWS, 2, width // tiles.BYTES, tiles.ROWS, tiles.BYTES)
+    out = aligned_room(shape, np.uint8)
+    _split(rows, out)
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _split(rows, out):
+    size = out.shape[4]
+    for i in range(rows.shape[0]):
+        block, own = i // out.shape[3], i % out.shape[3]
+        for tile in range(out.shape[2]):
+            some = rows[i, tile * size : (tile + 1) * size]
+            for d in range(len(some)):
+                out[block, 0, tile, own, d] = some[d] & 255
+            for d in range(len(some)):
+                out[block, 1, tile, own, d] = some[d] >> 8
+            out[block, :, tile, own, len(some) :] = 0
+
+
 def column_panels(columns: np.ndarray, kind: np.typing.DTypeLike = np.int16) -> np.ndarray:
-    """Whole columns as `products` reads them, filled up with zeros.
+    """Whole columns as `scaled_products` reads them, filled up with zeros.
 
     Parameters
     ----------
@@ -173,7 +208,14 @@ def column_panels(columns: np.ndarray, kind: np.typing.DTypeLike = np.int16) -> 
     """
     count, dim = columns.shape
     together = 4 // np.dtype(kind).itemsize
-    wide, groups = -(-count // LANES), -(-dim // FILL) * FILL // together
-    padded = np.zeros((wide * LANES, together * groups), kind)
+    fill = tiles.BYTES if tiles.LENT else FILL
+    wide, width = -(-count // LANES), -(-dim // fill) * fill
+    padded = np.zeros((wide * LANES, width), kind)
     padded[:count, :dim] = columns
-    return aligned(padded.reshape(wide, LANES, groups, together).transpose(0, 2, 1, 3))
+    if tiles.LENT and together == 2:
+        halves = np.stack([padded & 255, padded >> 8]).astype(np.uint8)
+        tiled = halves.reshape(2, wide, 2, tiles.ROWS, -1, tiles.ROWS, 4)
+        return aligned(
+            tiled.transpose(1, 2, 0, 4, 5, 3, 6).reshape(wide, 2, 2, -1, tiles.ROWS, tiles.BYTES)
+        )
+    return aligned(padded.reshape(wide, LANES, -1, together).transpose(0, 2, 1, 3))

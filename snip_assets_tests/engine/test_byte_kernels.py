@@ -10,19 +10,22 @@ from numba import njit
 from numba.core import registry
 
 from snip_assets.engine.axes import AXIS_STEPS, Axes
-from snip_assets.engine.byte_kernels import BALL, TOP, Short, compare, panels, queries
-from snip_assets.engine.kernels import QUERIES
+from snip_assets.engine.byte_kernels import AT_ONCE, BALL, TOP, Short, compare, panels, queries
 from snip_assets.engine.vectors import WIDTH
 from snip_assets.engine.whole_rows import STEPS
 
 
 @njit
 def masks_of(listed, starts, own, floor, out):
-    masks = np.empty(QUERIES, np.uint32)
+    count = own.shape[0]
+    masks, numbers = np.empty(count, np.uint32), np.empty(count, np.int32)
     for panel in range(listed.shape[0]):
-        for first in range(0, own.shape[0], QUERIES):
-            compare(listed, starts, panel, own, first, floor, masks)
-            out[first : first + QUERIES, panel] = masks
+        for first in range(0, count, AT_ONCE):
+            # From each block on, all that follow.
+            out[first:, panel] = 0
+            some = (listed, starts, panel, own, first, count, floor, masks, numbers)
+            for k in range(compare(*some)):
+                out[numbers[k], panel] = masks[k]
 
 
 def passed(rows: Short, short: Short, bound: np.ndarray) -> np.ndarray:
@@ -84,7 +87,7 @@ def test_coordinates_stay_small_and_bring_nothing_apart():
     assert (after <= before + 2 * 24**0.5).all()
 
 
-@pytest.mark.parametrize("without", ["avx512vnni", "avx512"])
+@pytest.mark.parametrize("without", ["amx", "avx512vnni", "avx512"])
 def test_product_is_exact_on_processors_with_less(without):
     """The tests above where this processor has more than such a one: the code is another."""
     _, name, features = registry.cpu_target.target_context.codegen().magic_tuple()

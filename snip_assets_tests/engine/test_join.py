@@ -12,9 +12,9 @@ from scipy.sparse.csgraph import connected_components
 
 from snip_assets.engine import encode, index, join, pairs, query_rows, row_file, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
+from snip_assets.engine.byte_kernels import AT_ONCE
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.kernels import QUERIES
 from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 from snip_assets.engine.whole_rows import STEPS, Decoded, whole_rows
@@ -179,8 +179,8 @@ def test_blocks_threads_grouping_passes_and_segments_change_nothing(
     index.merge(world.parts[:2], tmp_path / "one", 2000)
     parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
     for group, room, workers, together, most in (
-        (QUERIES, 33, 2, 1, 40),
-        (128 * QUERIES, 5000, 3, 250, 1000),
+        (AT_ONCE, 33, 2, 1, 40),
+        (64 * AT_ONCE, 5000, 3, 250, 1000),
     ):
         monkeypatch.setattr(pairs, "QUERIES_TOGETHER", together)
         monkeypatch.setattr(pairs, "ROWS_TOGETHER", 10 * together)
