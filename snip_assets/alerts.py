@@ -17,6 +17,8 @@ from .engine.files import digest_of
 WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
 _STATUS = dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED
 MOST_TEXT = 500
+# Seconds.
+TIMEOUT = 10.0
 
 
 @dg.run_failure_sensor(
@@ -125,7 +127,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:MOST_TEXT]
 
 
-def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
+def post(address: str, value: dict[str, str]) -> None:
     """POST JSON to an http(s) address.
 
     Raises
@@ -140,5 +142,5 @@ def post(address: str, value: dict[str, str], timeout: float = 10.0) -> None:
     request = urllib.request.Request(
         address, json.dumps(value).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=timeout):
+    with urllib.request.urlopen(request, timeout=TIMEOUT):
         pass

@@ -15,6 +15,8 @@ from dagster._core.launcher import DefaultRunLauncher
 MACHINE_TAG = "snip/machine"
 # Set by who starts a process whose runs are to be tagged so.
 VARIABLE = "SNIP_TAG_RUNS"
+# Seconds by which the clocks of the system and of the events may differ.
+TOLERANCE = 5.0
 
 
 def machine() -> str:
@@ -80,12 +82,12 @@ def _process_of(instance: dg.DagsterInstance, run_id: str) -> tuple[int | None, 
     return None, 0.0
 
 
-def lives(pid: int, since: float, tolerance: float = 5.0) -> bool:
+def lives(pid: int, since: float) -> bool:
     """Whether a process runs that was there at a moment (numbers are used again)."""
     try:
         process = psutil.Process(pid)
         dead = process.status() == psutil.STATUS_ZOMBIE
-        return not dead and process.create_time() <= since + tolerance
+        return not dead and process.create_time() <= since + TOLERANCE
     except psutil.NoSuchProcess:
         return False
 

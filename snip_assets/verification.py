@@ -67,11 +67,9 @@ def above(found: Interval, warn: float, fail: float) -> dg.AssetCheckSeverity | 
     return dg.AssetCheckSeverity.WARN if found.low > warn else None
 
 
-def history(
-    instance: dg.DagsterInstance, key: dg.AssetCheckKey, most: int = HISTORY
-) -> list[Point]:
-    """Former results of a check, oldest first."""
-    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=most)
+def history(instance: dg.DagsterInstance, key: dg.AssetCheckKey) -> list[Point]:
+    """The last results of a check, `HISTORY` of them at the most, oldest first."""
+    records = instance.event_log_storage.get_asset_check_execution_history(key, limit=HISTORY)
     points = []
     for record in records:
         evaluation = record.event.asset_check_evaluation if record.event else None

@@ -46,7 +46,6 @@ def apply_drop_list(
     on: On = "url",
     every: bool = False,
     memory_gb: float = 4.0,
-    workers: int = 0,
 ) -> dict[str, Any]:
     """Write each parquet file of the folder `metadata` into `out` without the dropped rows.
 
@@ -66,8 +65,6 @@ def apply_drop_list(
         Drop rows too whose kept row the copy lacks.
     memory_gb
         Limit of the join, in GiB.
-    workers
-        Threads of the join; 0 takes every core.
 
     Returns
     -------
@@ -95,7 +92,7 @@ def apply_drop_list(
         tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as spill,
         duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
     ):
-        _set_limits(connection, Path(spill), memory_gb, workers)
+        _set_limits(connection, Path(spill), memory_gb)
         connection.execute(_LISTS[on], [[_literal(path) for path in lists]])
         connection.execute(_LOOKED_FOR)
         connection.execute("CREATE TABLE present (file INTEGER, place BIGINT, value VARCHAR)")
@@ -218,14 +215,10 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _set_limits(
-    connection: duckdb.DuckDBPyConnection, spill: Path, memory_gb: float, workers: int
-) -> None:
+def _set_limits(connection: duckdb.DuckDBPyConnection, spill: Path, memory_gb: float) -> None:
     connection.execute(f"SET memory_limit = '{max(1, int(memory_gb * 1024))}MiB'")
     connection.execute(f"SET temp_directory = {_quoted(str(spill))}")
     connection.execute("SET preserve_insertion_order = false")
-    if workers:
-        connection.execute(f"SET threads = {workers}")
 
 
 def _execute(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:

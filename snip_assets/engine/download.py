@@ -85,11 +85,10 @@ def verify(path: Path, wanted: Wanted) -> None:
 class Download:
     """One file over http: the partial file, what is known of it, and how it goes on."""
 
-    def __init__(self, session: Session, wanted: Wanted, label: str) -> None:
+    def __init__(self, session: Session, wanted: Wanted) -> None:
         self.session, self.wanted = session, wanted
         self.url = web_address(wanted.location)
         target = wanted.target
-        self.label = label or target.name
         self.part = target.parent / f".{target.name}.part"
         self.state_path = target.parent / f".{target.name}.part.json"
         self.state: dict[str, Any] = {}
@@ -196,7 +195,7 @@ class Download:
         total, done = self.state["total"], have
         head = b"" if not have else None
         try:
-            with progress.task(self.label, total or 0, "bytes") as bar:
+            with progress.task(self.wanted.target.name, total or 0, "bytes") as bar:
                 bar.advance(have)
                 for block in reply.iter_raw():
                     self.session.check()

@@ -33,9 +33,7 @@ class Fetched:
     transferred: int
 
 
-def fetch(
-    wanted: Wanted, session: Session | None = None, *, again: bool = False, label: str = ""
-) -> Fetched:
+def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False) -> Fetched:
     """Bring one file to its place, unless it is there.
 
     Parameters
@@ -55,7 +53,7 @@ def fetch(
     try:
         if not again and (found := current(target, known)):
             return Fetched(target, found.bytes, 0)
-        transferred = _bring(wanted, session, label)
+        transferred = _bring(wanted, session)
         manifest = seal(target, known, source=shown(wanted.location))
     except OSError as error:
         raise DownloadError(
@@ -65,18 +63,18 @@ def fetch(
     return Fetched(target, manifest.bytes, transferred)
 
 
-def _bring(wanted: Wanted, session: Session | None, label: str) -> int:
+def _bring(wanted: Wanted, session: Session | None) -> int:
     """Put the file into its place; bytes that came over the network for it."""
     manifest_path(wanted.target).unlink(missing_ok=True)
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     if path := local_path(wanted.location):
         return _copy(path, wanted)
     if identity := drive_id(wanted.location):
-        return _drive(identity, wanted, label)
+        return _drive(identity, wanted)
     if session is not None:
-        return Download(session, wanted, label).run()
+        return Download(session, wanted).run()
     with Session() as own:
-        return Download(own, wanted, label).run()
+        return Download(own, wanted).run()
 
 
 class _Together:
@@ -164,7 +162,7 @@ def _copy(source: Path, wanted: Wanted) -> int:
     return 0
 
 
-def _drive(identity: str, wanted: Wanted, label: str) -> int:
+def _drive(identity: str, wanted: Wanted) -> int:
     """Through gdown, which knows Drive's confirmation pages; it resumes by itself."""
     import gdown
     from gdown.exceptions import DownloadError as DriveCutError
@@ -172,7 +170,7 @@ def _drive(identity: str, wanted: Wanted, label: str) -> int:
     from requests import RequestException
 
     part = wanted.target.parent / f".{wanted.target.name}.drive"
-    with progress.task(label or wanted.target.name, wanted.size or 0, "bytes") as bar:
+    with progress.task(wanted.target.name, wanted.size or 0, "bytes") as bar:
         seen = [0]
 
         def tell(done: int, total: int | None) -> None:

@@ -37,7 +37,6 @@ from .folders import remove
 from .layout import Layout
 from .progress import track
 from .resident import trim
-from .shards import load
 from .tally import tally
 from .trained import TrainedIndex
 
@@ -263,25 +262,14 @@ class SnipIndex:
         return index
 
 
-def export(layout: Layout, path: Path, keys: list[str] | None = None) -> None:
+def export(layout: Layout, path: Path) -> None:
     """Write a plain FAISS index that `faiss.read_index` opens and searches.
 
     Row ids stay those of the whole data set. Memory: the index in FAISS's form, 16 bytes a row
-    with `PQ8`; export shard by shard what does not fit.
-
-    Parameters
-    ----------
-    keys
-        Shards to export; default: all that are in the index.
+    with `PQ8`.
     """
-    if keys is None:
-        index = SnipIndex.open(layout)
-    else:
-        trained = TrainedIndex.load(layout.trained_index / "trained.index")
-        shards = load(layout).only(keys)
-        index = SnipIndex(trained, [Part(layout.index_shard(s.key), s.start) for s in shards])
     with atomic_path(path) as temporary:
-        faiss.write_index(index.to_faiss(), str(temporary))
+        faiss.write_index(SnipIndex.open(layout).to_faiss(), str(temporary))
 
 
 def read_segments(folder: Path) -> list[dict[str, Any]]:

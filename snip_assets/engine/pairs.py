@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +46,6 @@ class Counts:
     products: int = 0
     candidates: int = 0
     lists: int = 0
-    per_shard: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -289,9 +288,7 @@ def find_pairs(
                 total.candidates += counts.candidates
                 trim()
                 progress.advance(counts.lists)
-    found_pairs = list(ordered_map(_Merged.all, merged, workers))
-    total.per_shard = [len(p) for p in found_pairs]
-    return found_pairs, total
+    return list(ordered_map(_Merged.all, merged, workers)), total
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

@@ -39,14 +39,13 @@ def curve(
     rule: str = "neighbours",
     metadata: Metadata | None = None,
     copies: Copies | None = None,
-    spill: Path | None = None,
     workers: int = 1,
 ) -> list[dict[str, Any]]:
     """What each threshold would give.
 
-    The pairs are gathered in `spill` (13 bytes each); each threshold streams them five times at the
-    most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in a pair and 1 GB, for
-    each worker.
+    The pairs are gathered in the system's temporary folder (13 bytes each); each threshold streams
+    them five times at the most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in
+    a pair and 1 GB, for each worker.
 
     Parameters
     ----------
@@ -54,8 +53,6 @@ def curve(
         As in `keep.keep`.
     thresholds
         Raw distances, none above the one that the pairs were found with.
-    spill
-        Folder for temporary files; default: the system's.
     workers
         Thresholds at once.
 
@@ -64,7 +61,7 @@ def curve(
     list of dict
         max_distance, pairs, groups (of two rows or more), dropped; by rising threshold.
     """
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=spill) as folder:
+    with tempfile.TemporaryDirectory(prefix=".tmp-") as folder:
         largest = max(thresholds, default=None)
         some = paired(pair_files, rows, Path(folder) / "pairs", largest, copies)
 

@@ -47,10 +47,10 @@ _SECRET = np.frombuffer(
 )
 
 
-def _at(builder: Any, start: Any, place: Any, kind: Any = _WORDS) -> Any:
+def _at(builder: Any, start: Any, place: Any) -> Any:
     """Words from memory, some bytes on."""
     there = builder.gep(start, [place if hasattr(place, "type") else constant(place)])
-    return builder.load(builder.bitcast(there, kind.as_pointer()), align=1)
+    return builder.load(builder.bitcast(there, _WORDS.as_pointer()), align=1)
 
 
 def _take(builder: Any, sums: Any, words: Any, key: Any) -> None:

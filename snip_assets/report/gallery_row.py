@@ -15,7 +15,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.metadata import read_group, row_groups
 from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.searcher import open_searcher
-from snip_assets.engine.shards import Registry, Shard, load
+from snip_assets.engine.shards import Shard, load
 
 
 def find(layout: Layout, name: str) -> int:
@@ -54,7 +54,7 @@ def about(layout: Layout, row: int, nearest: int = 10) -> dict[str, Any]:
         "metadata": _metadata(shard, row - shard.start),
     }
     if read_manifest(layout.duplicate_groups) is not None:
-        known |= _decision(layout, registry, row)
+        known |= _decision(layout, row)
     if read_manifest(layout.duplicate_pairs(shard.key)) is not None:
         chosen = [("row", "=", row)]
         pairs = pq.read_table(layout.duplicate_pairs(shard.key), filters=chosen).to_pylist()
@@ -79,7 +79,7 @@ def _metadata(shard: Shard, inside: int) -> dict[str, Any]:
     return {}
 
 
-def _decision(layout: Layout, registry: Registry, row: int) -> dict[str, Any]:
+def _decision(layout: Layout, row: int) -> dict[str, Any]:
     folder = layout.duplicate_groups
     labels = open_npy(folder / "labels.npy")
     if row >= len(labels):

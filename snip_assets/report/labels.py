@@ -29,6 +29,8 @@ COLUMNS = ("row", "earlier_row", "set", "mark")
 MOST_MARKS = 1_000_000
 # Rows that lie farther from the distance that was noted are others.
 SAME = 1e-4
+# Of the share of right pairs over their distance.
+BINS = 10
 SCHEMA = pa.schema(
     [
         ("row", pa.uint64()),
@@ -178,13 +180,13 @@ def shares(table: pa.Table, max_distance: float) -> dict[str, Interval]:
     return result
 
 
-def by_distance(table: pa.Table, bins: int = 10) -> list[tuple[float, float, float, float, int]]:
+def by_distance(table: pa.Table) -> list[tuple[float, float, float, float, int]]:
     """Share of right pairs by distance: (middle, share, low, high, marks) for each filled bin."""
     far, right = table["distance"].to_numpy(), np.array(table["right"].to_pylist(), bool)
     if not len(far):
         return []
-    edges = np.linspace(0, max(float(far.max()), 1e-6), bins + 1)
-    inside = np.clip(np.searchsorted(edges, far, "right") - 1, 0, bins - 1)
+    edges = np.linspace(0, max(float(far.max()), 1e-6), BINS + 1)
+    inside = np.clip(np.searchsorted(edges, far, "right") - 1, 0, BINS - 1)
     points = []
     for number in np.unique(inside):
         here = inside == number

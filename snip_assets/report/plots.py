@@ -58,7 +58,7 @@ def group_sizes(groups: Path) -> str:
     return bars(binned, "sizes of groups", "rows in the group", "groups", log_y=True)
 
 
-def curve(points: Curve, title: str, x: str, y: str, *, log_x: bool = False) -> str:
+def curve(points: Curve, title: str, x: str, y: str) -> str:
     """A line through (x, y) points, such as a loss or a recall curve.
 
     Returns
@@ -69,19 +69,15 @@ def curve(points: Curve, title: str, x: str, y: str, *, log_x: bool = False) -> 
     pairs = points.items() if isinstance(points, Mapping) else points
     values = np.array([(float(a), float(b)) for a, b in pairs]).reshape(-1, 2)
     axes.plot(values[:, 0], values[:, 1], color=BLUE, marker="." if len(values) <= 50 else "")
-    if log_x:
-        axes.set_xscale("log")
     return _markdown(figure, title)
 
 
-def histogram(values: Sequence[int], title: str, x: str, y: str, *, log_y: bool = False) -> str:
+def histogram(values: Sequence[int], title: str, x: str, y: str) -> str:
     """How often each size occurs among `values`, such as the lengths of inverted lists."""
     figure, axes = _figure(title, x, y)
     array = np.asarray(values)
     if len(array):
         axes.hist(array, bins=min(MOST_BINS, int(np.ptp(array)) + 1), color=BLUE)
-    if log_y:
-        axes.set_yscale("log")
     return _markdown(figure, title)
 
 

@@ -29,6 +29,7 @@ from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
 MOST_DOMAIN_ROWS = 250_000
 MOST_MATRIX = 16
+MOST_DOMAINS = 20
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
 SHARD_STATIONS = (
     *("metadata", "clip_features", "snip_features", "index_shard", "duplicate_pairs"),
@@ -236,7 +237,7 @@ def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
     return names, counts
 
 
-def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
+def domains(run: Run) -> tuple[list[dict[str, Any]], int]:
     """Rows and dropped rows for each host of the urls, by dropped rows; and rows looked at.
 
     Looks at whole row groups of random shards, some quarter of a million rows at the most.
@@ -257,13 +258,13 @@ def domains(run: Run, most: int = 20) -> tuple[list[dict[str, Any]], int]:
             start = shard.start
             for batch in file.iter_batches(columns=[column]):
                 if looked_at >= MOST_DOMAIN_ROWS:
-                    return _largest(rows, gone, most), looked_at
+                    return _largest(rows, gone), looked_at
                 hosts = _hosts(as_text(shard.metadata, pa.chunked_array([batch.column(0)])))
                 dropped = pa.array(np.asarray(drop[start : start + len(batch)]))
                 _count(rows, hosts)
                 _count(gone, hosts.filter(dropped))
                 start, looked_at = start + len(batch), looked_at + len(batch)
-    return _largest(rows, gone, most), looked_at
+    return _largest(rows, gone), looked_at
 
 
 def _hosts(urls: pa.ChunkedArray) -> pa.Array:
@@ -278,8 +279,8 @@ def _count(counts: dict[str, int], hosts: pa.Array) -> None:
         counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
 
 
-def _largest(rows: dict[str, int], gone: dict[str, int], most: int) -> list[dict[str, Any]]:
-    names = sorted(rows, key=lambda host: (-gone.get(host, 0), -rows[host], host))[:most]
+def _largest(rows: dict[str, int], gone: dict[str, int]) -> list[dict[str, Any]]:
+    names = sorted(rows, key=lambda host: (-gone.get(host, 0), -rows[host], host))[:MOST_DOMAINS]
     return [
         {
             "host": name,

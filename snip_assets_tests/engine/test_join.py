@@ -313,7 +313,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
 
 
 def test_thinning_on_the_way_leaves_what_thinning_at_the_end_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     random = np.random.default_rng(0)
     found = []

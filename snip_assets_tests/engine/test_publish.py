@@ -117,7 +117,7 @@ def test_bitmap_and_bits(run):
     np.testing.assert_array_equal(np.unpackbits(bits, count=2000, bitorder="little"), bitmap)
 
 
-def test_deduped_metadata_is_the_source_without_the_dropped_rows(run, tmp_path):
+def test_deduped_metadata_is_the_source_without_the_dropped_rows(run):
     layout, registry, _, _ = run
     kept_row = np.load(layout.duplicate_groups / "kept_row.npy")
     keep = kept_row == np.arange(2000)

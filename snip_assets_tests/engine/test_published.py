@@ -108,7 +108,7 @@ def test_any_start_and_end_give_the_rows_of_a_full_run(
     assert done.proven == (offsets == "file" or end in (None, 10))
 
 
-def test_offsets_come_from_footers_not_from_downloads(mirror, served, tmp_path):
+def test_offsets_come_from_footers_not_from_downloads(mirror, tmp_path):
     download(ask(mirror, tmp_path, start=9, end=10), QUICK)
     whole = [p for p, headers in mirror.requests if "Range" not in headers]
     assert sorted(whole) == ["/is_dup.npy", "/metadata/metadata_0009.parquet"]
