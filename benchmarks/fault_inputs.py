@@ -283,7 +283,7 @@ def _odd_key(key: str, folder: Path) -> str:
     if key not in arrivals.look(now, {}, memory).complete:
         return ""
     layout = Layout(folder / "odd")
-    for place in (layout.clip_features, layout.index_shard, layout.deduped_metadata):
+    for place in (layout.clip_features, layout.index_shards, layout.deduped_metadata):
         if layout.root.resolve() not in place(key).resolve().parents:
             return f"{key!r} leads to {place(key)}"
     return ""
@@ -311,7 +311,7 @@ def _hostile(folder: Path, text: str) -> None:
     shown = str(sample_rows(layout.deduped_metadata("0001")).value)
     assert "<script" not in shown.replace("`<script", "") and len(shown) < 20_000
     site.dedup_report(stations.Run(layout, Settings()))
-    for page in layout.report.rglob("*.html"):
+    for page in layout.dedup_report.rglob("*.html"):
         written = page.read_text()
         assert "<script>alert" not in written and "<img src=x" not in written, page
         assert "javascript:alert" not in written.replace("](javascript:alert", ""), page

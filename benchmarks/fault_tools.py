@@ -111,8 +111,7 @@ def station(root: Path, name: str, keys: list[str] | None = None, **settings: An
 def outputs(root: Path, name: str) -> list[Path]:
     """Places of a station's outputs."""
     layout = Layout(root)
-    place = {"index_shards": layout.index_shard}.get(name) or getattr(layout, name)
-    return [place] if name in WHOLE else [place(key) for key in shards.load(layout).keys]
+    return layout.outputs(name, () if name in WHOLE else shards.load(layout).keys)
 
 
 def remove(root: Path, name: str, *, manifest_only: bool = False) -> None:

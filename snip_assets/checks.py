@@ -147,7 +147,7 @@ def every_row_once(data: DataSet) -> dg.AssetCheckResult:
     times = merged.times(registry.rows)
     problems = []
     for shard in registry.shards:
-        expected = int(read_manifest(data.layout.index_shard(shard.key)) is not None)
+        expected = int(read_manifest(data.layout.index_shards(shard.key)) is not None)
         wrong = np.flatnonzero(times[shard.start : shard.stop] != expected)
         problems += [f"shard {shard.key}: row {row}" for row in wrong[:5]]
     return _result(problems, int(merged.rows))
@@ -285,23 +285,6 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     return _result(problems, len(known))
 
 
-def _outputs(data: DataSet, asset: str, keys: list[str]) -> list[Path]:
-    """The places of an asset's outputs, those of some shards for a partitioned one."""
-    layout = data.layout
-    places: dict[str, Callable[[str], Path]] = {
-        "metadata": layout.metadata,
-        "clip_features": layout.clip_features,
-        "snip_features": layout.snip_features,
-        "index_shards": layout.index_shard,
-        "duplicate_pairs": layout.duplicate_pairs,
-        "deduped_metadata": layout.deduped_metadata,
-        "drop_list": layout.drop_list,
-    }
-    if asset in places:
-        return [places[asset](key) for key in keys]
-    return [getattr(layout, "report" if asset == "dedup_report" else asset)]
-
-
 SEALED = (
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
     *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
@@ -332,7 +315,7 @@ def checksums(
     keys = _of_run(context, data)
     for key in sorted(context.selected_asset_check_keys):
         asset = key.asset_key.to_user_string()
-        places, problems, size, looked_at = _outputs(data, asset, keys), [], 0, 0
+        places, problems, size, looked_at = data.layout.outputs(asset, keys), [], 0, 0
         for path in track(places, f"checksums of {asset}", len(places), "outputs"):
             cure = f"delete {manifest_path(path)} and materialise it again"
             try:

@@ -151,7 +151,7 @@ def _with_later(data: DataSet, keys: list[str]) -> list[str]:
     Without them groups would be made, and judged, of pairs that are stale once it has encoded.
     """
     layout, every = data.layout, load(data.layout).keys
-    fresh = {key for key in keys if read_manifest(layout.index_shard(key)) is None}
+    fresh = {key for key in keys if read_manifest(layout.index_shards(key)) is None}
     wanted, after = set(keys), False
     for key in every:
         after = after or key in fresh

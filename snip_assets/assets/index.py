@@ -72,5 +72,5 @@ def snip_index(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
     return show.of_whole(
         manifest,
         version_of(data.layout.trained_index),
-        **show.missing(run, data.layout.index_shard),
+        **show.missing(run, data.layout.index_shards),
     )

@@ -97,7 +97,7 @@ def _peaks(data: DataSet) -> dict[str, int]:
     from snip_assets.report import site_data
 
     peaks = {s["station"]: s["memory"] for s in site_data.stations(data.run())}
-    report = read_manifest(data.layout.report)
+    report = read_manifest(data.layout.dedup_report)
     peaks["dedup_report"] = report.facts.get("peak_memory") if report else None
     return {name: peak for name, peak in peaks.items() if peak is not None}
 

@@ -38,7 +38,7 @@ def report(
     layout = Layout(out)
     with terminal.bars():
         manifest = dedup_report(Run(layout, settings))
-    index = (layout.report / "index.html").resolve()
+    index = (layout.dedup_report / "index.html").resolve()
     if json:
         terminal.as_json({"page": str(index), "bytes": manifest.bytes, **manifest.facts})
     else:

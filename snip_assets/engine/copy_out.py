@@ -72,7 +72,7 @@ def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
     found = [(layout.dup_bitmap, require(layout.dup_bitmap, "dup_bitmap", "full"))]
     for key in registry.keys:
         for name in ("deduped_metadata", "drop_list"):
-            path = getattr(layout, name)(key)
+            path = layout.output(name, key)
             found.append((path, require(path, f"{name} {key}", "full")))
     return found
 

@@ -1,8 +1,12 @@
-"""Where everything lies in the output folder: the one place that knows paths."""
+"""Where everything lies in the output folder: the one module that knows paths.
+
+An output is named as its asset is.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +85,7 @@ class Layout:
         """Folder: trained.index (empty FAISS index), calibration.json, axes and code errors."""
         return self.root / "trained_index"
 
-    def index_shard(self, key: str) -> Path:
+    def index_shards(self, key: str) -> Path:
         """Folder: list_offsets.npy, codes.npy, rows.npy; rows sorted by inverted list."""
         return self.root / "index_shards" / key
 
@@ -112,9 +116,18 @@ class Layout:
         """The dropped rows of a shard with the url that explains each."""
         return self.root / "drop_list" / f"{key}.parquet"
 
+    def output(self, asset: str, key: str = "") -> Path:
+        """Where the output of an asset lies: that of a shard, where each has one."""
+        return self.outputs(asset, [key])[0]
+
+    def outputs(self, asset: str, keys: Iterable[str]) -> list[Path]:
+        """Where the outputs of an asset lie: those of some shards, or the one of all shards."""
+        found = getattr(self, asset)
+        return [found(key) for key in keys] if callable(found) else [found]
+
     def of_shard(self, key: str) -> list[Path]:
         """All outputs of a shard, the last ones first."""
-        made = (self.metadata, self.clip_features, self.snip_features, self.index_shard)
+        made = (self.metadata, self.clip_features, self.snip_features, self.index_shards)
         found = (self.duplicate_pairs, self.deduped_metadata, self.drop_list)
         return [output(key) for output in (*made, *found)][::-1]
 
@@ -143,7 +156,7 @@ class Layout:
         return self.root / "audit" / "shown_rows.parquet"
 
     @property
-    def report(self) -> Path:
+    def dedup_report(self) -> Path:
         """Folder of the static report."""
         return self.root / "dedup_report"
 

@@ -95,13 +95,6 @@ class Run:
         """How thoroughly outputs are checked before use."""
         return next(level for level in CHECKS if level == self.settings.check)
 
-    def place(self, station: str, key: str) -> Path:
-        """Where the output of a station is; of a shard, where it has one for each."""
-        if station == "index_shards":
-            return self.layout.index_shard(key)
-        found = getattr(self.layout, station)
-        return found(key) if callable(found) else found
-
     def version(self, station: str, key: str = "") -> str:
         """Version of an upstream output that must be there, whole, and made from what is there.
 
@@ -111,9 +104,9 @@ class Run:
             It is missing, damaged, or was made from an output that has been made again since.
         """
         name = f"{station} {key}".strip()
-        manifest = require(self.place(station, key), name, self.check)
+        manifest = require(self.layout.output(station, key), name, self.check)
         for before in MADE_FROM.get(station, ()):
-            now = read_manifest(self.place(before, key))
+            now = read_manifest(self.layout.output(before, key))
             if now is not None and manifest.inputs.get(before) != now.version:
                 raise StaleOutputError(
                     f"{name} was made from another {before} than there is now; materialise {name} "
@@ -239,7 +232,7 @@ class Run:
         """Index shards that are materialised, by ordinal."""
         found = []
         for shard in self.registry.shards:
-            folder = self.layout.index_shard(shard.key)
+            folder = self.layout.index_shards(shard.key)
             if (manifest := read_manifest(folder)) is not None:
                 version = manifest.version
                 found.append(IndexedShard(shard.key, shard.start, shard.rows, folder, version))
@@ -285,7 +278,7 @@ class Run:
 
     def query_shard(self, shard: Shard) -> QueryShard:
         """A shard as the join reads it."""
-        return QueryShard(shard.start, self.layout.index_shard(shard.key))
+        return QueryShard(shard.start, self.layout.index_shards(shard.key))
 
 
 class Decoded:
@@ -324,7 +317,7 @@ class Decoded:
 
         Memory: 4 bytes a row for each shard that was asked for.
         """
-        folder = self.run.layout.index_shard(self.run.registry.shards[ordinal].key)
+        folder = self.run.layout.index_shards(self.run.registry.shards[ordinal].key)
         if ordinal not in self._places:
             rows = np.asarray(open_npy(folder / "rows.npy"))
             offsets = open_npy(folder / "list_offsets.npy")

@@ -60,7 +60,7 @@ def _inputs(run: Run) -> dict[str, str]:
 def outdated(run: Run) -> bool:
     """Whether the report is missing, or something that it shows has changed since."""
     run = site_data.as_made(run)
-    return current(run.layout.report, _inputs(run)) is None
+    return current(run.layout.dedup_report, _inputs(run)) is None
 
 
 def dedup_report(run: Run) -> Manifest:
@@ -78,13 +78,13 @@ def dedup_report(run: Run) -> Manifest:
     layout = run.layout
     require(layout.dup_bitmap, "dup_bitmap")
     inputs = _inputs(run)
-    if (manifest := current(layout.report, inputs)) is not None:
+    if (manifest := current(layout.dedup_report, inputs)) is not None:
         return manifest
-    with lock(layout.report):
-        with measured() as cost, atomic_path(layout.report) as folder:
+    with lock(layout.dedup_report):
+        with measured() as cost, atomic_path(layout.dedup_report) as folder:
             folder.mkdir(parents=True)
             facts = _Site(run, folder).write()
-        return seal(layout.report, inputs, **cost.facts, **facts)
+        return seal(layout.dedup_report, inputs, **cost.facts, **facts)
 
 
 class _Site:
@@ -94,7 +94,7 @@ class _Site:
         self.run, self.folder = run, folder
         root = gallery.root_of(run.registry)
         shown = run.settings.pictures
-        self.pictures = gallery.Pictures(root, run.layout.report, folder / "images", shown)
+        self.pictures = gallery.Pictures(root, run.layout.dedup_report, folder / "images", shown)
         self.marks = labels.current(run.layout)
         self.curves, self.quality, groups, pairs, outside = self._found()
         self.copied, self.doubtful = groups

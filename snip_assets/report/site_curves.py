@@ -109,11 +109,7 @@ def _chosen(run: Run) -> list[list[Any]]:
 def _digests(run: Run) -> list[list[str]]:
     """Of each station's outputs; of `clip_features`, which tells whether the data is the same."""
     found = ((name, site_data.manifests(run, name)) for name in site_data.STATIONS)
-    return [
-        ["index_shards" if name == "index_shard" else name, _digest(made)]
-        for name, made in found
-        if made
-    ]
+    return [[name, _digest(made)] for name, made in found if made]
 
 
 def _digest(made: list[Manifest]) -> str:

@@ -31,13 +31,9 @@ MOST_DOMAIN_ROWS = 250_000
 MOST_MATRIX = 16
 MOST_DOMAINS = 20
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
-SHARD_STATIONS = (
-    *("metadata", "clip_features", "snip_features", "index_shard", "duplicate_pairs"),
-    *("deduped_metadata", "drop_list"),
-)
 STATIONS = (
     *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
-    *("index_shard", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
     *("deduped_metadata", "drop_list"),
 )
 
@@ -107,8 +103,7 @@ def pair_files(run: Run) -> list[Path]:
 
 def manifests(run: Run, station: str) -> list[Manifest]:
     """Manifests of a station's outputs that there are."""
-    where = getattr(run.layout, station)
-    paths = [where(key) for key in run.registry.keys] if station in SHARD_STATIONS else [where]
+    paths = run.layout.outputs(station, run.registry.keys)
     return [m for path in paths if (m := read_manifest(path)) is not None]
 
 
@@ -121,7 +116,7 @@ def stations(run: Run) -> list[dict[str, Any]]:
         peaks = [m.facts["peak_memory"] for m in found if m.facts.get("peak_memory")]
         rows.append(
             {
-                "station": "index_shards" if name == "index_shard" else name,
+                "station": name,
                 "outputs": len(found),
                 "seconds": seconds,
                 "rate": run.registry.rows / seconds if seconds else None,

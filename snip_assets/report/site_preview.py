@@ -19,7 +19,7 @@ LARGEST_PICTURE = 1 << 15
 
 def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
     """The result of the asset `dedup_report`."""
-    index = (layout.report / "index.html").resolve()
+    index = (layout.dedup_report / "index.html").resolve()
     facts = manifest.facts
     title, axes = "rows dropped by threshold", ("threshold", "rows dropped")
     metadata: dict[str, Any] = {
@@ -27,7 +27,7 @@ def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
         "path": dg.MetadataValue.path(str(index)),
         "preview": dg.MetadataValue.md(_numbers(manifest)),
         "threshold_curve": dg.MetadataValue.md(plots.curve(facts["thresholds"], title, *axes)),
-        "most_copied": dg.MetadataValue.md(_pictures(layout.report, facts["preview"])),
+        "most_copied": dg.MetadataValue.md(_pictures(layout.dedup_report, facts["preview"])),
         "dagster/row_count": int(facts["rows"]),
         "dropped": int(facts["dropped"]),
         "bytes": manifest.bytes,

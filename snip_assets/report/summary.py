@@ -40,7 +40,7 @@ def summary(layout: Layout) -> dict[str, Any]:
         "kept": registry.rows - dropped,
         "index_bytes_per_row": index.bytes / max(1, registry.rows) if index else None,
         "outputs": {
-            "report": str(layout.report / "index.html"),
+            "report": str(layout.dedup_report / "index.html"),
             "cleaned metadata": str(layout.deduped_metadata("{key}")),
             "dropped rows": str(layout.drop_list("{key}")),
             "bitmap": str(layout.dup_bitmap / "dup_bitmap.npy"),

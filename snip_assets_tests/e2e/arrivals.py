@@ -102,7 +102,7 @@ class Arrivals:
             for path in (
                 layout.clip_features(key),
                 layout.snip_features(key),
-                layout.index_shard(key) / "codes.npy",
+                layout.index_shards(key) / "codes.npy",
                 layout.duplicate_pairs(key),
             )
         }

@@ -99,7 +99,7 @@ class Trial:
         time.sleep(self.random.uniform(0, 12))
         before = status(services, number)
         done = sum(
-            read_manifest(self.layout.index_shard(k)) is not None for k in self.arrivals.keys
+            read_manifest(self.layout.index_shards(k)) is not None for k in self.arrivals.keys
         )
         killed = services.kill("daemon")
         started = time.monotonic()

@@ -255,14 +255,14 @@ def test_what_another_run_makes_again_meanwhile_is_not_taken_for_the_former(
         getattr(stations, name)(stations.Run(run.layout, run.settings), *arguments)
 
     def contents() -> list[str]:
-        place = run.place(station, KEYS[0])
+        place = run.layout.output(station, KEYS[0])
         files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
         return [checksum(path) for path in files if not path.name.endswith(".manifest.json")]
 
     for name in names:
         make(name)
     before, original = contents(), getattr(module, work)
-    manifest_path(run.place(station, KEYS[0])).unlink()
+    manifest_path(run.layout.output(station, KEYS[0])).unlink()
     if station == "snip_index":
         shutil.rmtree(run.layout.snip_index)
     calls = []

@@ -164,7 +164,7 @@ def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
         part = x[start:stop]
         home = trained.assigner.nearest(part, 1)[0][:, 0]
         order = np.argsort(home, kind="stable")
-        folder = layout.index_shard(str(start))
+        folder = layout.index_shards(str(start))
         folder.mkdir(parents=True)
         ends = np.cumsum([0, *np.bincount(home, minlength=trained.lists)])
         codes = trained.codec.encode(part - trained.centroids[home])

@@ -52,7 +52,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(finished: Finished) -> Path:
     site.dedup_report(finished.run)
-    return finished.layout.report
+    return finished.layout.dedup_report
 
 
 @pytest.fixture

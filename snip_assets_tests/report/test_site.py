@@ -47,7 +47,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def pages(finished: Finished) -> dict[str, Page]:
     site.dedup_report(finished.run)
-    return {p.stem: Page(p) for p in finished.layout.report.glob("*.html")}
+    return {p.stem: Page(p) for p in finished.layout.dedup_report.glob("*.html")}
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -55,14 +55,14 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_outputs_give_the_same_bytes(finished: Finished, pages: dict[str, Page]) -> None:
-    before, stat = _bytes(finished.layout.report), finished.layout.report.stat()
+    before, stat = _bytes(finished.layout.dedup_report), finished.layout.dedup_report.stat()
     assert {*PAGES} <= {*pages}
     site.dedup_report(finished.run)
-    assert finished.layout.report.stat().st_ino == stat.st_ino  # current: not written again
-    manifest_path(finished.layout.report).unlink()
+    assert finished.layout.dedup_report.stat().st_ino == stat.st_ino  # current: not written again
+    manifest_path(finished.layout.dedup_report).unlink()
     settings = Settings(**{**finished.run.settings.__dict__, "workers": 1})
     site.dedup_report(Run(finished.layout, settings))
-    after = _bytes(finished.layout.report)
+    after = _bytes(finished.layout.dedup_report)
     # The number of threads is a setting that the page shows.
     assert {k: v for k, v in after.items() if k != "index.html"} == {
         k: v for k, v in before.items() if k != "index.html"
@@ -111,7 +111,7 @@ def test_every_page_works_without_the_network(finished: Finished, pages: dict[st
         for tag, attributes in page.elements:
             link = attributes.get("src") or (attributes.get("href") if tag == "a" else None)
             if link and not link.startswith(("http", "#")):
-                assert (finished.layout.report / link).is_file(), link
+                assert (finished.layout.dedup_report / link).is_file(), link
             if tag == "img":
                 assert attributes["alt"] and attributes["loading"] == "lazy"
         assert "link" not in {tag for tag, _ in page.elements}
@@ -234,8 +234,8 @@ def test_the_report_looks_at_no_shard_that_was_refused(tmp_path: Path) -> None:
 
 
 def test_the_exports_hold_what_is_shown(finished: Finished, pages: dict[str, Page]) -> None:
-    table = pq.read_table(finished.layout.report / "most_copied.parquet")
-    with open(finished.layout.report / "most_copied.csv", newline="") as handle:
+    table = pq.read_table(finished.layout.dedup_report / "most_copied.parquet")
+    with open(finished.layout.dedup_report / "most_copied.csv", newline="") as handle:
         lines = list(csv.DictReader(handle))
     assert len(lines) == len(table) > 100
     assert not any(line["caption"].startswith("=") for line in lines)
@@ -258,7 +258,7 @@ def test_local_pictures_ask_no_host(finished: Finished, pages: dict[str, Page]) 
     site.dedup_report(
         Run(finished.layout, dataclasses.replace(finished.run.settings, pictures="local"))
     )
-    for path in finished.layout.report.glob("*.html"):
+    for path in finished.layout.dedup_report.glob("*.html"):
         assert not hosts(Page(path))
         assert "img-src 'self' data: file:;" in path.read_text()
     site.dedup_report(finished.run)

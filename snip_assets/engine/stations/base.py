@@ -118,7 +118,7 @@ def made_with(run: Run, trained: str, station: str) -> Inputs:
 
 def require_same(run: Run, station: str, version: str) -> None:
     """Raise BadInputError if the output of a station, that was opened, was made again since."""
-    now = read_manifest(run.place(station, ""))
+    now = read_manifest(run.layout.output(station))
     if now is None or now.version != version:
         raise made_again(f"{station}:", "read")
 

@@ -154,7 +154,7 @@ def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
         source = run.layout.snip_features(shard.key)
         return encode_shard(encoder, source, output, run.settings.workers)
 
-    return each(run, keys, run.layout.index_shard, inputs, work)
+    return each(run, keys, run.layout.index_shards, inputs, work)
 
 
 def snip_index(run: Run) -> Manifest:

@@ -33,7 +33,7 @@ def unfinished(run: Run) -> list[str]:
         outputs: list[tuple[Callable[[str], Path], Inputs]] = [
             (layout.clip_features, features_inputs),
             (layout.snip_features, compressed_inputs(run)),
-            (layout.index_shard, encoded_inputs(run)),
+            (layout.index_shards, encoded_inputs(run)),
         ]
     except SnipError:
         # The station that it concerns says so better.
