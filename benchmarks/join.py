@@ -125,12 +125,12 @@ def our_join(
         np.save(path, x[cuts[number] : cuts[number + 1]])
         encode.encode_shard(encoder, path, out)
         paths.append(path)
-        parts.append(index.Part(out, int(cuts[number])))
+        parts.append(index.ListFolder(out, int(cuts[number])))
         shards.append(query_rows.QueryShard(int(cuts[number]), out))
     segment = folder / "segment"
     index.merge(parts, segment, len(x))
     return pairs.Join(
-        index=index.SnipIndex(trained, [index.Part(segment, 0)]),
+        index=index.SnipIndex(trained, [index.ListFolder(segment, 0)]),
         rule=join.Rule(chosen.slack, chosen.short_slack, own),
         verifier=verify.Verifier(None, None, MAX_DISTANCE, MAX_DISTANCE),
         queries=Features(paths, cuts),

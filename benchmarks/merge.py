@@ -20,7 +20,9 @@ from common import cores, peak_gb, table, write
 from snip_assets.engine import index
 
 
-def make_parts(folder: Path, parts: int, lists: int, rows: int, first: int) -> list[index.Part]:
+def make_parts(
+    folder: Path, parts: int, lists: int, rows: int, first: int
+) -> list[index.ListFolder]:
     random = np.random.default_rng(0)
     found = []
     for number in range(parts):
@@ -31,7 +33,7 @@ def make_parts(folder: Path, parts: int, lists: int, rows: int, first: int) -> l
         np.save(part / "list_offsets.npy", offsets)
         np.save(part / "codes.npy", random.integers(0, 256, (rows, 8), np.uint8))
         np.save(part / "rows.npy", np.arange(rows, dtype=np.uint32))
-        found.append(index.Part(part, first + number * rows))
+        found.append(index.ListFolder(part, first + number * rows))
     return found
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import keep_kernels as kernels
 from .features import as_float32, at_least, normalised
-from .pair_files import Paired, Pairs
+from .pair_files import PairBlock, Paired
 from .verify import Rows, distances
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class GivenUp:
     max_partners: int
     max_distance: float
 
-    def settle(self, some: Paired, decision: Decision, labels: np.ndarray) -> list[Pairs]:
+    def settle(self, some: Paired, decision: Decision, labels: np.ndarray) -> list[PairBlock]:
         """Change the decision so that no two kept rows of a group are near.
 
         Memory: 10 bytes a row that is in a pair (18 from 2^32 rows on), 24 bytes a pair that is
@@ -114,7 +114,7 @@ class _Case:
     decision: Decision
     group: np.ndarray
 
-    def sweep(self, one: np.ndarray, other: np.ndarray) -> Pairs:
+    def sweep(self, one: np.ndarray, other: np.ndarray) -> PairBlock:
         """Drop the later visited of each two near ones, all of them kept."""
         pairs = self.near(one, other)
         later, earlier = kernels.ends(*pairs, np.float32(np.inf), self.decision.rank)
@@ -122,7 +122,7 @@ class _Case:
         kernels.sweep(later[order], earlier[order], self.decision.dropped)
         return pairs
 
-    def near(self, one: np.ndarray, other: np.ndarray) -> Pairs:
+    def near(self, one: np.ndarray, other: np.ndarray) -> PairBlock:
         """Pairs of some classes with other ones of their group, by place."""
         group, ids, survivor = self.group, self.some.ids, self.decision.survivor
         one, other = (ranks[np.argsort(group[ranks], kind="stable")] for ranks in (one, other))
@@ -139,9 +139,9 @@ class _Case:
                 near = far <= np.float32(self.max_distance)
                 columns.append((left[near], right[near], far[near]))
         if not columns:
-            return Pairs(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
+            return PairBlock(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)))
         row, earlier, distance = (np.concatenate(c) for c in zip(*columns, strict=True))
-        return Pairs(row.astype(np.int64), earlier.astype(np.int64), distance)
+        return PairBlock(row.astype(np.int64), earlier.astype(np.int64), distance)
 
     def _candidates(
         self, one: np.ndarray, other: np.ndarray

@@ -85,8 +85,8 @@ class IndexedShard:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A folder with lists, and what to add to its row numbers to make row ids."""
+class ListFolder:
+    """A segment or an index shard: rows and codes by list, and the row id of its row 0."""
 
     folder: Path
     start: int
@@ -96,12 +96,12 @@ class Part:
         return open_npy(self.folder / f"{name}.npy")
 
 
-def row_dtype(rows: int) -> np.dtype:
-    """4 bytes a row id while they fit, else 8."""
+def stored_row_dtype(rows: int) -> np.dtype:
+    """Type of the row ids in a segment: 4 bytes while those of `rows` rows fit, else 8."""
     return np.dtype(np.uint32 if rows <= 1 << 32 else np.uint64)
 
 
-def merge(parts: list[Part], out: Path, rows: int, memory: int = 0) -> dict[str, Any]:
+def merge(parts: list[ListFolder], out: Path, rows: int, memory: int = 0) -> dict[str, Any]:
     """Merge parts list by list into a segment.
 
     Reads each part in slices of consecutive lists, so memory stays near `memory` bytes and
@@ -126,7 +126,7 @@ def merge(parts: list[Part], out: Path, rows: int, memory: int = 0) -> dict[str,
     for part in parts:
         total += part.open("list_offsets")
     first = parts[0].open("codes")
-    dtype, size = row_dtype(rows), first.shape[1]
+    dtype, size = stored_row_dtype(rows), first.shape[1]
     entry = size + dtype.itemsize
     lists = len(total) - 1
     with atomic_path(out) as folder:
@@ -176,7 +176,7 @@ class SnipIndex:
         Segments (or index shards) that together hold every row once.
     """
 
-    def __init__(self, trained: TrainedIndex, parts: list[Part]) -> None:
+    def __init__(self, trained: TrainedIndex, parts: list[ListFolder]) -> None:
         self.trained = trained
         self.parts = parts
         self._offsets = [np.asarray(p.open("list_offsets")) for p in parts]
@@ -190,7 +190,7 @@ class SnipIndex:
         """Open the index of an output folder."""
         folder = layout.snip_index
         trained = TrainedIndex.load(layout.trained_index / "trained.index")
-        return cls(trained, [Part(folder / s["name"], 0) for s in read_segments(folder)])
+        return cls(trained, [ListFolder(folder / s["name"], 0) for s in read_segments(folder)])
 
     @property
     def rows(self) -> int:
@@ -350,7 +350,7 @@ def update(
             segment["versions"] = {s.key: s.version for s in members}
             segment["name"] = f"segment-{digest_of(segment['versions'])[:12]}"
             out = folder / str(segment["name"])
-            merge([Part(s.folder, s.start) for s in members], out, rows)
+            merge([ListFolder(s.folder, s.start) for s in members], out, rows)
             _require_same(members)
             seal(out, segment["versions"])
     write_json(folder / "segments.json", segments)

@@ -47,7 +47,7 @@ from .files import NpyWriter, open_npy
 from .given_up import GivenUp
 from .groups import flatten, unite
 from .metadata import Metadata
-from .pair_files import Copies, Paired, Pairs, limit, mark, paired, row_dtype
+from .pair_files import Copies, PairBlock, Paired, limit, mark, paired, row_dtype
 
 BLOCK_ROWS = 1 << 20
 
@@ -137,7 +137,7 @@ def keep(
         spill = Path(name)
         some = paired(pair_files, rows, spill / "pairs", max_distance, copies)
         decision = decide(some, rule, spill, metadata=metadata)
-        found: list[Pairs] = []
+        found: list[PairBlock] = []
         if given_up is not None:
             found = given_up.settle(some, decision, open_npy(out / "labels.npy"))
         nearest, distance = _nearest(some, decision, found)
@@ -272,7 +272,9 @@ def _by_later_visit(
     yield from sorter.blocks()
 
 
-def _nearest(some: Paired, decision: Decision, found: list[Pairs]) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(
+    some: Paired, decision: Decision, found: list[PairBlock]
+) -> tuple[np.ndarray, np.ndarray]:
     """Place of the nearest kept row of each dropped class, and its distance, by rank."""
     nearest = np.zeros_like(decision.survivor)
     best = np.full(len(nearest), np.inf, np.float32)

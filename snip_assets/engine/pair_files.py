@@ -30,8 +30,8 @@ Copies = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
 
 
-class Pairs(NamedTuple):
-    """A block of pairs.
+class PairBlock(NamedTuple):
+    """A block of stored pairs, as kernels take them: signed (`verify.Pairs` are those of the join).
 
     Attributes
     ----------
@@ -52,11 +52,15 @@ def limit(max_distance: float | None) -> np.float32:
 
 
 def row_dtype(rows: int) -> type[np.unsignedinteger]:
-    """Type that holds a row id of `rows` rows and one value more: uint32 below 2^32 rows."""
+    """Type for arrays of row ids in memory: holds those of `rows` rows and one value more.
+
+    uint32 below 2^32 rows, else uint64. (Files of the index need no value more, see
+    `index.stored_row_dtype`.)
+    """
     return np.uint32 if rows < 2**32 else np.uint64
 
 
-def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[Pairs]:
+def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[PairBlock]:
     """Yield all pairs in blocks; the next block is read while the last one is worked on.
 
     Memory: three blocks of `BLOCK_PAIRS` pairs, and one row group of a file.
@@ -125,7 +129,7 @@ class Paired:
     ids: np.ndarray
     rows: int
 
-    def blocks(self, label: str) -> Iterator[tuple[Pairs, np.ndarray]]:
+    def blocks(self, label: str) -> Iterator[tuple[PairBlock, np.ndarray]]:
         """Yield all pairs in blocks, and which of each are exact copies: bool[n].
 
         Parameters
@@ -142,7 +146,7 @@ class Paired:
                     np.fromfile(file, kind, BLOCK_PAIRS)
                     for file, kind in zip(files, kinds.values(), strict=True)
                 )
-                yield Pairs(row.astype(np.int64), earlier.astype(np.int64), distance), copy
+                yield PairBlock(row.astype(np.int64), earlier.astype(np.int64), distance), copy
                 task.advance(len(copy))
 
 
@@ -210,7 +214,7 @@ def _number(marked, ids, place):
             count += 1
 
 
-def _read(path: Path, rows: int) -> Iterator[Pairs]:
+def _read(path: Path, rows: int) -> Iterator[PairBlock]:
     try:
         with pq.ParquetFile(path) as file:
             _check_schema(path, file.schema_arrow)
@@ -240,13 +244,13 @@ def _check_schema(path: Path, schema: pa.Schema) -> None:
             )
 
 
-def _block(path: Path, batch: pa.RecordBatch) -> Pairs:
+def _block(path: Path, batch: pa.RecordBatch) -> PairBlock:
     if any(batch.column(name).null_count for name in SCHEMA.names):
         raise BadInputError(f"{path}: holds nulls; make the pairs again.")
     row, earlier_row, distance = (
         batch.column(name).to_numpy(zero_copy_only=False) for name in SCHEMA.names
     )
-    return Pairs(row.view(np.int64), earlier_row.view(np.int64), distance)
+    return PairBlock(row.view(np.int64), earlier_row.view(np.int64), distance)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -102,7 +102,16 @@ class Held:
 
 @dataclass
 class Pairs:
-    """Pairs of rows: `row` and `earlier_row` uint64, `distance` float32."""
+    """Pairs of rows as the join finds them, candidates too.
+
+    Attributes
+    ----------
+    row, earlier_row
+        uint64[n], row ids.
+    distance
+        float32[n], squared; of candidates the excess (see `join`), which is the distance of the
+        codes where queries are decoded codes too.
+    """
 
     row: np.ndarray
     earlier_row: np.ndarray
@@ -184,7 +193,7 @@ class Verifier:
         return self if self.snip is None else replace(self, snip=Held(rows, x, self.snip))
 
     def __call__(self, candidates: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Which candidates (whose distance is that of the codes) are pairs.
+        """Which candidates are pairs.
 
         Returns
         -------

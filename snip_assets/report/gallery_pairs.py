@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from snip_assets.engine import audit, shards
-from snip_assets.engine.pair_files import Pairs as Block
-from snip_assets.engine.pair_files import stream
+from snip_assets.engine.pair_files import PairBlock, stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.sample import splitmix64
 from snip_assets.engine.shards import Features
@@ -59,9 +58,9 @@ class _Drawn:
     def __init__(self, count: int) -> None:
         self.count, self._ticket = count, np.empty(0, np.uint64)
         rows = np.empty(0, np.int64)
-        self.pairs = Block(rows, rows, np.empty(0, np.float32))
+        self.pairs = PairBlock(rows, rows, np.empty(0, np.float32))
 
-    def add(self, ticket: np.ndarray, pairs: Block) -> None:
+    def add(self, ticket: np.ndarray, pairs: PairBlock) -> None:
         """Add some."""
         full = len(self._ticket) >= self.count > 0
         low = np.flatnonzero(ticket < self._ticket[-1]) if full else slice(None)
@@ -69,7 +68,7 @@ class _Drawn:
         first = np.argsort(ticket, kind="stable")[: self.count]
         self._ticket = ticket[first]
         both = zip(self.pairs, pairs, strict=True)
-        self.pairs = Block(*(np.append(own, new[low])[first] for own, new in both))
+        self.pairs = PairBlock(*(np.append(own, new[low])[first] for own, new in both))
 
 
 def random_and_inside(
@@ -88,7 +87,7 @@ def random_and_inside(
         every.add(ticket, block)
         for reach, drawn in near.items():
             some = np.flatnonzero(block.distance >= most * (1 - reach))
-            drawn.add(ticket[some], Block(*(a[some] for a in block)))
+            drawn.add(ticket[some], PairBlock(*(a[some] for a in block)))
     rows, earlier, _ = every.pairs
     far = distances(shards.raw_features(run.registry), rows, earlier)
     shown = [_pair(*one, "random") for one in zip(rows, earlier, far, strict=True)]

@@ -33,7 +33,7 @@ def test_lists_beyond_four_billion_bytes(tmp_path: Path) -> None:
     rows[-3:], codes[-3:] = last, [[1] * 8, [2] * 8, [3] * 8]
     rows.flush(), codes.flush()
     assert (folder / "codes.npy").stat().st_blocks < 1 << 16
-    merged = index.SnipIndex(NoTraining(), [index.Part(folder, 0)])  # type: ignore[arg-type]
+    merged = index.SnipIndex(NoTraining(), [index.ListFolder(folder, 0)])  # type: ignore[arg-type]
     ids, found = merged.read_list(2)
     assert ids.dtype == np.uint64 and ids.tolist() == last.tolist()
     assert found[:, 0].tolist() == [1, 2, 3]
@@ -63,7 +63,7 @@ def test_thousands_of_parts_with_wide_ids(tmp_path: Path) -> None:
         np.save(folder / "list_offsets.npy", np.searchsorted(home[number], np.arange(lists + 1)))
         np.save(folder / "codes.npy", codes[number])
         np.save(folder / "rows.npy", np.arange(n, dtype=np.uint32))
-        made.append(index.Part(folder, first + number * n))
+        made.append(index.ListFolder(folder, first + number * n))
     order = np.argsort(home.ravel(), kind="stable")
     # Two slices of lists.
     out = tmp_path / "merged"

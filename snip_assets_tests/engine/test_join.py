@@ -65,10 +65,10 @@ class World:
             encoder = encode.Encoder(self.trained, self.axes, RADIUS, PROBES)
             encode.encode_shard(encoder, path, out)
             self.paths.append(path)
-            self.parts.append(index.Part(out, start + int(low)))
+            self.parts.append(index.ListFolder(out, start + int(low)))
             self.shards.append(query_rows.QueryShard(start + int(low), out))
 
-    def join(self, parts: list[index.Part] | None = None) -> pairs.Join:
+    def join(self, parts: list[index.ListFolder] | None = None) -> pairs.Join:
         snip = Shifted(self.paths, self.offsets, self.start)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
@@ -164,7 +164,7 @@ def test_row_ids_beyond_32_bits(tmp_path: Path) -> None:
     world = World(tmp_path, "PQ8", start)
     index.merge(world.parts, tmp_path / "segment", start + sum(SIZES))
     assert np.load(tmp_path / "segment" / "rows.npy").dtype == np.uint64
-    merged = [index.Part(tmp_path / "segment", 0)]
+    merged = [index.ListFolder(tmp_path / "segment", 0)]
     found, _ = pairs.find_pairs(world.join(parts=merged), world.shards)
     must, may = world.expected()
     assert must <= as_set(found) <= may
@@ -177,7 +177,7 @@ def test_blocks_threads_grouping_passes_and_segments_change_nothing(
     world = World(tmp_path, "PQ8")
     reference, _ = pairs.find_pairs(world.join(), world.shards, workers=1)
     index.merge(world.parts[:2], tmp_path / "one", 2000)
-    parts = [*world.parts[2:], index.Part(tmp_path / "one", 0)]
+    parts = [*world.parts[2:], index.ListFolder(tmp_path / "one", 0)]
     for group, room, workers, together, most in (
         (AT_ONCE, 33, 2, 1, 40),
         (64 * AT_ONCE, 5000, 3, 250, 1000),
@@ -275,7 +275,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
         np.save(tmp_path / f"{number}.npy", x[low:high])
         out = tmp_path / f"index-{number}"
         encode.encode_shard(encoder, tmp_path / f"{number}.npy", out)
-        parts.append(index.Part(out, low))
+        parts.append(index.ListFolder(out, low))
         shards.append(query_rows.QueryShard(low, out))
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(

@@ -171,7 +171,7 @@ def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):
         np.save(folder / "list_offsets.npy", ends)
         np.save(folder / "codes.npy", codes[order])
         np.save(folder / "rows.npy", order.astype(np.uint32))
-        parts.append(index.Part(folder, start))
+        parts.append(index.ListFolder(folder, start))
     index.merge(parts, layout.snip_index / "one", 2000)
     write_json(layout.snip_index / "segments.json", [{"name": "one"}])
     own = OwnIndex(layout)
