@@ -16,6 +16,7 @@ from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
 from .codec import CODECS
+from .coded_rows import CodedRows
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
@@ -255,7 +256,7 @@ class Run:
             # Equal codes alone where it is 0.
             limit, power = max(calibration.code_max_distance, 1e-6), calibration.code_power
             scale = CodeScale(self._code_errors(power), power, settings.max_distance / limit)
-            codes = Decoded(self, index.trained, scale)
+            codes = CodedRows(self.layout, self.registry, index.trained, scale)
             slack = scale.widest(settings.max_distance)
             # A distance in a subspace never exceeds the whole one, but for rounding to steps.
             short = 1.05 * slack
@@ -279,50 +280,3 @@ class Run:
     def query_shard(self, shard: Shard) -> QueryShard:
         """A shard as the join reads it."""
         return QueryShard(shard.start, self.layout.index_shards(shard.key))
-
-
-class Decoded:
-    """Rows as the index alone knows them: centroid plus decoded residual."""
-
-    def __init__(self, run: Run, trained: TrainedIndex, scale: CodeScale) -> None:
-        self.run, self.trained, self.scale = run, trained, scale
-        self.offsets = run.registry.offsets
-        self._places: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """float32[n, dim] by row id."""
-        home, codes = self._codes(rows)
-        return self.trained.centroids[home] + self.trained.codec.decode(codes)
-
-    def estimates(self, left: np.ndarray, right: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-        """float32[n] from the squared distances of decoded codes, see `CodeScale`."""
-        return self.scale.estimates(decoded, self._codes(left)[1], self._codes(right)[1])
-
-    def _codes(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64[n] lists and uint8[n, code size] codes."""
-        rows = np.asarray(rows).astype(np.int64)
-        home = np.empty(len(rows), np.int64)
-        codes = np.empty((len(rows), self.trained.codec.size), np.uint8)
-        ordinal = np.searchsorted(self.offsets, rows, "right") - 1
-        for number in np.unique(ordinal):
-            here = ordinal == number
-            place, offsets, stored = self._shard(int(number))
-            at = place[rows[here] - self.offsets[number]]
-            home[here] = np.searchsorted(offsets, at, "right") - 1
-            codes[here] = stored[at]
-        return home, codes
-
-    def _shard(self, ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of a shard: place in the file by row, where each list starts, codes by place.
-
-        Memory: 4 bytes a row for each shard that was asked for.
-        """
-        folder = self.run.layout.index_shards(self.run.registry.shards[ordinal].key)
-        if ordinal not in self._places:
-            rows = np.asarray(open_npy(folder / "rows.npy"))
-            offsets = open_npy(folder / "list_offsets.npy")
-            place = np.empty(len(rows), np.min_scalar_type(len(rows)))
-            place[rows] = np.arange(len(rows), dtype=place.dtype)
-            codes = open_npy(folder / "codes.npy")
-            self._places[ordinal] = place, np.asarray(offsets), codes
-        return self._places[ordinal]
