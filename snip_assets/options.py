@@ -22,7 +22,7 @@ from .engine.errors import BadInputError, SnipError
 from .engine.files import digest_of, read_manifest, write_json
 from .engine.layout import Layout
 from .engine.locks import lock
-from .engine.remote_files import place
+from .engine.remote_files import as_path
 from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
 
@@ -191,7 +191,7 @@ def default_source(environment: Mapping[str, str] = os.environ) -> Source:
         One of them is set without the other.
     """
     named = [environment.get(name) for name in ("SNIP_FEATURES", "SNIP_METADATA")]
-    features, metadata = (place(name) if name else None for name in named)
+    features, metadata = (as_path(name) if name else None for name in named)
     return _both(features, metadata) or SAMPLE
 
 
@@ -241,7 +241,7 @@ Out = Annotated[
 Features = Annotated[
     Path | None,
     typer.Option(
-        parser=place,
+        parser=as_path,
         metavar="PATH|URL",
         help="Folder or url of img_emb_{key}.npy: rows x dimension, float16, float32 or float64. "
         "Not given: the data set that --out holds already, else the sample.",
@@ -252,7 +252,7 @@ Features = Annotated[
 Metadata = Annotated[
     Path | None,
     typer.Option(
-        parser=place,
+        parser=as_path,
         metavar="PATH|URL",
         help="Folder or url of metadata_{key}.parquet: row i belongs to row i of the features. Not "
         "given: as for --features.",

@@ -15,7 +15,7 @@ from pydantic import Field, create_model
 
 from .engine import choices, stations
 from .engine.layout import Layout
-from .engine.remote_files import place
+from .engine.remote_files import as_path
 from .engine.settings import Settings
 from .engine.shards import Source
 from .options import default_out, default_source, known_settings, settings_options, variable
@@ -79,7 +79,7 @@ class DataSet(_SettingsFields):
     @property
     def source(self) -> Source:
         """Where the shards lie."""
-        return Source(place(self.features), place(self.metadata))
+        return Source(as_path(self.features), as_path(self.metadata))
 
     @property
     def layout(self) -> Layout:

@@ -16,7 +16,7 @@ from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
 from .engine.files import digest_of, read_manifest
-from .engine.remote_files import state as remote_state
+from .engine.remote_files import remote_state
 from .engine.shards import load
 from .partitions import announce
 from .report import site

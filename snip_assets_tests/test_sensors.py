@@ -17,7 +17,7 @@ from snip_assets import automation, dead_runs, sensors, verification
 from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
-from snip_assets.engine.remote_files import place
+from snip_assets.engine.remote_files import as_path
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
 from snip_assets.options import default_source
@@ -219,7 +219,7 @@ def test_a_source_that_cannot_be_read_changes_nothing(data: DataSet) -> None:
 
 
 def test_a_url_is_watched_as_a_folder_is(tmp_path: Path) -> None:
-    source = Source(place("memory://watched/img_emb"), place("memory://watched/metadata"))
+    source = Source(as_path("memory://watched/img_emb"), as_path("memory://watched/metadata"))
     sample = default_source({})
     data = DataSet.of(source, tmp_path / "out", Settings())
 

@@ -91,7 +91,7 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
         The bitmap does not fit the files; nothing is written.
     """
     require_apart(_files(metadata), out)
-    marks, parts, missing = place(metadata, bitmap, offsets)
+    marks, parts, missing = _parts(metadata, bitmap, offsets)
     done = Applied(missing=missing)
     for part in track(parts, "apply bitmap", len(parts), "files"):
         drop = marks.slice(part.start, part.start + part.rows)
@@ -109,7 +109,7 @@ def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str
     return seal(target, inputs, rows=part.rows, kept=kept, start=part.start)
 
 
-def place(
+def _parts(
     metadata: Path, bitmap: Path, offsets: Path | None
 ) -> tuple[Bitmap, list[Part], list[str]]:
     """Which row ids each file holds, proven against the length of the bitmap.

@@ -19,8 +19,7 @@ from . import shards
 from .errors import BadInputError, SnipError
 from .files import read_manifest
 from .layout import Layout
-from .remote_files import is_remote
-from .remote_files import listing as remote_listing
+from .remote_files import is_remote, remote_states
 from .shards import Registry, Shard, Source
 
 State = tuple[int, int, int, int]
@@ -180,7 +179,7 @@ def _remote_files(
         mine = name.startswith(prefix) and name.endswith(suffix)
         return not mine or name[len(prefix) : -len(suffix)] in known
 
-    for name, state in remote_listing(folder, passed_over):
+    for name, state in remote_states(folder, passed_over):
         size, _, stamp = (state or "").partition("-")
         yield name, (int(size), int(stamp)) if state else UNSEEN
 

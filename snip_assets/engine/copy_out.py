@@ -13,7 +13,7 @@ from .errors import BadInputError, StaleOutputError, without_secrets
 from .files import Manifest, manifest_path, require, with_digest, write_json
 from .layout import Layout
 from .remote import DownloadError
-from .remote_files import BLOCK, exists, place
+from .remote_files import BLOCK, as_path, exists
 from .shards import load
 
 
@@ -42,7 +42,7 @@ def copy_out(layout: Layout, to: str) -> Count:
     BadInputError
         The place is below the output folder itself, or no such kind of url is known.
     """
-    root: Any = place(to)
+    root: Any = as_path(to)
     if isinstance(root, Path) and root.resolve() == layout.root.resolve():
         raise BadInputError(f"{to}: this is the output folder itself; give another place.")
     outputs = _outputs(layout)

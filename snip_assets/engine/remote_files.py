@@ -1,8 +1,8 @@
 """Source files in object stores: urls as paths, headers by range, a cache for what is mapped.
 
-A url is a `UPath` wherever a local file is a `Path`; `place` makes either of a text. Parquet files
-are read in place, by ranges. Features are memory-mapped, so each file is fetched whole, once, into
-a folder of bounded size, from which those not used for longest go when room is needed.
+A url is a `UPath` wherever a local file is a `Path`; `as_path` makes either of a text. Parquet
+files are read in place, by ranges. Features are memory-mapped, so each file is fetched whole, once,
+into a folder of bounded size, from which those not used for longest go when room is needed.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def use(cache: Cache) -> None:
     _cache = cache
 
 
-def place(text: str | Path) -> Path:
-    """A path, or for a url (`s3://`, `gs://`, `hf://`, `https://`) what behaves as one.
+def as_path(text: str | Path) -> Path:
+    """A path of a text: for a url (`s3://`, `gs://`, `hf://`, `https://`) what behaves as one.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def _stamp(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def state(path: Path) -> str:
+def remote_state(path: Path) -> str:
     """Changes when the remote file does; read without its contents."""
     return _state(_info(path))
 
@@ -164,12 +164,12 @@ def _listed(folder: Any) -> dict[str, dict[str, Any]]:
     return {info["name"].rstrip("/").rsplit("/", 1)[-1]: info for info in files_only}
 
 
-def names(folder: Any) -> list[str]:
+def remote_names(folder: Any) -> list[str]:
     """Names of the files in a remote folder, listed anew."""
     return list(_listed(folder))
 
 
-def listing(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, str | None]]:
+def remote_states(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, str | None]]:
     """Name and state of each file in a remote folder, listed anew.
 
     A web server lists names alone. There each file is asked for by itself, except those that are
@@ -180,7 +180,7 @@ def listing(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, str | 
         if info.get("size") is not None:
             found.append((name, _state(info)))
         else:
-            found.append((name, None if known(name) else state(folder / name)))
+            found.append((name, None if known(name) else remote_state(folder / name)))
     return found
 
 

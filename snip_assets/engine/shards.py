@@ -20,8 +20,7 @@ from .files import digest_of, open_npy, with_digest, write_json, write_npy
 from .layout import Layout
 from .locks import lock
 from .parquet_source import parquet_rows
-from .remote_files import absolute, is_remote, npy_header, place
-from .remote_files import names as remote_names
+from .remote_files import absolute, as_path, is_remote, npy_header, remote_names
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"
@@ -233,7 +232,7 @@ def _load(layout: Layout, state: tuple[int, int, int]) -> Registry:
     # Row ids of everything hang on it. (Those of older versions hold no digest.)
     if not isinstance(value, dict) or value.pop("digest", None) not in (None, digest_of(value)):
         raise _damaged(layout.registry)
-    source = Source(place(value["source"]["features"]), place(value["source"]["metadata"]))
+    source = Source(as_path(value["source"]["features"]), as_path(value["source"]["metadata"]))
     shards, start = [], 0
     for ordinal, entry in enumerate(value["shards"]):
         key = entry["key"]

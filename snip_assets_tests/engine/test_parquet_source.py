@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFile
 
 from snip_assets.engine.parquet_source import parquet_file, parquet_rows
 from snip_assets.engine.remote import DownloadError
-from snip_assets.engine.remote_files import place
+from snip_assets.engine.remote_files import as_path
 
 
 @pytest.mark.parametrize("error", [RuntimeError("wrong checksum"), TimeoutError("no answer")])
@@ -20,7 +20,7 @@ def test_a_store_that_fails_is_no_damaged_file(
 ) -> None:
     whole = io.BytesIO()
     pq.write_table(pa.table({"url": [str(n) for n in range(1000)]}), whole)
-    path = place("memory://failing/metadata_0000.parquet")
+    path = as_path("memory://failing/metadata_0000.parquet")
     path.write_bytes(whole.getvalue())
     opened = parquet_file(path)
 

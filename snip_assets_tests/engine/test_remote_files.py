@@ -28,7 +28,7 @@ from snip_assets.engine.arrivals import Look, Memory, look, look_and_admit
 from snip_assets.engine.copy_out import copy_out
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
-from snip_assets.engine.remote_files import Cache, CacheFullError, place
+from snip_assets.engine.remote_files import Cache, CacheFullError, as_path
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, discover, load, register
@@ -45,7 +45,7 @@ SIZE = (SAMPLE_FEATURES / "img_emb_0000.npy").stat().st_size
 
 
 def _upload(root: str) -> Source:
-    source = Source(place(f"{root}/img_emb"), place(f"{root}/metadata"))
+    source = Source(as_path(f"{root}/img_emb"), as_path(f"{root}/metadata"))
     for folder, target in ((SAMPLE_FEATURES, source.features), (SAMPLE_METADATA, source.metadata)):
         for path in folder.iterdir():
             (target / path.name).write_bytes(path.read_bytes())
@@ -198,7 +198,7 @@ def test_a_bucket_gives_the_same_bytes(bucket: str, local: dict[str, str], tmp_p
 
 def test_shards_arrive_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     folder = f"{bucket}/arriving"
-    source = Source(place(f"{folder}/img_emb"), place(f"{folder}/metadata"))
+    source = Source(as_path(f"{folder}/img_emb"), as_path(f"{folder}/metadata"))
     layout = Layout(tmp_path / "out")
 
     def upload(key: str) -> None:
@@ -265,7 +265,7 @@ def test_shards_arrive_on_a_web_server_and_known_ones_are_not_asked_for_again(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         root = f"http://127.0.0.1:{server.server_port}"
-        source = Source(place(f"{root}/img_emb/"), place(f"{root}/metadata/"))
+        source = Source(as_path(f"{root}/img_emb/"), as_path(f"{root}/metadata/"))
         shutil.copytree(SAMPLE_FEATURES, served / "img_emb")
         shutil.copytree(SAMPLE_METADATA, served / "metadata")
         layout = Layout(tmp_path / "out")
@@ -287,16 +287,16 @@ def test_shards_arrive_on_a_web_server_and_known_ones_are_not_asked_for_again(
 
 
 def test_a_changed_object_is_noticed(bucket: str, tmp_path: Path) -> None:
-    path: Any = place(f"{bucket}/changing/img_emb_0000.npy")
+    path: Any = as_path(f"{bucket}/changing/img_emb_0000.npy")
     rows = np.load(SAMPLE_FEATURES / path.name)
     states = []
     for own in (rows, rows[::-1]):
         np.save(tmp_path / path.name, own)
         path.write_bytes((tmp_path / path.name).read_bytes())
-        states.append(remote_files.state(path))
-        assert states[-1] == remote_files.state(path)
+        states.append(remote_files.remote_state(path))
+        assert states[-1] == remote_files.remote_state(path)
         # A look compares what a listing says with what was noted of the file alone.
-        assert [(path.name, states[-1])] == remote_files.listing(path.parent, lambda _: False)
+        assert [(path.name, states[-1])] == remote_files.remote_states(path.parent, lambda _: False)
     assert states[0] != states[1]
 
 
@@ -335,9 +335,9 @@ def test_errors_name_the_url(memory: Source, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"metadata_0001.parquet: damaged"):
         register(Layout(tmp_path / "out"), memory)
     with pytest.raises(BadInputError, match="no such file"):
-        discover(Source(memory.features, place("memory://data/nowhere")))
+        discover(Source(memory.features, as_path("memory://data/nowhere")))
     with pytest.raises(BadInputError, match="this kind of url"):
-        place("nonsense://bucket")
+        as_path("nonsense://bucket")
 
 
 def test_only_copies_leave_the_cache_and_none_for_what_cannot_fit(

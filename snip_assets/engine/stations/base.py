@@ -12,8 +12,7 @@ from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError, made_again
 from snip_assets.engine.files import Manifest, current, read_manifest, seal
 from snip_assets.engine.locks import lock
-from snip_assets.engine.remote_files import is_remote
-from snip_assets.engine.remote_files import state as remote_state
+from snip_assets.engine.remote_files import is_remote, remote_state
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 

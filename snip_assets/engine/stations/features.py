@@ -24,7 +24,7 @@ from snip_assets.engine.locks import lock
 from snip_assets.engine.metadata import require_text_columns
 from snip_assets.engine.model import load_model
 from snip_assets.engine.parquet_source import parquet_file
-from snip_assets.engine.remote_files import is_remote, listing
+from snip_assets.engine.remote_files import is_remote, remote_states
 from snip_assets.engine.run import MODEL_SETTINGS, Run
 from snip_assets.engine.sample import text_features
 from snip_assets.engine.shards import Shard
@@ -147,7 +147,7 @@ def source_states(run: Run, keys: list[str]) -> dict[str, str | None]:
     """Key -> state of its features; of a url by one listing, None where that tells nothing."""
     wanted, folder = run.registry.only(keys), run.registry.source.features
     if is_remote(folder):
-        listed = dict(listing(folder, lambda _: True))
+        listed = dict(remote_states(folder, lambda _: True))
         return {shard.key: listed.get(shard.features.name) for shard in wanted}
     found: dict[str, str | None] = {}
     for shard in wanted:
