@@ -12,7 +12,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from . import assets, automation, checks, kubernetes, sensors, sqlite_engines  # noqa: E402
-from .report import labels_check  # noqa: E402
+from .report import marks_check  # noqa: E402
 from .resources import Audit, DataSet, Watch  # noqa: E402
 
 sqlite_engines.keep()
@@ -29,7 +29,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
     """
     return dg.Definitions(
         assets=dg.with_source_code_references(dg.load_assets_from_package_module(assets)),
-        asset_checks=[*checks.ALL, checks.checksums, labels_check.reviewed_pairs],
+        asset_checks=[*checks.ALL, checks.checksums, marks_check.reviewed_pairs],
         jobs=automation.JOBS,
         sensors=sensors.SENSORS,
         schedules=automation.SCHEDULES,

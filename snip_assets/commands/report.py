@@ -60,8 +60,7 @@ def review(
     """
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.recut import thresholds
-    from snip_assets.report import labels as marks
-    from snip_assets.report import terminal
+    from snip_assets.report import marks, terminal
 
     keep_copies(out)
     layout = Layout(out)

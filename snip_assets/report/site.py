@@ -31,7 +31,7 @@ from snip_assets.engine.progress import track
 from snip_assets.engine.run import Run
 from snip_assets.engine.verify_bitmap import spreadsheet_cell
 
-from . import gallery, gallery_groups, gallery_pairs, labels, site_curves, site_data, site_pages
+from . import gallery, gallery_groups, gallery_pairs, marks, site_curves, site_data, site_pages
 from .gallery_groups import Group
 from .gallery_pairs import Pair
 from .summary import summary
@@ -52,7 +52,7 @@ def _inputs(run: Run) -> dict[str, str]:
         # Captions and urls of rows that went are in no other output.
         "metadata": digest_of([m.inputs for m in site_data.manifests(run, "metadata")]),
         "settings": digest_of(run.settings.__dict__ | {"workers": 0}),
-        "reviewed": labels.version(run.layout),
+        "reviewed": marks.version(run.layout),
         "pages": digest_of([site_pages.templates_version(), site_data.versions()]),
     }
 
@@ -95,7 +95,7 @@ class _Site:
         root = gallery.root_of(run.registry)
         shown = run.settings.pictures
         self.pictures = gallery.Pictures(root, run.layout.dedup_report, folder / "images", shown)
-        self.marks = labels.current(run.layout)
+        self.marks = marks.current(run.layout)
         self.curves, self.quality, groups, pairs, outside = self._found()
         self.copied, self.doubtful = groups
         found = {"random": pairs[0], "inside": pairs[1], "outside": outside}
@@ -144,7 +144,7 @@ class _Site:
     def _summary(self) -> dict[str, Any]:
         values = summary(self.run.layout)
         quality = self.quality
-        reviewed = labels.shares(self.marks, self.run.settings.max_distance)
+        reviewed = marks.shares(self.marks, self.run.settings.max_distance)
         self._page(
             "index.html",
             "index.html",

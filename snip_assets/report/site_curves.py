@@ -10,7 +10,7 @@ from snip_assets.engine.audit import Interval
 from snip_assets.engine.files import Manifest, digest_of, read_manifest
 from snip_assets.engine.run import Run
 
-from . import labels, site_charts, site_data
+from . import marks, site_charts, site_data
 from .site_charts import Chart
 from .site_pages import number, percent, size
 
@@ -116,7 +116,7 @@ def _digest(made: list[Manifest]) -> str:
     return made[0].version if len(made) == 1 else digest_of([m.version for m in made])
 
 
-def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:
+def curves_values(run: Run, marked: pa.Table) -> dict[str, Any]:
     """Of the page `curves.html`."""
     cuts, share = site_data.thresholds(run)
     threshold = _threshold(cuts, share)
@@ -125,7 +125,7 @@ def curves_values(run: Run, marks: pa.Table) -> dict[str, Any]:
         cut["share"] = cut["dropped"] / (run.registry.rows or 1)
     keys, counts = site_data.shard_matrix(run)
     hosts, looked_at = site_data.domains(run)
-    charts = [_sizes(run), _distances(run), *_training(run), *_calibration(run), _reviewed(marks)]
+    charts = [_sizes(run), _distances(run), *_training(run), *_calibration(run), _reviewed(marked)]
     return {
         "rows": run.registry.rows,
         "cuts": cuts,
@@ -229,8 +229,8 @@ def _calibration(run: Run) -> list[Chart | None]:
     return charts
 
 
-def _reviewed(marks: pa.Table) -> Chart | None:
-    points = labels.by_distance(marks)
+def _reviewed(marked: pa.Table) -> Chart | None:
+    points = marks.by_distance(marked)
     if not points:
         return None
     return site_charts.shares(
@@ -238,5 +238,5 @@ def _reviewed(marks: pa.Table) -> Chart | None:
         "What people marked right, by distance",
         ("raw distance", "share right"),
         points,
-        f"{len(marks):,} marked pairs; the bars are 95% intervals.",
+        f"{len(marked):,} marked pairs; the bars are 95% intervals.",
     )

@@ -12,7 +12,7 @@ import pytest
 
 from snip_assets import cli
 from snip_assets.engine.files import open_npy
-from snip_assets.report import labels
+from snip_assets.report import marks
 from snip_assets_tests.report.conftest import ROWS, SCRIPT, Finished, finished
 
 __all__ = ["finished"]
@@ -98,7 +98,7 @@ def test_review_counts(finished: Finished, tmp_path: Path, snip: Snip) -> None:
         path.write_text("row,earlier_row,set,mark\n5,5,random,wrong\n")
         assert snip("review", "--labels", path, "--out", finished.layout.root)[0] == 2
     finally:
-        labels.place(finished.layout).unlink(missing_ok=True)
+        marks.path_of(finished.layout).unlink(missing_ok=True)
 
 
 def test_search_as_a_page(finished: Finished, tmp_path: Path, snip: Snip) -> None:

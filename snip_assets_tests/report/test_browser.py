@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from snip_assets.engine.audit import wilson
-from snip_assets.report import labels, site
+from snip_assets.report import marks, site
 
 from .conftest import Finished
 
@@ -131,15 +131,15 @@ def test_exported_marks_are_what_review_takes(
     path = tmp_path / "marks.csv"
     download.value.save_as(path)
     with open(path, newline="") as handle:
-        marks = list(csv.DictReader(handle))
-    assert sorted((m["set"], m["mark"]) for m in marks) == [
+        exported = list(csv.DictReader(handle))
+    assert sorted((m["set"], m["mark"]) for m in exported) == [
         ("inside", "right"),
         ("outside", "none"),
         ("outside", "wrong"),
         ("random", "wrong"),
     ]
     try:
-        assert labels.take_in(finished.layout, path)["new"] == 3
+        assert marks.take_in(finished.layout, path)["new"] == 3
         site.dedup_report(finished.run)
         _open(page, folder, "index")
         assert "reviewed" in page.locator("main").inner_text()
@@ -149,7 +149,7 @@ def test_exported_marks_are_what_review_takes(
         assert other.locator("[data-set=inside] button[aria-pressed=true]").count() == 1
         context.close()
     finally:
-        labels.place(finished.layout).unlink()
+        marks.path_of(finished.layout).unlink()
         site.dedup_report(finished.run)
 
 

@@ -44,14 +44,14 @@ SCHEMA = pa.schema(
 Mark = tuple[str, bool | None]
 
 
-def place(layout: Layout) -> Path:
+def path_of(layout: Layout) -> Path:
     """Where the marks lie."""
     return layout.root / "reviewed_pairs.parquet"
 
 
 def load(layout: Layout) -> pa.Table:
     """All marks taken in so far; none when there are none."""
-    path = place(layout)
+    path = path_of(layout)
     if not path.exists():
         return SCHEMA.empty_table()
     try:
@@ -118,9 +118,9 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     far = distances(shards.raw_features(registry), ends[:, 0], ends[:, 1])
     columns = [ends[:, 0], ends[:, 1], far, *zip(*(marks[p] for p in ordered), strict=True)]
     if ordered:
-        write_parquet(place(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
+        write_parquet(path_of(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
     else:
-        place(layout).unlink(missing_ok=True)
+        path_of(layout).unlink(missing_ok=True)
     stayed = former.keys() & marks.keys()
     return {
         "read": read,

@@ -12,7 +12,7 @@ import pytest
 from snip_assets.engine.audit import wilson
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
-from snip_assets.report import gallery_pairs, labels
+from snip_assets.report import gallery_pairs, marks
 
 from .conftest import Finished
 
@@ -39,17 +39,17 @@ def test_marks_add_up_and_the_last_one_counts(
 ) -> None:
     pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
     lines = [f"{p.row},{p.earlier_row},9,random,right" for p in pairs]
-    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    taken = marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
     assert taken == {"read": 4, "new": 4, "changed": 0, "withdrawn": 0, "total": 4}
     again = f"{pairs[0].row},{pairs[0].earlier_row},9,random,wrong\n5,3,,outside,wrong\n"
-    taken = labels.take_in(layout, _csv(tmp_path, HEAD + again))
+    taken = marks.take_in(layout, _csv(tmp_path, HEAD + again))
     assert taken == {"read": 2, "new": 1, "changed": 1, "withdrawn": 0, "total": 5}
-    table = labels.load(layout)
-    assert labels.shares(table, 0.1) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
+    table = marks.load(layout)
+    assert marks.shares(table, 0.1) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
     by_pair = {(m["row"], m["earlier_row"]): m for m in table.to_pylist()}
     for pair in pairs:  # distances are computed, not believed
         assert by_pair[pair.row, pair.earlier_row]["distance"] == pytest.approx(pair.distance)
-    assert sum(n for *_, n in labels.by_distance(table)) == 5
+    assert sum(n for *_, n in marks.by_distance(table)) == 5
 
 
 def test_marks_of_rows_that_were_replaced_do_not_count(
@@ -57,13 +57,13 @@ def test_marks_of_rows_that_were_replaced_do_not_count(
 ) -> None:
     pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
     lines = [f"{p.row},{p.earlier_row},,random,right" for p in pairs]
-    labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
-    table = labels.load(layout)
-    assert labels.current(layout).equals(table)
+    marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    table = marks.load(layout)
+    assert marks.current(layout).equals(table)
     far = pa.array(np.array([0.05, 0, 0, 0], np.float32) + table["distance"].to_numpy())
-    pq.write_table(table.set_column(2, table.schema.field("distance"), far), labels.place(layout))
-    assert labels.current(layout).equals(table[1:])
-    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "5,3,,outside,wrong\n"))
+    pq.write_table(table.set_column(2, table.schema.field("distance"), far), marks.path_of(layout))
+    assert marks.current(layout).equals(table[1:])
+    taken = marks.take_in(layout, _csv(tmp_path, HEAD + "5,3,,outside,wrong\n"))
     assert taken["total"] == 4
 
 
@@ -72,24 +72,24 @@ def test_marks_are_taken_back_and_stay_with_the_random_sample(
 ) -> None:
     pairs, _ = gallery_pairs.random_and_inside(finished.run, 3)
     lines = [f"{p.row},{p.earlier_row},,random,right" for p in pairs]
-    labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
     again = [f"{pairs[0].row},{pairs[0].earlier_row},,inside,wrong"]
     again += [f"{pairs[1].row},{pairs[1].earlier_row},,random,none", "5,3,,outside,none"]
-    taken = labels.take_in(layout, _csv(tmp_path, HEAD + "\n".join(again)))
+    taken = marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(again)))
     assert taken == {"read": 3, "new": 0, "changed": 1, "withdrawn": 1, "total": 2}
-    table = labels.load(layout)
-    assert labels.shares(table, 0.1) == {"random": wilson(1, 2)}
+    table = marks.load(layout)
+    assert marks.shares(table, 0.1) == {"random": wilson(1, 2)}
     # At a smaller threshold none of them is a pair.
     nearest = min(p.distance for p in pairs)
-    assert labels.shares(table, nearest / 2) == {}
+    assert marks.shares(table, nearest / 2) == {}
 
 
 def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
-    before = labels.version(layout)
-    labels.take_in(layout, _csv(tmp_path, HEAD))
-    assert labels.version(layout) == before and not labels.place(layout).exists()
-    labels.take_in(layout, _csv(tmp_path, HEAD + "5,3,,random,right\n"))
-    assert labels.version(layout) != before
+    before = marks.version(layout)
+    marks.take_in(layout, _csv(tmp_path, HEAD))
+    assert marks.version(layout) == before and not marks.path_of(layout).exists()
+    marks.take_in(layout, _csv(tmp_path, HEAD + "5,3,,random,right\n"))
+    assert marks.version(layout) != before
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
 )
 def test_nonsense_is_refused(layout: Layout, tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        labels.take_in(layout, _csv(tmp_path, text))
-    assert not labels.place(layout).exists()
+        marks.take_in(layout, _csv(tmp_path, text))
+    assert not marks.path_of(layout).exists()
 
 
 def test_a_file_that_is_no_csv(layout: Layout, tmp_path: Path) -> None:
     path = tmp_path / "marks.csv"
     path.write_bytes(b"\xff\xfe\x00\x01" * 50)
     with pytest.raises(BadInputError, match="CSV"):
-        labels.take_in(layout, path)
+        marks.take_in(layout, path)
     with pytest.raises(BadInputError, match="no such file"):
-        labels.take_in(layout, tmp_path / "none.csv")
+        marks.take_in(layout, tmp_path / "none.csv")

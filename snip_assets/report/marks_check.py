@@ -5,7 +5,7 @@ import dagster as dg
 from snip_assets.resources import DataSet
 from snip_assets.verification import judged
 
-from . import labels
+from . import marks
 from .metadata import of_interval
 
 # Below this share of right pairs, with its whole interval, the threshold is too large.
@@ -19,7 +19,7 @@ def reviewed_pairs(data: DataSet) -> dg.AssetCheckResult:
 
     A warning when the whole 95% interval of their share lies below 0.9.
     """
-    found = labels.shares(labels.current(data.layout), data.max_distance)
+    found = marks.shares(marks.current(data.layout), data.max_distance)
     metadata: dict[str, float | int] = {"marked": sum(i.trials for i in found.values())}
     for kind, interval in found.items():
         metadata |= {f"{kind}_{name}": value for name, value in of_interval(interval).items()}
