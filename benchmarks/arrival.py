@@ -49,7 +49,7 @@ def child(place: Path, out: Path, limit: int) -> None:
                 if (step.start_time or 0) >= started:
                     spans.setdefault(step.step_key, [step.start_time, step.end_time])
     if len(outcome.new) == limit:
-        forecast.keep(dataset.layout, dataset.settings, outcome.seconds)
+        forecast.record(dataset.layout, dataset.settings, outcome.seconds)
     left = {"seconds": outcome.seconds, "wall": wall, "spans": spans, "checks": outcome.checks}
     (out / f"times-{limit}.json").write_text(json.dumps(left, default=str))
 

@@ -102,7 +102,7 @@ def child(folder: Path, out: Path, settings: Settings) -> None:
         record = instance.get_run_records(limit=1)[0]
         stats = instance.get_run_step_stats(record.dagster_run.run_id)
     spans = {s.step_key: [s.start_time, s.end_time] for s in stats}
-    forecast.keep(dataset.layout, dataset.settings, outcome.seconds)
+    forecast.record(dataset.layout, dataset.settings, outcome.seconds)
     (out / "steps.json").write_text(
         json.dumps({"spans": spans, "checks": outcome.checks}, default=str)
     )

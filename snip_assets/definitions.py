@@ -15,7 +15,7 @@ from . import assets, automation, checks, kubernetes, sensors, sqlite_engines  #
 from .report import marks_check  # noqa: E402
 from .resources import Audit, DataSet, Watch  # noqa: E402
 
-sqlite_engines.keep()
+sqlite_engines.install()
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

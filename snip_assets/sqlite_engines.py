@@ -31,8 +31,8 @@ _PREFIX = "sqlite:///"
 _engines: dict[str, tuple[tuple[int, int], Engine]] = {}
 
 
-def keep() -> None:
-    """Let Dagster use kept engines in this process; where it makes them otherwise, do nothing."""
+def install() -> None:
+    """Have Dagster use `kept` in this process; where it makes engines otherwise, do nothing."""
     for name in _MODULES:
         module: Any = importlib.import_module(name)
         if getattr(module, "create_engine", None) is not None:

@@ -1,1 +1,1 @@
-"""Dagster assets, one module a stage: read, call the engine, write, report."""
+"""Dagster assets, one module a group: call stations of the engine, report their manifests."""

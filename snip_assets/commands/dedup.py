@@ -84,7 +84,7 @@ def dedup(
     values["peak_memory"] = _peaks(data)
     whole = len(outcome.new) == len(load(data.layout).shards)
     if whole and values["rows"] >= forecast.FEWEST_ROWS:
-        values["forecast"] = forecast.keep(data.layout, settings, outcome.seconds)
+        values["forecast"] = forecast.record(data.layout, settings, outcome.seconds)
     if json:
         terminal.as_json(values)
     else:

@@ -1,4 +1,4 @@
-"""How the plan held: predicted against measured seconds of each station, kept with the outputs."""
+"""How the plan held: predicted and measured seconds of each station, noted beside the outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEWEST_ROWS = 100_000
 FILE = "forecast.json"
 
 
-def keep(
+def record(
     layout: Layout,
     settings: Settings,
     seconds: dict[str, float],
@@ -72,19 +72,19 @@ def keep(
         "measured": measured,
         "error": predicted / max(measured, 1e-9) - 1,
     }
-    write_json(layout.root / FILE, [*kept(layout), found])
+    write_json(layout.root / FILE, [*recorded(layout), found])
     return found
 
 
 def _metadata_bytes(layout: Layout, registry: Registry) -> float:
-    """A row, as the station saw the files."""
+    """Bytes of a row of metadata, as the station saw the files; a usual number where it did not."""
     seen = [read_manifest(layout.metadata(key)) for key in registry.keys]
     if not registry.rows or None in seen:
         return plan.METADATA_BYTES
     return sum(m.facts["bytes"] for m in seen if m is not None) / registry.rows
 
 
-def kept(layout: Layout) -> list[dict[str, Any]]:
+def recorded(layout: Layout) -> list[dict[str, Any]]:
     """All comparisons of an output folder, oldest first."""
     with suppress(FileNotFoundError, ValueError):
         return json.loads((layout.root / FILE).read_text())

@@ -146,7 +146,7 @@ def test_rates_of_this_machine_and_how_a_plan_held(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "out")
     register(layout, Source(SAMPLE_FEATURES, SAMPLE_METADATA))
     for _ in range(2):
-        found = forecast.keep(layout, Settings(), {"snip_features": 2.0, "a_check": 1.0}, RATES)
+        found = forecast.record(layout, Settings(), {"snip_features": 2.0, "a_check": 1.0}, RATES)
     assert found["measured"] == pytest.approx(3.0)
     assert found["error"] == pytest.approx(found["predicted"] / 3 - 1)
-    assert len(forecast.kept(layout)) == 2
+    assert len(forecast.recorded(layout)) == 2

@@ -58,8 +58,8 @@ def make_index(
 ) -> None:
     """Train the index, encode all shards, merge them."""
     if context.invoked_subcommand is None:
-        stages = (("trained_index", None), ("index_shards", None), ("snip_index", None))
-        _run(settings, out, json, *stages)
+        names = ("trained_index", "index_shards", "snip_index")
+        _run(settings, out, json, *((name, None) for name in names))
 
 
 def export_index(
@@ -105,7 +105,8 @@ def publish(
         )
 
 
-def _run(settings: Settings, out: Path, json: bool, *stages: tuple[str, list[str] | None]) -> None:
+def _run(settings: Settings, out: Path, json: bool, *wanted: tuple[str, list[str] | None]) -> None:
+    """Run stations by name, each over some shards (None: all), and show their manifests."""
     from snip_assets.engine import stations
     from snip_assets.engine.layout import Layout
     from snip_assets.report import terminal
@@ -113,7 +114,7 @@ def _run(settings: Settings, out: Path, json: bool, *stages: tuple[str, list[str
     run = stations.Run(Layout(out), settings)
     rows: list[dict[str, Any]] = []
     with terminal.bars():
-        for name, keys in stages:
+        for name, keys in wanted:
             rows += _manifests(getattr(stations, name), name, run, keys)
     if json:
         terminal.as_json(rows)
