@@ -14,7 +14,6 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
 from . import tiles
 from .aligned import room
@@ -29,14 +28,12 @@ from .vectors import (
     WIDTH,
     arrays,
     constant,
+    intrinsic,
     load,
     plus_byte_products,
     splat,
     sums_of_byte_products,
 )
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
 
 # Largest coordinate, in steps: queries are shifted by it, and 2 * (2 TOP) * TOP < 2^15.
 TOP = 90

@@ -8,14 +8,22 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
 from .kernels import FASTER
-from .vectors import FLOATS, I32, WIDTH, arrays, clamped, constant, load, rint, splat, total
+from .vectors import (
+    FLOATS,
+    I32,
+    WIDTH,
+    arrays,
+    clamped,
+    constant,
+    intrinsic,
+    load,
+    rint,
+    splat,
+    total,
+)
 from .whole_rows import LARGEST, room
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
 
 HALVES = ir.VectorType(ir.HalfType(), WIDTH)
 SHORT = ir.VectorType(ir.IntType(16), WIDTH)

@@ -13,7 +13,6 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
 from .vectors import (
     FEATURES,
@@ -25,14 +24,12 @@ from .vectors import (
     WIDTH,
     arrays,
     constant,
+    intrinsic,
     load,
     plus_products,
     splat,
     total,
 )
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
 
 LANES = 32
 # Sums that the registers hold beside the rows: of all lanes, or of half of them at a time.

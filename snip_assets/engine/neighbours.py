@@ -18,6 +18,7 @@ from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import Features, as_float32, normalised, search_blocks, take_rows
 from .join import in_steps, scanned_by
+from .sample import GOLDEN, mixed
 from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes, a share of all numbers and at the most: within a small distance, and within a larger
@@ -128,7 +129,7 @@ def near_sample(
         query, row, apart = query[some], row[some], apart[some]
         count += len(query)
         nearest.add(apart, query, row)
-        drawn.add(_mixed(query, row), query, row)
+        drawn.add(mixed(query.astype(np.uint64) * GOLDEN + row.astype(np.uint64)), query, row)
     near, some = nearest.pairs(), drawn.pairs()
     both = np.concatenate([near, some], axis=1)
     ends, place = np.unique(both, axis=1, return_index=True)
@@ -151,14 +152,6 @@ def _together(
             waiting, held = [], 0
     if waiting:
         yield tuple(np.concatenate(own) for own in zip(*waiting, strict=True))
-
-
-def _mixed(query: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """uint64: a hash of both (the finaliser of splitmix64, Steele et al. 2014)."""
-    x = query.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + row.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(31))
 
 
 class _Least:

@@ -13,12 +13,8 @@ import xxhash
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
-from .vectors import I64, arrays, constant, splat
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
+from .vectors import I64, arrays, constant, intrinsic, splat
 
 # Rows of more bytes than this are hashed in stripes; shorter ones in other ways.
 SHORT = 240

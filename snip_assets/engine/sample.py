@@ -12,6 +12,8 @@ from .settings import Settings
 from .shards import TEXT_PATTERN, Features, Registry
 
 _TOP = (1 << 64) - 1
+# 2^64 over the golden ratio.
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def most_rows(features: Features, settings: Settings, text: Features | None = None) -> int:
@@ -31,6 +33,19 @@ def sample_rows(rows: int, most: int, seed: int) -> np.ndarray:
     return np.sort(rng.choice(rows, most, replace=False, shuffle=False)).astype(np.int64)
 
 
+def mixed(values: np.ndarray) -> np.ndarray:
+    """uint64[n]: a hash of each number, in which equal ones are equal (the end of `splitmix64`).
+
+    Parameters
+    ----------
+    values
+        uint64[n].
+    """
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 def splitmix64(values: np.ndarray) -> np.ndarray:
     """uint64[n]: numbers scattered at random, each by itself alone.
 
@@ -41,10 +56,7 @@ def splitmix64(values: np.ndarray) -> np.ndarray:
     values
         uint64[n].
     """
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mixed(values + GOLDEN)
 
 
 def drawn(rows: np.ndarray, seed: int, share: float) -> np.ndarray:

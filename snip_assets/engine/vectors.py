@@ -6,6 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, registry
+from numba.extending import intrinsic as numba_intrinsic
+
+# Type checkers see the function that makes the code, and not the one that Numba calls.
+intrinsic: Any = numba_intrinsic
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 # Lanes of float32 or int32.

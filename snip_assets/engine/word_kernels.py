@@ -11,12 +11,21 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
-from .vectors import FLOATS, I64, INTS, WIDTH, arrays, clamped, constant, load, rint, splat, total
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
+from .vectors import (
+    FLOATS,
+    I64,
+    INTS,
+    WIDTH,
+    arrays,
+    clamped,
+    constant,
+    intrinsic,
+    load,
+    rint,
+    splat,
+    total,
+)
 
 BYTES = ir.VectorType(ir.IntType(8), WIDTH)
 _ZEROS = ir.Constant(FLOATS, [0.0] * WIDTH)
