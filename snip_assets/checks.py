@@ -24,10 +24,11 @@ from .engine.remote_files import is_remote
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
-# Seconds after which a file that nobody writes to is not still growing.
+# Seconds without a change after which a file counts as complete.
 SETTLED = 600.0
 UNIT_TOLERANCE = 2e-3
-# Calibration tells precision and recall of the tiers without raw features from a sample.
+# By how much precision and recall of a tier without raw features may lie below what calibration
+# found in its sample.
 COARSE = 0.05
 
 
@@ -271,7 +272,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
     problems = [f"{key}: {why}" for key, why in seen.problems.items()]
-    # A url tells no time that could be compared.
+    # The state of a url holds no time that could be compared with the clock.
     source, settled = data.source, time.time() - SETTLED
     remote = is_remote(source.features) or is_remote(source.metadata)
     for key in seen.growing:

@@ -81,10 +81,10 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     SnipError
         What a user can mend, as the engine said it.
     """
-    # Before an instance is opened: what headers tell should be said at once.
+    # Before Dagster is opened, which takes a while: malformed shards are refused at once.
     outcome = Outcome(partitions.register(data.layout, data.source, limit))
     run = data.run()
-    # What no run can work with is refused before later ones have it too.
+    # Refused before it is noted: later runs would take over a net or a rule that is not there.
     stations.require_named(run)
     note_settings(data.layout, data.settings)
     with home.instance(data.layout) as instance:

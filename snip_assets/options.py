@@ -131,7 +131,7 @@ def noted_settings(layout: Layout) -> dict[str, Any]:
 
 def _of_outputs(layout: Layout) -> dict[str, Any]:
     """What decides which rows go, as groups and pairs name it that are older than any note."""
-    # One that is damaged or cannot be read is told by whoever needs it.
+    # The station that needs a damaged output reports it.
     with suppress(SnipError, OSError):
         groups = read_manifest(layout.duplicate_groups)
         keys = load(layout).keys if groups else []
@@ -142,7 +142,7 @@ def _of_outputs(layout: Layout) -> dict[str, Any]:
             "keep": groups.facts.get("keep"),
             "max_distance": pairs.facts.get("max_distance"),
         }
-        # Of pairs that were searched otherwise since then nobody knows which are wanted.
+        # Else pairs were searched with other settings since, and neither is what is wanted now.
         if groups.inputs.get("settings") == digest_of(decided):
             return {**decided, "tier": pairs.facts.get("tier", Settings.tier)}
     return {}

@@ -120,8 +120,8 @@ class Audit(dg.ConfigurableResource):
     dropped: int = Field(default=2_000, description="Dropped rows to look at.")
     queries: int = Field(
         default=choices.AUDITED_ROWS,
-        description="As many true pairs are searched for exactly as so many rows have with all "
-        "later rows.",
+        description="Rows whose true pairs with all later rows are searched for exactly; of many "
+        "rows, as many pairs are looked at in random shards.",
     )
     precision_warn: float = _bound("precision_warn", 1.0, "Warn when precision is surely below.")
     precision_fail: float = _bound("precision_fail", 1.0, "Fail when precision is surely below.")

@@ -25,7 +25,7 @@ Check = TypeVar("Check", bound=Callable[..., dg.AssetCheckResult])
 
 
 def judged(check: Check) -> Check:
-    """Fail a check that finds its asset missing or damaged, with the words of who found it."""
+    """Have a check whose asset is missing or damaged fail with the message of that error."""
 
     @wraps(check)
     def judge(*given: Any, **named: Any) -> dg.AssetCheckResult:

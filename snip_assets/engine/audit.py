@@ -22,7 +22,7 @@ from .truth import true_pairs
 from .verify import distances
 
 ENDS = ["row", "earlier_row"]
-# Clusters with a failure from which on these tell how much clusters differ.
+# Clusters with failures, and with successes, that it takes to estimate their variance.
 TELLING = 10
 # Rows whose partners in arriving shards are searched for; they are held in memory, twice at first.
 MOST_DRAWN = 1 << 15
@@ -49,7 +49,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def _wilson(successes: int, trials: int, independent: float) -> Interval:
-    """As if there had been so many independent trials."""
+    """Wilson's interval of the share, as wide as for `independent` trials."""
     if trials == 0:
         return Interval(float("nan"), 0.0, 1.0, 0, 0)
     z = 1.959963984540054

@@ -36,8 +36,8 @@ class Calibration:
     curve
         Recall and candidates over slack.
     code_power
-        To which the errors of codes count in their distances (see `code_distance`); 0, as
-        before there was such a power: not at all.
+        Distances of codes are divided by this power of their expected error (see
+        `code_distance.relative`). 0: as they are, which older outputs without this field have.
     tiers
         Precision and recall of the tiers at their thresholds, with their curves.
     """

@@ -35,9 +35,8 @@ SIDE_BY_SIDE = 4
 # Steps of the threshold that the report shows, and pairs that are grouped for each, about: those of
 # random groups where there are more.
 THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000
-# More wait for the memory, not for each other.
+# Groupings that run at once: more would wait for memory to be read, and be no faster.
 MOST_GROUPINGS = 8
-
 # Cores that compare as many pairs as the fastest GPU that was measured (an H200), whose single
 # queue they would wait for.
 JOIN_CORES = 8
@@ -46,7 +45,7 @@ Item = TypeVar("Item")
 
 
 def lists(rows: int, settings: Settings) -> int:
-    """Inverted lists."""
+    """Number of inverted lists: that of the settings, else by the rows."""
     return settings.lists or choose_lists(rows)
 
 

@@ -93,7 +93,7 @@ def hash_shard(source: Path, out: Path, workers: int = 0) -> dict:
 
     Returns
     -------
-    Facts: rows, dim, dtype, unit (all rows of length 1 within 1e-2).
+    Facts: rows, dim, dtype, unit_length (all rows are of length 1 within 1e-2), bytes.
     """
     features = RowFile(source)
 

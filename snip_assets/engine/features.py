@@ -93,13 +93,20 @@ class Features:
 
         Parameters
         ----------
+        rows
+            int64[n], row ids.
         out
-            Where they go, if that is to be written again.
+            Array to write them into; default: a new one.
 
         Returns
         -------
         ndarray
-            len(rows) x dimension, dtype of the files.
+            n x dimension, dtype of the files.
+
+        Raises
+        ------
+        IndexError
+            There is no such row.
         """
         rows = np.asarray(rows).astype(np.int64, copy=False)
         if (rows[1:] >= rows[:-1]).all():

@@ -88,7 +88,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def save_npy(path: Path, array: np.ndarray) -> None:
-    """Write one array, as `np.save` does, which drops the end without a word on a full disk."""
+    """Write one array as `np.save` does, but raise where the disk is full: that drops the end."""
     whole = np.ascontiguousarray(array).reshape(array.shape)
     header = {"descr": whole.dtype.str, "fortran_order": False, "shape": whole.shape}
     with open(path, "wb") as handle:
@@ -296,7 +296,7 @@ def _parsed(path: Path, *state: int) -> Manifest:
     if value.pop("digest", None) not in (None, digest_of(value)):
         raise ValueError("its digest differs")
     manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
-    # An entry without its checksum or size is told here, and not by whoever asks first.
+    # Fails here, where it is told as damage, on an entry without its checksum or size.
     _ = manifest.version, manifest.bytes
     return manifest
 
@@ -318,9 +318,9 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
     Parameters
     ----------
     level
-        "size" looks at sizes, "full" reads every byte, "recent" those that were not compared
-        before (`comparisons`); "size" too those of files that are newer than their manifest: a
-        run that was killed may have replaced them.
+        "size" compares sizes; "recent" also checksums, unless these very files held before (see
+        `comparisons`); "full" checksums in any case. Where a file is newer than its manifest, as a
+        killed run may leave it, "size" is taken for "recent".
     """
     entries = {output.parent / name: entry for name, entry in manifest.files.items()}
     found = []
@@ -354,7 +354,7 @@ def _parts(output: Path, manifest: Manifest) -> dict[Path, Manifest]:
     """The parts that an output was sealed by, with their manifests; none unless these tell all."""
     parts: dict[Path, Manifest] = {}
     for inside in {Path(name).parts[1] for name in manifest.files if "/" in name}:
-        # Who cannot tell is not asked.
+        # A part whose manifest is damaged counts as none: then every file is read.
         with suppress(StaleOutputError):
             if (own := read_manifest(output / inside)) is not None:
                 parts[output / inside] = own

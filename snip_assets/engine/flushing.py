@@ -19,15 +19,21 @@ class Flushes:
         self._known: set[int] = set()
 
     def add(self, file: BinaryIO) -> None:
-        """Begin with a file; it may be renamed meanwhile."""
+        """Bring an open file to the disk in the background, and close it; it may be renamed."""
         self._known.add(os.fstat(file.fileno()).st_ino)
         self._waiting.append(self._pool.submit(_sync, file))
 
     def wait(self, folder: Path) -> None:
-        """Raise OSError unless all files of the folder have arrived, those not added too."""
+        """Wait until all files of the folder are on the disk, those that were not added too.
+
+        Raises
+        ------
+        OSError
+            One could not be written.
+        """
         left = (path for path in folder.rglob("*") if path.is_file())
         left = (path for path in left if path.stat().st_ino not in self._known)
-        # A disk takes some at once about as fast as one.
+        # A disk syncs some files at once in about the time of one.
         with ThreadPoolExecutor(AT_ONCE, "flush") as pool:
             for _ in pool.map(lambda path: _sync(path.open("rb+")), left):
                 pass
@@ -40,17 +46,17 @@ _flushes: dict[Path, Flushes] = {}
 
 
 def begin(path: Path) -> Flushes:
-    """For what is written at a path, which may become a folder."""
+    """Collect the flushes of what is written at a path, until `end`."""
     return _flushes.setdefault(path, Flushes())
 
 
 def end(path: Path) -> None:
-    """It is written, or given up."""
+    """What was written at a path is in its place, or given up."""
     del _flushes[path]
 
 
 def flush(path: Path, folder: Path) -> None:
-    """Bring a file to the disk: at once, or by the time that the new folder it is for is whole."""
+    """Bring a file to the disk: at once, or in the background if `folder` is being written."""
     file, flushes = path.open("rb+"), _flushes.get(folder)
     _sync(file) if flushes is None else flushes.add(file)
 

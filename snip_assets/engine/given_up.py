@@ -34,7 +34,7 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Where pairs that are not stored are measured.
+    """Measures pairs that are not stored, in the raw features.
 
     Attributes
     ----------

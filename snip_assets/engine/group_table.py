@@ -235,7 +235,7 @@ def _whole(
 
 
 def _table(folder: Path, known: Representatives, begins: np.ndarray, rows: np.ndarray) -> pa.Table:
-    """Of groups as `_groups` gives them."""
+    """Lines of `groups.parquet`; `begins` and `rows` as `_some_groups` yields them."""
     places, count = rows.astype(np.int64), len(begins) - 1
     kept = np.asarray(open_npy(folder / "kept_row.npy")[places]).astype(np.uint64)
     far = np.asarray(open_npy(folder / "kept_distance.npy")[places])
@@ -253,6 +253,11 @@ def _table(folder: Path, known: Representatives, begins: np.ndarray, rows: np.nd
 
 @numba.njit(nogil=True, cache=True)
 def _describe(begins, rows, kept, far, most, stay, best, largest, members, ends):
+    """Fill in kept, representative and largest_distance of each group, and the lists of kept rows.
+
+    Group `g` has the rows `begins[g]` to `begins[g + 1]`, ascending; its kept rows, `most` at the
+    most, become `members[ends[g]:ends[g + 1]]`.
+    """
     explained = np.zeros(len(rows), np.int64)
     for group_ in range(len(begins) - 1):
         low, high = begins[group_], begins[group_ + 1]

@@ -65,7 +65,7 @@ def _opened(held: Path) -> int:
                 f"{held.parent}: no space left; free some and run again."
             ) from error
         if error.errno not in _REFUSED:
-            # What may pass is tried again.
+            # Faults that may pass: `assets.station` has Dagster try again.
             raise
         raise BadInputError(
             f"{held.parent}: cannot be made or written ({error.strerror}); make it writable, or "

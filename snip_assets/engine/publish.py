@@ -1,4 +1,4 @@
-"""What leaves the house: the bitmap, the metadata without duplicates, the drop lists.
+"""What a run is for: the bitmap, the metadata without duplicates, the drop lists.
 
 Outputs of a shard depend on its own metadata and on its slice of the decision alone (`slices`).
 """

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic as numba_intrinsic
 
 from . import tiles
 from .kernels import LANES, PARTS, QUERIES, WIDE
@@ -26,14 +25,12 @@ from .vectors import (
     WIDTH,
     arrays,
     constant,
+    intrinsic,
     load,
     plus_byte_products,
     plus_products,
     splat,
 )
-
-# Type checkers see the function that makes the code, and not the one that Numba calls.
-intrinsic: Any = numba_intrinsic
 
 _ZEROS = ir.Constant(INTS, [0] * WIDTH)
 # Numbers that both halves of a line of tiles begin at.

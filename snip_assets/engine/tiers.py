@@ -12,10 +12,10 @@ from .exact import exact_pairs, sum_squares
 from .known_pairs import NEAR, KnownPairs
 from .settings import Settings
 
-# What decisions that are not looked up in the raw features should hold to, a little above the 0.97
-# and 0.85 that are promised. Exact copies, which are certain, count where their number is known,
+# Precision that the threshold of a tier is chosen for: a little above the 0.97 and 0.85 that are
+# promised. Exact copies, which are certain, count as right pairs where their number is known.
 PRECISION = {"snip": 0.9715, "codes": 0.855}
-# but excuse no more than this many times the wrong pairs that would be right without them.
+# But without them the share of wrong pairs may be no more than this many times the share allowed.
 EXCUSED = 1.25
 
 

@@ -27,7 +27,7 @@ KINDS = ("random", "inside", "outside")
 MARKS = {"right": True, "wrong": False, "none": None}
 COLUMNS = ("row", "earlier_row", "set", "mark")
 MOST_MARKS = 1_000_000
-# Rows that lie farther from the distance that was noted are others.
+# A pair whose distance now differs by more from the one that was noted has other rows.
 SAME = 1e-4
 # Of the share of right pairs over their distance.
 BINS = 10

@@ -101,9 +101,13 @@ def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
 def replaced(run: Run, keys: list[str]) -> dict[str, str]:
     """Shards whose features hold other rows than when they were hashed, and what to do.
 
-    Only what has another size or time since is read, once: that it holds the same rows is noted.
-    What cannot be read is left to `clip_features` to refuse, and what a store tells of no file in a
-    listing to whoever asks for that file.
+    Read are only files whose size or time has changed since; where one holds the same rows, its new
+    state goes into its manifest, so it is not read again. Files that cannot be read are left to
+    `clip_features` to refuse; urls whose listing tells no state are not looked at.
+
+    Returns
+    -------
+    Key -> what is wrong with its features, and the cure.
     """
     found: dict[str, str] = {}
     states = source_states(run, keys)
@@ -144,14 +148,17 @@ def unchanged(run: Run, keys: list[str]) -> Iterator[None]:
 
 
 def source_states(run: Run, keys: list[str]) -> dict[str, str | None]:
-    """Key -> state of its features; of a url by one listing, None where that tells nothing."""
+    """Key -> state of its features file; none where it cannot be read, or a listing does not tell.
+
+    Files behind a url are listed once, not asked for one by one.
+    """
     wanted, folder = run.registry.only(keys), run.registry.source.features
     if is_remote(folder):
         listed = dict(remote_states(folder, lambda _: True))
         return {shard.key: listed.get(shard.features.name) for shard in wanted}
     found: dict[str, str | None] = {}
     for shard in wanted:
-        # Who reads it says what is wrong.
+        # The station that reads the file raises this again.
         with suppress(BadInputError):
             found[shard.key] = source_state(shard.features)
     return found

@@ -36,7 +36,7 @@ def unfinished(run: Run) -> list[str]:
             (layout.index_shards, encoded_inputs(run)),
         ]
     except SnipError:
-        # The station that it concerns says so better.
+        # The station raises this again when it runs, and names its shard.
         return run.registry.keys
 
     def made(shard: Shard, some: Sequence[tuple[Callable[[str], Path], Inputs]]) -> bool:
