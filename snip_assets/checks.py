@@ -33,10 +33,10 @@ COARSE = 0.05
 
 
 def _keys(
-    context: dg.AssetCheckExecutionContext, data: DataSet, place: Callable[[str], Path]
+    context: dg.AssetCheckExecutionContext, data: DataSet, output_of: Callable[[str], Path]
 ) -> list[str]:
     """Shards of this run that are on disk; all on disk when the run has no partitions."""
-    return [key for key in _of_run(context, data) if read_manifest(place(key)) is not None]
+    return [key for key in _of_run(context, data) if read_manifest(output_of(key)) is not None]
 
 
 def _of_run(context: dg.AssetCheckExecutionContext, data: DataSet) -> list[str]:

@@ -20,7 +20,7 @@ from .rates import Rates
 from .resident import LIMIT
 from .settings import Settings
 from .shards import FEATURES_PATTERN
-from .station_costs import Assumed, Case, costs
+from .station_costs import Assumed, Case, Cost, costs
 
 GB, GIB = 1e9, 2**30
 # A row of metadata, with its url and caption, in a parquet file.
@@ -147,32 +147,34 @@ def predict(
     disk = (disk_gb_per_s * GB) or rates.read
     written = (disk_gb_per_s * GB) or rates.write
     plan = Plan(
-        rows,
-        dim,
-        itemsize,
-        shards,
-        cores,
-        memory_gb,
-        disk / GB,
-        case.gpu / 1e12,
-        settings.lists,
-        settings.codec,
-        assumed.probes,
-        choices.shards_a_run(rows, shards, settings),
-        settings.memory_gb,
-        [
-            Station(
-                name,
-                cost.seconds(cores, disk, written),
-                BASE_GIB + cost.memory / GIB,
-                cost.read / GB,
-                cost.write / GB,
-            )
-            for name, cost in costs(case).items()
-        ],
+        rows=rows,
+        dim=dim,
+        itemsize=itemsize,
+        shards=shards,
+        cores=cores,
+        memory_gb=memory_gb,
+        disk_gb_per_s=disk / GB,
+        gpu_tflops=case.gpu / 1e12,
+        lists=settings.lists,
+        codec=settings.codec,
+        probes=assumed.probes,
+        shards_a_run=choices.shards_a_run(rows, shards, settings),
+        run_memory_gb=settings.memory_gb,
+        stations=[_station(*some, cores, disk, written) for some in costs(case).items()],
     )
     plan.problems.extend(_problems(plan, case))
     return plan
+
+
+def _station(name: str, cost: Cost, cores: int, read: float, write: float) -> Station:
+    """In the units of a plan; `read` and `write` are bytes a second of the disk."""
+    return Station(
+        name=name,
+        seconds=cost.seconds(cores, read, write),
+        memory_gib=BASE_GIB + cost.memory / GIB,
+        read_gb=cost.read / GB,
+        write_gb=cost.write / GB,
+    )
 
 
 def _problems(plan: Plan, case: Case) -> list[str]:

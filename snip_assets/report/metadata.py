@@ -124,9 +124,9 @@ def of_shards(
     )
 
 
-def missing(run: stations.Run, place: Callable[[str], Path]) -> dict[str, Any]:
+def missing(run: stations.Run, output_of: Callable[[str], Path]) -> dict[str, Any]:
     """Which registered shards an asset over all shards did not find, by key."""
-    absent = [key for key in run.registry.keys if read_manifest(place(key)) is None]
+    absent = [key for key in run.registry.keys if read_manifest(output_of(key)) is None]
     read = len(run.registry.keys) - len(absent)
     return {"shards_read": read, "shards_missing": ", ".join(absent) or "none"}
 

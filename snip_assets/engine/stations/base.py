@@ -63,7 +63,7 @@ def finish(
 def each(
     run: Run,
     keys: list[str],
-    place: Callable[[str], Path],
+    output_of: Callable[[str], Path],
     inputs: Inputs,
     work: Work,
     *,
@@ -73,14 +73,29 @@ def each(
 
     Parameters
     ----------
+    output_of
+        Where the output of a shard lies, by key.
+    inputs
+        What it is made from: name -> version.
+    work
+        Makes it of a shard, at that place; returns facts for the manifest.
     alone
         A shard takes all cores; otherwise one, and some shards are worked on side by side.
+
+    Returns
+    -------
+    Key -> manifest, by ordinal.
+
+    Raises
+    ------
+    BadInputError
+        Of a bad shard, or one for all of them.
     """
     shards = run.registry.only(keys)
     at_once = 1 if alone else min(threads.count(run.settings.workers), choices.SIDE_BY_SIDE)
 
     def one(shard: Shard) -> Manifest | BadInputError:
-        output = place(shard.key)
+        output = output_of(shard.key)
         try:
             own, now = partial(work, shard, output), partial(inputs, shard)
             return finish(output, now(), own, at_once=min(at_once, len(shards)), now=now)
@@ -103,7 +118,7 @@ def each(
     return result
 
 
-def made_with(run: Run, trained: str, station: str) -> Inputs:
+def upstream_inputs(run: Run, trained: str, station: str) -> Inputs:
     """What a shard's output is made from: what was trained, and an earlier output of the shard."""
     version = run.version(trained)
 

@@ -30,7 +30,7 @@ from snip_assets.engine.sample import text_features
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.train import train
 
-from .base import Inputs, each, finish, made_with, source_state
+from .base import Inputs, each, finish, source_state, upstream_inputs
 
 
 def metadata_inputs(shard: Shard) -> dict[str, str]:
@@ -54,7 +54,7 @@ def model_inputs(run: Run) -> dict[str, str]:
 
 def compressed_inputs(run: Run) -> Inputs:
     """What the SNIP features of a shard are made from."""
-    return made_with(run, "snip_model", "clip_features")
+    return upstream_inputs(run, "snip_model", "clip_features")
 
 
 def require_named(run: Run) -> None:

@@ -31,7 +31,7 @@ from snip_assets.engine.run import INDEX_SETTINGS, Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.trained import TrainedIndex
 
-from .base import Inputs, each, finish, made_with
+from .base import Inputs, each, finish, upstream_inputs
 from .features import unchanged
 
 HELD_OUT, FEWEST_TO_HOLD_OUT = 0.2, 512
@@ -44,7 +44,7 @@ def index_inputs(run: Run) -> dict[str, str]:
 
 def encoded_inputs(run: Run) -> Inputs:
     """What the codes of a shard are made from."""
-    return made_with(run, "trained_index", "snip_features")
+    return upstream_inputs(run, "trained_index", "snip_features")
 
 
 def trained_index(run: Run, *, again: bool = False) -> Manifest:

@@ -50,7 +50,9 @@ def unpublished(run: Run, keys: list[str]) -> list[str]:
 
     def published(shard: Shard) -> bool:
         try:
-            return all(current(place(shard.key), inputs(shard)) for place, inputs in outputs)
+            return all(
+                current(output_of(shard.key), inputs(shard)) for output_of, inputs in outputs
+            )
         except BadInputError:
             return False
 

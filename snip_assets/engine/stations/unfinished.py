@@ -41,7 +41,7 @@ def unfinished(run: Run) -> list[str]:
 
     def made(shard: Shard, some: Sequence[tuple[Callable[[str], Path], Inputs]]) -> bool:
         try:
-            return all(current(place(shard.key), inputs(shard)) for place, inputs in some)
+            return all(current(output_of(shard.key), inputs(shard)) for output_of, inputs in some)
         except SnipError:
             return False
 
