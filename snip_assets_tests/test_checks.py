@@ -23,7 +23,7 @@ from snip_assets.engine.shards import Source
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 
-from .engine.test_stations import until_pairs
+from .engine.station_tools import until_pairs
 
 KEYS, ROWS = ("0000", "0001"), 150
 

@@ -22,7 +22,7 @@ from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
-from .engine.test_stations import until_pairs
+from .engine.station_tools import until_pairs
 
 ROWS = 40
 

@@ -27,7 +27,7 @@ from snip_assets.options import (
     with_settings,
 )
 from snip_assets.resources import DataSet
-from snip_assets_tests.engine.test_stations import until_pairs
+from snip_assets_tests.engine.station_tools import until_pairs
 
 
 def test_every_setting_is_an_option_with_a_description() -> None:

@@ -23,7 +23,7 @@ from snip_assets.engine.shards import Source, load, register
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet, Watch
 
-from .engine.test_stations import until_pairs
+from .engine.station_tools import until_pairs
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.stations import duplicates, features, publish
 from snip_assets.engine.stations import index as index_stations
+from snip_assets.options import SAMPLE
 
-from .test_stations import SOURCE, until_pairs
+from .station_tools import until_pairs
 
 KEYS = ["0000", "0001", "0002", "0003"]
 ORDER = (
@@ -33,7 +34,7 @@ WHOLE = ("snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_b
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("done")
     for name in ("img_emb", "metadata"):
-        shutil.copytree(SOURCE.features.parent / name, root / name)
+        shutil.copytree(SAMPLE.features.parent / name, root / name)
     shards.register(Layout(root / "out"), shards.Source(root / "img_emb", root / "metadata"))
     until_pairs(stations.Run(Layout(root / "out"), Settings()))
     return root

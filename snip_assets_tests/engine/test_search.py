@@ -18,7 +18,7 @@ from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.settings import Settings
 from snip_assets_tests import mirror as faulty
 
-from .test_stations import until_pairs
+from .station_tools import until_pairs
 
 OFFSETS = np.cumsum([0, *faulty.LENGTHS])
 

@@ -16,30 +16,9 @@ from snip_assets.engine.files import checksum, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
+from snip_assets.options import SAMPLE
 
-SAMPLE = Path(shards.__file__).parents[1] / "sample"
-SOURCE = shards.Source(SAMPLE / "img_emb", SAMPLE / "metadata")
-MADE = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")
-
-
-def start(root: Path, keys: list[str] | None = None, **changes: object) -> stations.Run:
-    layout = Layout(root)
-    shards.register(layout, SOURCE, keys)
-    return stations.Run(layout, replace(Settings(), **changes))
-
-
-def until_pairs(
-    run: stations.Run, groups: list[list[str]] | None = None, keys: list[str] | None = None
-) -> None:
-    keys = keys or run.registry.keys
-    stations.clip_features(run, keys)
-    stations.snip_model(run)
-    stations.snip_features(run, keys)
-    stations.trained_index(run)
-    stations.index_shards(run, keys)
-    stations.snip_index(run)
-    for group in groups or [keys]:
-        stations.duplicate_pairs(run, group)
+from .station_tools import MADE, contents, start, until_pairs, until_published
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +72,6 @@ def test_an_arrival_leaves_earlier_pairs_alone(
         assert audit.last_recall(run, 2000, 0) == found
         with pytest.raises(TypeError):
             audit.last_recall(run, 2000, 1)
-
-
-def contents(root: Path) -> dict[Path, str]:
-    """Checksum of each file that pairs lead to."""
-    files = [p for name in MADE for p in (root / name).rglob("*") if p.suffix != ".json"]
-    return {p.relative_to(root): checksum(p) for p in files if p.is_file()}
-
-
-def until_published(run: stations.Run) -> None:
-    until_pairs(run)
-    stations.duplicate_groups(run)
-    stations.dup_bitmap(run)
-    stations.deduped_metadata(run, run.registry.keys)
-    stations.drop_list(run, run.registry.keys)
 
 
 @pytest.mark.parametrize("rule", ["neighbours", "largest(original_width*original_height)"])
@@ -230,7 +195,7 @@ def write_shard(folder: Path, key: str, x: np.ndarray) -> None:
 
 
 def sampled(count: int, seed: int) -> np.ndarray:
-    every = np.concatenate([np.load(p) for p in sorted(SOURCE.features.glob("*.npy"))])
+    every = np.concatenate([np.load(p) for p in sorted(SAMPLE.features.glob("*.npy"))])
     return every[np.sort(np.random.default_rng(seed).choice(len(every), count, replace=False))]
 
 

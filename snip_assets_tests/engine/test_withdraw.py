@@ -18,7 +18,7 @@ from snip_assets.engine.shards import Source, register
 from snip_assets.engine.withdraw import withdraw
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
-from .test_stations import contents, until_published
+from .station_tools import contents, until_published
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
-from snip_assets_tests.engine.test_stations import until_pairs
+from snip_assets_tests.engine.station_tools import until_pairs
 
 ROWS = 250
 SCRIPT = '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'">'
