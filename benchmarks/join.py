@@ -35,8 +35,8 @@ from snip_assets.engine import (
     verify,
 )
 from snip_assets.engine.axes import Axes
+from snip_assets.engine.features import Features
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Features
 from snip_assets.engine.trained import TrainedIndex
 
 MAX_DISTANCE = 0.1

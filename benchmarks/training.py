@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from snip_assets.engine.compress import compress
+from snip_assets.engine.features import Features
 from snip_assets.engine.model import SnipNet, load_model, pca
 from snip_assets.engine.objective import Recipe
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Features
 from snip_assets.engine.train import train
 
 RESULTS = Path(__file__).parent / "results"

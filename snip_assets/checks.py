@@ -16,7 +16,7 @@ import numpy as np
 from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
-from .engine.errors import SnipError, without_secrets
+from .engine.errors import BadInputError, SnipError, without_secrets
 from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
@@ -101,7 +101,7 @@ def same_rows_as_metadata(
     for key in keys:
         try:
             shards.changed(registry[key])
-        except shards.BadInputError as error:
+        except BadInputError as error:
             problems.append(str(error))
     return _result(problems, len(keys))
 
@@ -268,7 +268,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     known = arrivals.registered(data.layout)
     try:
         now = arrivals.listing(data.source, known, thorough=True)
-    except shards.BadInputError as error:
+    except BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
     problems = [f"{key}: {why}" for key, why in seen.problems.items()]
@@ -281,7 +281,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
         if state is not None and (remote or max(state[1], state[3]) / 1e9 < settled):
             try:
                 shards.inspect(data.source, key)
-            except shards.BadInputError as error:
+            except BadInputError as error:
                 problems.append(str(error))
     return _result(problems, len(known))
 

@@ -166,12 +166,10 @@ def variable(
         raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error
 
 
-def keep_copies(out: Path | None) -> Settings:
-    """Say where copies of remote features lie, for a command that takes no settings.
+def use_noted(out: Path | None) -> Settings:
+    """Use the cache of remote files that was noted in an output folder, and return what was noted.
 
-    Returns
-    -------
-    The settings of the output folder; the defaults where there is none.
+    For commands that take no settings. Without a folder: the defaults, and no cache.
     """
     from .engine.run import use_cache
 

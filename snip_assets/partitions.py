@@ -7,7 +7,7 @@ from itertools import dropwhile
 
 import dagster as dg
 
-from .engine import shards as registry
+from .engine import shards as engine_shards
 from .engine.errors import StaleOutputError
 from .engine.layout import Layout
 from .engine.shards import Shard, Source
@@ -50,7 +50,7 @@ def register(layout: Layout, source: Source, limit: int = 0) -> list[Shard]:
     StaleOutputError
         The output folder belongs to another data set.
     """
-    return registry.register(layout, source, _first(layout, source, limit) if limit else None)
+    return engine_shards.register(layout, source, _first(layout, source, limit) if limit else None)
 
 
 def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
@@ -67,7 +67,7 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     """
     name = str(shards.name)
     known = list(instance.get_dynamic_partitions(name))
-    keys = registry.load(layout).keys
+    keys = engine_shards.load(layout).keys
     if foreign := sorted({*known} - {*keys}):
         raise StaleOutputError(
             f"Dagster's records (DAGSTER_HOME {instance.root_directory}, or its PostgreSQL "
@@ -94,8 +94,8 @@ def withdraw(instance: dg.DagsterInstance, layout: Layout, keys: Sequence[str]) 
 
 
 def _first(layout: Layout, source: Source, limit: int) -> list[str]:
-    known = registry.load(layout).keys if layout.registry.exists() else []
-    fresh = [key for key in registry.discover(source) if key not in set(known)]
+    known = engine_shards.load(layout).keys if layout.registry.exists() else []
+    fresh = [key for key in engine_shards.discover(source) if key not in set(known)]
     return fresh[: max(0, limit - len(known))]
 
 

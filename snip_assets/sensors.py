@@ -235,7 +235,8 @@ def clean_output(
         manifest = read_manifest(data.layout.dup_bitmap)
         if manifest is None or manifest.version == context.cursor:
             return dg.SkipReason("The bitmap has not changed.")
-        if under_way(context.instance, "arrival", "dedup", "publish"):
+        may_change = (automation.arrival.name, automation.dedup.name, automation.publish.name)
+        if under_way(context.instance, *may_change):
             return dg.SkipReason("A run that may change the bitmap is under way.")
         parts = _publishable(data)
     except SnipError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snip_assets.options import Json, keep_copies
+from snip_assets.options import Json, use_noted
 
 if TYPE_CHECKING:
     from snip_assets.engine.apply_bitmap import Applied
@@ -83,8 +83,8 @@ def download(
     from snip_assets.engine.remote import Policy
     from snip_assets.report import terminal
 
-    known = _catalogue(catalogue).data_set(DATA_SET)
     files = _catalogue(catalogue)
+    known = files.data_set(DATA_SET)
     whole = metadata_url is None
     if whole and offsets is None and start > 0:
         offsets = files[known.offsets].location
@@ -203,7 +203,7 @@ def verify(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        known = keep_copies(out)
+        known = use_noted(out)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
         marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
         near = known.max_distance if max_distance is None else max_distance

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from snip_assets.engine.settings import Settings
-from snip_assets.options import DEFAULT_OUT, Json, Out, keep_copies, with_settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, use_noted, with_settings
 
 PANEL = "Look at the data"
 
@@ -62,7 +62,7 @@ def review(
     from snip_assets.engine.recut import thresholds
     from snip_assets.report import marks, terminal
 
-    keep_copies(out)
+    use_noted(out)
     layout = Layout(out)
     taken = marks.take_in(layout, labels)
     found = marks.shares(marks.current(layout), thresholds(out)[-1])
@@ -92,7 +92,7 @@ def show(
     from snip_assets.report import gallery_row, terminal
 
     layout = Layout(out)
-    keep_copies(out)
+    use_noted(out)
     known = gallery_row.about(layout, gallery_row.find(layout, name), nearest)
     if json:
         terminal.as_json(known)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snip_assets.options import Json, default_out, keep_copies
+from snip_assets.options import Json, default_out, use_noted
 
 if TYPE_CHECKING:
     from snip_assets.engine.search import Queries
@@ -122,7 +122,7 @@ def search(
         engine.check_name(write)
     if not any((out, index, features, metadata, offsets)):
         out = default_out()
-    known = keep_copies(out)
+    known = use_noted(out)
     searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
     queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
     by = engine.finest(searcher, queries) if rerank is RerankOption.auto else rerank.value

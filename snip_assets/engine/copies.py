@@ -17,12 +17,12 @@ from numba import njit
 from . import half_rows
 from .errors import BadInputError
 from .external_sort import distinct, once, sorted_keys
+from .features import Features
 from .files import NpyWriter, open_npy
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
 from .row_file import RowFile
 from .row_hashes import row_hashes
-from .shards import Features
 from .threads import ordered_map
 
 BLOCK = 4096

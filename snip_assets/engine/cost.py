@@ -22,8 +22,8 @@ _STATM = Path("/proc/self/statm")
 
 
 @dataclass
-class Cost:
-    """Known once the work is over.
+class Measured:
+    """What some work took, known once it is over. (`station_costs.Cost` is what is expected.)
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Cost:
 
 
 @contextmanager
-def measured() -> Iterator[Cost]:
+def measured() -> Iterator[Measured]:
     """Measure the work inside; read the result afterwards."""
-    cost, mark, started = Cost(), _highest(), time.perf_counter()
+    cost, mark, started = Measured(), _highest(), time.perf_counter()
     seen, over = [_resident()], threading.Event()
 
     def look() -> None:

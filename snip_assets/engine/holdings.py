@@ -12,12 +12,12 @@ import numpy as np
 from . import row_offsets
 from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
-from .features import normalised
+from .features import Features, normalised
 from .files import open_npy
 from .metadata import Metadata
 from .parquet_source import parquet_rows
 from .remote_files import exists
-from .shards import FEATURES_PATTERN, METADATA_PATTERN, Features, Registry
+from .shards import FEATURES_PATTERN, METADATA_PATTERN, Registry
 
 _NOWHERE = Path()
 

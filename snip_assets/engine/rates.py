@@ -23,10 +23,10 @@ from .byte_kernels import queries as as_queries
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress, device_of
 from .encode import Encoder
+from .features import Features
 from .join import CPU, GROUP, buffers, scan, scanned_on
 from .model import SnipNet
 from .settings import Settings
-from .shards import Features
 from .trained import TrainedIndex
 from .verify import distances
 from .whole_rows import Decoded

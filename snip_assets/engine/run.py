@@ -19,6 +19,7 @@ from .codec import CODECS
 from .coded_rows import CodedRows
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
+from .features import Features
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .join import Rule
@@ -27,7 +28,7 @@ from .pair_files import Copies
 from .pairs import Join
 from .query_rows import QueryShard
 from .settings import Settings
-from .shards import Features, Registry, Shard
+from .shards import Registry, Shard
 from .trained import TrainedIndex
 from .verify import Verifier
 

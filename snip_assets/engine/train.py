@@ -21,6 +21,7 @@ from torch import nn
 
 from . import choices, progress, threads
 from .compress import device_of
+from .features import Features
 from .files import atomic_path, digest_of
 from .model import SnipNet, pca, save_model
 from .objective import (
@@ -36,7 +37,6 @@ from .objective import (
 )
 from .sample import most_rows, read_rows, sample_rows
 from .settings import Settings
-from .shards import Features
 from .validation import Validation
 
 VALIDATION_ROWS = 4096

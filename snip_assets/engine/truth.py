@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import shards, threads
+from .features import Features
 from .files import atomic_path, digest_of, read_manifest
 from .locks import lock
 from .neighbours import near_rows
 from .run import Run
 from .sample import drawn
-from .shards import Features, Shard
+from .shards import Shard
 from .verify import distances
 
 SCHEMA = pa.schema([("earlier_row", pa.uint64()), ("row", pa.uint64())])

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from snip_assets.engine import audit, shards
+from snip_assets.engine.features import Features
 from snip_assets.engine.pair_files import PairBlock, stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.sample import splitmix64
-from snip_assets.engine.shards import Features
 from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
 

@@ -8,7 +8,7 @@ import pytest
 
 from snip_assets.engine import copies, pairs, verify
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.shards import Features
+from snip_assets.engine.features import Features
 
 
 def write_shards(folder: Path, x: np.ndarray, cuts: list[int]) -> tuple[list[Path], list[Path]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from snip_assets.engine import index
-from snip_assets.engine.shards import Features
+from snip_assets.engine.features import Features
 
 BILLIONS = 5_000_000_000
 

@@ -32,7 +32,7 @@ from snip_assets.engine.remote_files import Cache, CacheFullError, as_path
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, discover, load, register
-from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA, keep_copies
+from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA, use_noted
 from snip_assets.report import gallery_row
 
 ORDER = [
@@ -174,7 +174,7 @@ def test_memory_url_gives_the_same_bytes(
     registry.write_text(whole)
     # A command without settings finds them too, in a process of its own.
     monkeypatch.setattr(remote_files, "_cache", None)
-    keep_copies(out)
+    use_noted(out)
     about = gallery_row.about(Layout(out), 3, 2)
     assert [hit["row"] for hit in about["nearest"]] == [1534, 1835]
     gc.collect()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from snip_assets.engine import copies, progress, resident
+from snip_assets.engine.features import Features
 from snip_assets.engine.files import open_npy
-from snip_assets.engine.shards import Features
 
 ROWS, DIM = 300_000, 64
 LIMIT, SLACK = 8 << 20, 24 << 20

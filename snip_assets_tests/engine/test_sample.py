@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.features import Features
 from snip_assets.engine.sample import most_rows, sample_rows, text_features
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Features, Registry, Shard, Source
+from snip_assets.engine.shards import Registry, Shard, Source
 
 
 def test_sample_is_seeded_ascending_and_without_repeats_past_32_bits() -> None:

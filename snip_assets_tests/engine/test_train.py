@@ -8,6 +8,7 @@ import torch
 
 from snip_assets.engine import train as train_module
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.features import Features
 from snip_assets.engine.files import open_npy
 from snip_assets.engine.model import INFO, load_model
 from snip_assets.engine.objective import (
@@ -19,7 +20,6 @@ from snip_assets.engine.objective import (
     neighbourhoods,
 )
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import Features
 from snip_assets.engine.train import train
 from snip_assets.engine.validation import Validation
 

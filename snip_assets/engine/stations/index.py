@@ -13,7 +13,7 @@ from snip_assets.engine.code_distance import CodeErrors
 from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.features import as_float32, normalised
+from snip_assets.engine.features import Features, as_float32, normalised
 from snip_assets.engine.files import (
     Manifest,
     atomic_path,
@@ -115,7 +115,7 @@ def _trained(run: Run, ready: list[Shard], lists: int, codec: str) -> dict[str, 
     }
 
 
-def _unit_rows(features: shards.Features, rows: np.ndarray) -> np.ndarray:
+def _unit_rows(features: Features, rows: np.ndarray) -> np.ndarray:
     """Rows by row id, float32, of unit length; never held in two precisions as a whole."""
     out = np.empty((len(rows), features.shard(0).shape[1]), np.float32)
     for start in range(0, len(rows), 8192):
