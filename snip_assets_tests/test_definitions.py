@@ -13,6 +13,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorageMetadata
+from dagster._core.workspace.load_target import (
+    ModuleTarget,
+    PyProjectFileTarget,
+    WorkspaceFileTarget,
+)
 from sqlalchemy.schema import CreateTable
 
 from snip_assets import home, partitions
@@ -76,6 +81,19 @@ def test_dagster_finds_no_fault(tmp_path: Path) -> None:
     said = (result.stdout + result.stderr).splitlines()
     # Dagster says of its own command that another one is newer.
     assert [s for s in said if "Warning" in s and "Supersession" not in s] == []
+
+
+def test_all_ways_to_load_the_project_give_it_one_name() -> None:
+    """Dagster keeps by it which sensors are on, and what runs are to be executed again by."""
+    module = "snip_assets.definitions"
+    files = ["workspace.yaml", "deploy/dagster/workspace.yaml", "deploy/systemd/workspace.yaml"]
+    targets = (
+        ModuleTarget(module, attribute=None, working_directory=None, location_name=None),
+        PyProjectFileTarget(str(ROOT / "pyproject.toml")),
+        WorkspaceFileTarget([str(ROOT / file) for file in files]),
+    )
+    names = {origin.location_name for target in targets for origin in target.create_origins()}
+    assert names == {module}
 
 
 def test_plain_dagster_works_in_the_project_after_sync(
