@@ -38,12 +38,12 @@ def prepare(layout: Layout) -> Path:
     file, package = home / "dagster.yaml", Path(__file__).parent
     postgres = bool(os.environ.get(POSTGRES))
     if not file.exists():
-        text = (package / "dagster.yaml").read_text()
+        text = (package / "dagster.yaml").read_text(encoding="utf-8")
         # Whole or absent: of one that is cut off nobody would know.
         with lock(file), atomic_path(file) as temporary:
-            more = (package / "dagster_postgres.yaml").read_text() * postgres
-            temporary.write_text(text + more)
-    elif postgres and POSTGRES not in file.read_text():
+            more = (package / "dagster_postgres.yaml").read_text(encoding="utf-8") * postgres
+            temporary.write_text(text + more, encoding="utf-8")
+    elif postgres and POSTGRES not in file.read_text(encoding="utf-8"):
         raise StaleOutputError(
             f"{file} keeps runs in SQLite, but {POSTGRES} is set. Delete {file} to begin anew in "
             f"PostgreSQL (outputs are not touched), or unset {POSTGRES}."
@@ -108,9 +108,11 @@ def remember(layout: Layout, source: Source, folder: Path = Path()) -> bool:
     Whether the file now says so.
     """
     workspace, file = folder / "workspace.yaml", folder / ".env"
-    if not workspace.exists() or "snip_assets.definitions" not in workspace.read_text():
+    if not workspace.exists() or "snip_assets.definitions" not in workspace.read_text(
+        encoding="utf-8"
+    ):
         return False
-    if file.exists() and not file.read_text().startswith(_MARK):
+    if file.exists() and not file.read_text(encoding="utf-8").startswith(_MARK):
         return False
     values = environment(layout, source)
     lines = [f'{k}="${{{k}:-{v}}}"' for k, v in values.items()]
@@ -119,5 +121,5 @@ def remember(layout: Layout, source: Source, folder: Path = Path()) -> bool:
     if any(read.get(k) != v for k, v in values.items() if k not in os.environ):
         # A quote or a dollar sign in a path: such a file cannot say it.
         return False
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return True

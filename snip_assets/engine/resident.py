@@ -83,12 +83,16 @@ def _release() -> None:
 def allow_open_files() -> int:
     """Raise this process's limit of open files, and return it: each memory map counts as one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_FILES
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    while soft < wanted:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return wanted
-    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+        # macOS calls its limit infinite, and refuses more than its kernel allows a process.
+        wanted //= 2
+    return soft
 
 
 if hasattr(os, "register_at_fork"):  # A child must not inherit a lock that another thread holds.

@@ -80,14 +80,16 @@ def environment() -> jinja2.Environment:
 
 def templates_version() -> str:
     """Changes when a template, style or script does."""
-    return digest_of({p.name: p.read_text() for p in sorted(TEMPLATES.iterdir()) if p.is_file()})
+    return digest_of(
+        {p.name: p.read_text(encoding="utf-8") for p in sorted(TEMPLATES.iterdir()) if p.is_file()}
+    )
 
 
 def render(template: str, **values: Any) -> str:
     """A page. Style and script stand in it and are allowed by their SHA-256, no others are."""
     parts: dict[str, Any] = {}
     for name, file in (("style", "style.css"), ("script", "script.js")):
-        text = (TEMPLATES / file).read_text()
+        text = (TEMPLATES / file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         parts |= {name: Markup(text), f"{name}_hash": f"sha256-{digest}"}
     defaults = {"pages": PAGES, "version_of_code": __version__, "data_id": "", "pictures": "all"}

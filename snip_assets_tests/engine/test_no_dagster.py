@@ -21,3 +21,12 @@ def test_importing_all_of_it_loads_no_dagster() -> None:
     names = [f"snip_assets.engine.{p.stem}" for p in FOLDER.glob("*.py") if p.stem != "__init__"]
     code = f"import sys, {', '.join(names)}; sys.exit('dagster' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_windows_is_told_what_to_use() -> None:
+    code = "import sys; sys.platform = 'win32'; import snip_assets.engine"
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(
+        "ImportError: snip_assets needs Linux; on Windows"
+    )

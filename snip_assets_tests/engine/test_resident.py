@@ -64,3 +64,19 @@ def test_pages_given_back_are_read_again(small: int, tmp_path: Path) -> None:
     resident.trim()
     assert resident.file_bytes() - small < LIMIT
     assert int(array[-1]) == (1 << 22) - 1
+
+
+def test_as_many_open_files_as_the_system_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = [256]
+
+    def refusing(_: int, limits: tuple[int, int]) -> None:
+        if limits[0] > 24_576:
+            raise ValueError("current limit exceeds maximum limit")
+        granted[0] = limits[0]
+
+    endless = resident.resource.RLIM_INFINITY
+    monkeypatch.setattr(resident.resource, "getrlimit", lambda _: (granted[0], endless))
+    monkeypatch.setattr(resident.resource, "setrlimit", refusing)
+    assert resident.allow_open_files() == granted[0] == resident.MOST_FILES // 4
+    # Not lowered by the next who asks.
+    assert resident.allow_open_files() == granted[0]
