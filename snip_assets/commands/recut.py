@@ -37,7 +37,10 @@ def recut(
     out: Annotated[Path | None, typer.Option(help="Another folder for the new outputs.")] = None,
     max_distance: Annotated[
         list[float] | None,
-        typer.Option(help="Smaller threshold; several, without --out, give a table."),
+        typer.Option(
+            help="Smaller threshold; several, without --out, give a table. Default: a table of "
+            "ten, with --out that of the run."
+        ),
     ] = None,
     keep: Annotated[
         str,
@@ -72,12 +75,14 @@ def recut(
         if not as_json:
             typer.echo(f"keep rule: {keep}")
         return
-    if not max_distance or len(max_distance) != 1:
-        raise BadInputError("--out needs exactly one --max-distance.")
+    # Another keep rule alone is cut where the pairs were found.
+    cuts = max_distance or engine.thresholds(root)[-1:]
+    if len(cuts) != 1:
+        raise BadInputError("--out takes one --max-distance; several give a table, without --out.")
     facts = engine.recut(
         root,
         out,
-        max_distance[0],
+        cuts[0],
         rule=keep,
         duplicate_count=duplicate_count,
         keep_captions=keep_captions,

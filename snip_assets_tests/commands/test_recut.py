@@ -49,6 +49,10 @@ def test_recut_prints_a_curve_or_writes_a_folder(run, invoke, tmp_path):
     assert "smallest" in invoke("recut", root, "--out", tmp_path, "--max-distance", 0.01,
                                 "--keep", "smallest(original_size_bytes)")  # fmt: skip
     assert Layout(tmp_path).dup_bitmap.is_dir()
+    # Another rule alone: at the threshold of the run.
+    facts = json.loads(invoke("recut", root, "--out", tmp_path, "--keep", "first", "--json"))
+    assert facts["max_distance"] == 0.1 and facts["rule"] == "first"
+    assert facts["groups"] == curve[1]["groups"]
 
 
 def test_apply_reports_each_file(run, invoke, tmp_path):
