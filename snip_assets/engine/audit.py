@@ -58,7 +58,10 @@ def _wilson(successes: int, trials: int, independent: float) -> Interval:
     half = (
         z / (1 + spread) * (share * (1 - share) / independent + spread / (4 * independent)) ** 0.5
     )
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), successes, trials)
+    # Rounding must not keep the ends from 0 and 1.
+    low = max(0.0, middle - half) if successes else 0.0
+    high = min(1.0, middle + half) if successes < trials else 1.0
+    return Interval(share, low, high, successes, trials)
 
 
 def clustered(successes: np.ndarray, trials: np.ndarray) -> Interval:
