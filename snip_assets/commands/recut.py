@@ -55,7 +55,7 @@ def recut(
     keep_captions: Annotated[
         bool, typer.Option("--keep-captions", help="Keep captions of dropped rows on survivors.")
     ] = False,
-    memory_gb: Memory = 4.0,
+    memory_gb: Annotated[float, typer.Option(help="Memory to plan the table with, in GiB.")] = 4.0,
     as_json: Json = False,
 ) -> None:
     """Groups and outputs for a smaller threshold or another keep rule, without a new search.

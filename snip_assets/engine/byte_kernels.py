@@ -17,7 +17,7 @@ from numba.core import cgutils
 
 from . import tiles
 from .aligned import room
-from .kernels import LANES, PARTS, QUERIES
+from .kernels import AT_ONCE, LANES, PARTS, QUERIES
 from .tiles import I8
 from .vectors import (
     FEATURES,
@@ -42,8 +42,6 @@ TOP = 90
 BALL = 146
 # Coordinates of a row that one instruction reads, and what it sums in.
 TOGETHER, SUMS = (4, INTS) if "avx512vnni" in FEATURES else (2, SHORTS)
-# Queries are compared so many at a time, or a part of these.
-AT_ONCE = tiles.ROWS
 BYTES = ir.VectorType(ir.IntType(8), 4 * WIDTH)
 _SUM = np.int32 if SUMS is INTS else np.int16
 _LOWEST, _HIGHEST = -(1 << 15), (1 << 15) - 1
@@ -186,46 +184,37 @@ def _by_vectors(builder: Any, operands: _Operands) -> None:
 
 
 def _by_tiles(builder: Any, operands: _Operands) -> None:
-    """`tiles.ROWS` at a time: while some are multiplied, those before are compared."""
+    """`tiles.ROWS` at a time."""
     line, half = constant(4 * LANES), constant(tiles.BYTES)
     whole, sums, rows, own = constant(tiles.ROWS), (0, 1), (2, 3), 4
+    halves = constant(0), half
     numbers = builder.mul(operands.groups, constant(4))
     panel = [(operands.groups, half)] * 2
     tiles.configure(builder, [*[(whole, half)] * 2, *panel, (whole, numbers)])
     starts = builder.bitcast(operands.starts, I8.as_pointer())
-    for number, place in zip(rows, (constant(0), half), strict=True):
+    for number, place in zip(rows, halves, strict=True):
         tiles.read(builder, number, builder.gep(operands.panel, [place]), line)
-    room = cgutils.alloca_once(builder, INTS, size=2 * tiles.ROWS * PARTS)
 
-    def scratch(block: Any) -> Any:
-        odd = builder.and_(block, constant(1))
-        return builder.gep(room, [builder.mul(odd, constant(tiles.ROWS * PARTS))])
-
-    def multiply(block: Any) -> None:
+    def multiply(block: Any, room: Any) -> None:
         first = builder.mul(builder.mul(block, whole), operands.size)
         tiles.read(builder, own, builder.gep(operands.queries, [first]), operands.size)
-        there = builder.bitcast(scratch(block), I8.as_pointer())
-        for number, row, place in zip(sums, rows, (constant(0), half), strict=True):
+        for number, row, place in zip(sums, rows, halves, strict=True):
             # Every row of the tile starts from the same numbers.
             tiles.read(builder, number, builder.gep(starts, [place]), constant(0))
             tiles.add_products(builder, number, own, row, "us")
-        for number, place in zip(sums, (constant(0), half), strict=True):
+        there = builder.bitcast(room, I8.as_pointer())
+        for number, place in zip(sums, halves, strict=True):
             tiles.write(builder, number, builder.gep(there, [place]), line)
 
-    def note(block: Any) -> None:
-        first, found = builder.mul(block, whole), scratch(block)
+    def finish(block: Any, room: Any) -> None:
+        first = builder.mul(block, whole)
         for k in range(tiles.ROWS):
-            places = [builder.gep(found, [constant(PARTS * k + part)]) for part in range(PARTS)]
+            places = [builder.gep(room, [constant(PARTS * k + part)]) for part in range(PARTS)]
             values = [builder.load(place) for place in places]
             operands.note(builder, builder.add(first, constant(k)), values)
 
-    count = builder.udiv(operands.count, whole)
-    with cgutils.for_range(builder, count) as loop:
-        multiply(loop.index)
-        with builder.if_then(builder.icmp_signed(">", loop.index, constant(0))):
-            note(builder.sub(loop.index, constant(1)))
-    note(builder.sub(count, constant(1)))
-    tiles.release(builder)
+    blocks = builder.udiv(operands.count, whole)
+    tiles.in_turns(builder, blocks, tiles.ROWS * PARTS, multiply, finish)
 
 
 @intrinsic

@@ -38,6 +38,8 @@ WIDE = "avx512f" in FEATURES
 FASTER = ("avx512vnni" if WIDE else "avx2") in FEATURES
 QUERIES = 8 if WIDE else 4
 PARTS = LANES // WIDTH
+# Rows are filled up to a multiple of so many: of QUERIES, and of the rows of a tile (see `tiles`).
+AT_ONCE = 16
 _ZEROS = ir.Constant(INTS, [0] * WIDTH)
 
 

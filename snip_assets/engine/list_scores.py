@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 
 from . import tiles
-from .kernels import LANES
+from .kernels import AT_ONCE, LANES
 from .vectors import FEATURES
-from .whole_rows import AT_ONCE, FILL, column_panels
+from .whole_rows import FILL, column_panels
 
 BYTES = "avx512vnni" in FEATURES
 # Largest whole number, or largest length of a row: sums stay within 32 bits. And what makes a

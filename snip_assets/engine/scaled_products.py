@@ -138,7 +138,7 @@ def _by_vectors(builder: Any, operands: _Operands, plus: Any, kind: Any) -> None
 
 
 def _by_tiles(builder: Any, operands: _Operands, multiply: Any, sums: int, *, tiled: bool) -> None:
-    """`tiles.ROWS` at a time: while some are multiplied, those before are finished.
+    """`tiles.ROWS` at a time.
 
     Parameters
     ----------
@@ -147,24 +147,22 @@ def _by_tiles(builder: Any, operands: _Operands, multiply: Any, sums: int, *, ti
     tiled
         Whether queries are in tiles.
     """
-    whole, line = constant(tiles.ROWS), constant(tiles.BYTES)
-    blocks = operands.count if tiled else builder.udiv(operands.count, whole)
+    whole, line, vectors = constant(tiles.ROWS), constant(tiles.BYTES), tiles.ROWS * PARTS
     tiles.configure(builder, [(whole, line)] * 8)
-    vectors = tiles.ROWS * PARTS
-    room = cgutils.alloca_once(builder, INTS, size=2 * sums * vectors)
 
-    def scratch(block: Any) -> Any:
-        odd = builder.and_(block, constant(1))
-        return builder.gep(room, [builder.mul(odd, constant(sums * vectors))])
+    def multiply_block(block: Any, room: Any) -> None:
+        first = block if tiled else builder.mul(block, whole)
+        query = operands.query(builder, first)
+        multiply(builder, operands, query, builder.bitcast(room, I8.as_pointer()))
 
-    def finish(block: Any) -> None:
-        first, found = builder.mul(block, whole), scratch(block)
+    def finish(block: Any, room: Any) -> None:
+        first = builder.mul(block, whole)
         for k in range(tiles.ROWS):
             values = [
                 _joined(
                     builder,
                     [
-                        builder.load(builder.gep(found, [constant(n * vectors + PARTS * k + part)]))
+                        builder.load(builder.gep(room, [constant(n * vectors + PARTS * k + part)]))
                         for n in range(sums)
                     ],
                 )
@@ -172,15 +170,8 @@ def _by_tiles(builder: Any, operands: _Operands, multiply: Any, sums: int, *, ti
             ]
             operands.finish(builder, builder.add(first, constant(k)), values)
 
-    with cgutils.for_range(builder, blocks) as loop:
-        first = loop.index if tiled else builder.mul(loop.index, whole)
-        query = operands.query(builder, first)
-        multiply(builder, operands, query, builder.bitcast(scratch(loop.index), I8.as_pointer()))
-        with builder.if_then(builder.icmp_signed(">", loop.index, constant(0))):
-            finish(builder.sub(loop.index, constant(1)))
-    with builder.if_then(builder.icmp_signed(">", blocks, constant(0))):
-        finish(builder.sub(blocks, constant(1)))
-    tiles.release(builder)
+    blocks = operands.count if tiled else builder.udiv(operands.count, whole)
+    tiles.in_turns(builder, blocks, sums * vectors, multiply_block, finish)
 
 
 def _joined(builder: Any, sums: list[Any]) -> Any:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from .vectors import FEATURES, constant
+from .vectors import FEATURES, INTS, constant
 
 # Rows of a tile, and bytes of each.
 ROWS, BYTES = 16, 64
@@ -98,6 +99,39 @@ def add_products(builder: Any, sums: int, one: int, other: int, signs: str) -> N
     _call(builder, f"tdpb{signs}d", _tile(sums), _tile(one), _tile(other))
 
 
-def release(builder: Any) -> None:
-    """Tiles hold nothing any more, and need not be saved when threads take turns."""
+def in_turns(
+    builder: Any,
+    blocks: Any,
+    vectors: int,
+    multiply: Callable[[Any, Any], None],
+    finish: Callable[[Any, Any], None],
+) -> None:
+    """Multiply block after block, and finish each while the next is multiplied.
+
+    Parameters
+    ----------
+    blocks
+        How many, as an int64 of LLVM.
+    vectors
+        Room for the sums of a block, in vectors of int32.
+    multiply, finish
+        Make the code for a block, of its number and of where its sums are.
+    """
+    room = cgutils.alloca_once(builder, INTS, size=2 * vectors)
+    one = constant(1)
+
+    def place(block: Any) -> Any:
+        odd = builder.and_(block, one)
+        return builder.gep(room, [builder.mul(odd, constant(vectors))])
+
+    def finish_before(block: Any) -> None:
+        with builder.if_then(builder.icmp_signed(">", block, constant(0))):
+            before = builder.sub(block, one)
+            finish(before, place(before))
+
+    with cgutils.for_range(builder, blocks) as loop:
+        multiply(loop.index, place(loop.index))
+        finish_before(loop.index)
+    finish_before(blocks)
+    # Tiles that hold nothing need not be saved when threads take turns.
     _call(builder, "tilerelease")

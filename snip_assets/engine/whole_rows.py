@@ -12,15 +12,15 @@ from . import tiles
 from .aligned import aligned
 from .aligned import room as aligned_room
 from .codec import Codec
-from .kernels import LANES
+from .kernels import AT_ONCE, LANES
 from .scaled_products import scaled_products
 
 # Steps a unit of length, and how far a number may be from 0: a unit row and any other differ by
 # less than 2^15 steps then. Squared distances of 0.1 are off by 3e-4 of themselves.
 STEPS = 8192.0
 LARGEST = 24_575.0
-# Rows are filled up with zeros to a multiple of so many numbers, and of so many rows.
-FILL, AT_ONCE = 32, tiles.ROWS
+# Rows are filled up with zeros to a multiple of so many numbers.
+FILL = 32
 
 
 @njit(nogil=True, cache=True)

@@ -10,7 +10,8 @@ from numba import njit
 from numba.core import registry
 
 from snip_assets.engine.axes import AXIS_STEPS, Axes
-from snip_assets.engine.byte_kernels import AT_ONCE, BALL, TOP, Short, compare, panels, queries
+from snip_assets.engine.byte_kernels import BALL, TOP, Short, compare, panels, queries
+from snip_assets.engine.kernels import AT_ONCE
 from snip_assets.engine.vectors import WIDTH
 from snip_assets.engine.whole_rows import STEPS
 

@@ -12,10 +12,10 @@ from scipy.sparse.csgraph import connected_components
 
 from snip_assets.engine import encode, index, join, pairs, query_rows, row_file, verify
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
-from snip_assets.engine.byte_kernels import AT_ONCE
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.features import Features
+from snip_assets.engine.kernels import AT_ONCE
 from snip_assets.engine.trained import TrainedIndex
 from snip_assets.engine.whole_rows import STEPS, Decoded, whole_rows
 
