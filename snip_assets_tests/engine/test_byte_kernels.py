@@ -1,13 +1,8 @@
 """The product of the join against NumPy, at the edges of what 8 and 16 bits hold."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from numba import njit
-from numba.core import registry
 
 from snip_assets.engine.axes import AXIS_STEPS, Axes
 from snip_assets.engine.byte_kernels import BALL, TOP, Short, compare, panels, queries
@@ -86,16 +81,3 @@ def test_coordinates_stay_small_and_bring_nothing_apart():
     after = np.linalg.norm(whole[:, None] - whole, axis=2)
     # A step for rounding, and one for shortening, on each axis.
     assert (after <= before + 2 * 24**0.5).all()
-
-
-@pytest.mark.parametrize("without", ["amx", "avx512vnni", "avx512"])
-def test_product_is_exact_on_processors_with_less(without):
-    """The tests above where this processor has more than such a one: the code is another."""
-    _, name, features = registry.cpu_target.target_context.codegen().magic_tuple()
-    less = features.replace(f"+{without}", f"-{without}")
-    if less == features:
-        pytest.skip("this processor is such a one")
-    environment = {**os.environ, "NUMBA_CPU_FEATURES": less, "NUMBA_CPU_NAME": name}
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "not processors"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

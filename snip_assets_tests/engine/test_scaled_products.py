@@ -1,12 +1,7 @@
 """Products in whole numbers against NumPy, at the edges of what 32 bits hold."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from numba.core import registry
 
 from snip_assets.engine import tiles
 from snip_assets.engine.list_scores import Scorer
@@ -54,16 +49,3 @@ def test_products_of_8_bits_are_the_same_with_and_without_tiles(
     found = scores()
     monkeypatch.setattr(tiles, "LENT", False)
     np.testing.assert_array_equal(found, scores())
-
-
-@pytest.mark.parametrize("without", ["amx", "avx512vnni", "avx512"])
-def test_products_are_exact_on_processors_with_less(without: str) -> None:
-    """The tests above where this processor has more than such a one: the code is another."""
-    _, name, features = registry.cpu_target.target_context.codegen().magic_tuple()
-    less = features.replace(f"+{without}", f"-{without}")
-    if less == features:
-        pytest.skip("this processor is such a one")
-    environment = {**os.environ, "NUMBA_CPU_FEATURES": less, "NUMBA_CPU_NAME": name}
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "not processors"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
