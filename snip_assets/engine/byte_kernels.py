@@ -3,7 +3,8 @@
 Only one bit a pair leaves. With VNNI four products of 8 bits are added to a sum in one instruction.
 Elsewhere two products and their sum are one, on twice as many numbers as with 16 bits, and sums
 stay within 16 bits: in all, half the instructions. That needs small coordinates (`TOP`) and short
-rows (`BALL`). Both are exact, so they find the same.
+rows (`BALL`). Tiles multiply 16 queries with a panel at once (see there), and their sums are
+compared on their way through memory. All are exact, so they find the same.
 """
 
 from __future__ import annotations
@@ -187,23 +188,22 @@ def _by_tiles(builder: Any, operands: _Operands) -> None:
     """`tiles.ROWS` at a time."""
     line, half = constant(4 * LANES), constant(tiles.BYTES)
     whole, sums, rows, own = constant(tiles.ROWS), (0, 1), (2, 3), 4
-    halves = constant(0), half
     numbers = builder.mul(operands.groups, constant(4))
     panel = [(operands.groups, half)] * 2
     tiles.configure(builder, [*[(whole, half)] * 2, *panel, (whole, numbers)])
     starts = builder.bitcast(operands.starts, I8.as_pointer())
-    for number, place in zip(rows, halves, strict=True):
+    for number, place in zip(rows, tiles.HALVES, strict=True):
         tiles.read(builder, number, builder.gep(operands.panel, [place]), line)
 
     def multiply(block: Any, room: Any) -> None:
         first = builder.mul(builder.mul(block, whole), operands.size)
         tiles.read(builder, own, builder.gep(operands.queries, [first]), operands.size)
-        for number, row, place in zip(sums, rows, halves, strict=True):
+        for number, row, place in zip(sums, rows, tiles.HALVES, strict=True):
             # Every row of the tile starts from the same numbers.
             tiles.read(builder, number, builder.gep(starts, [place]), constant(0))
             tiles.add_products(builder, number, own, row, "us")
         there = builder.bitcast(room, I8.as_pointer())
-        for number, place in zip(sums, halves, strict=True):
+        for number, place in zip(sums, tiles.HALVES, strict=True):
             tiles.write(builder, number, builder.gep(there, [place]), line)
 
     def finish(block: Any, room: Any) -> None:

@@ -3,8 +3,8 @@
 A comparison holds for this process and, noted in a file, for all others for a week: as long as
 the files stay the same ones by inode, size, time of the last change of their contents and of the
 last change at all. No program can set the last of these, so what was written, replaced or copied
-since is compared again. What a disk does to a file by itself (bit
-rot) is found when the week is over.
+since is compared again. What a disk does to a file by itself (bit rot) is found when the week is
+over.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ class Scorer:
     def __call__(self, x: np.ndarray) -> Rows:
         """Prepare rows: float32[n, dim]."""
         around = x - self._middle
-        padded, fill = -(-len(x) // AT_ONCE) * AT_ONCE, tiles.BYTES if tiles.LENT else FILL
-        whole = np.zeros((padded, -(-x.shape[1] // fill) * fill), KIND)
+        padded = -(-len(x) // AT_ONCE) * AT_ONCE
+        whole = np.zeros((padded, -(-x.shape[1] // FILL) * FILL), KIND)
         step, lost, length = _steps(around, SHIFT, whole)
         unit = float(step) * float(self._step)
         columns = len(self._half)

@@ -33,8 +33,6 @@ from .vectors import (
 )
 
 _ZEROS = ir.Constant(INTS, [0] * WIDTH)
-# Numbers that both halves of a line of tiles begin at.
-_HALVES = (constant(0), constant(tiles.BYTES))
 
 
 class _Operands(NamedTuple):
@@ -177,7 +175,7 @@ def _by_tiles(builder: Any, operands: _Operands, multiply: Any, sums: int, *, ti
 def _joined(builder: Any, sums: list[Any]) -> Any:
     """The whole of sums that are one, or those of `_SHORTS`."""
     value = sums[0]
-    for (row, column), more in list(zip(_SHORTS, sums, strict=False))[1:]:
+    for (row, column), more in zip(_SHORTS[1:], sums[1:], strict=False):
         shift = ir.Constant(INTS, [8 * (row + column)] * WIDTH)
         value = builder.add(value, builder.shl(more, shift))
     return value
@@ -192,10 +190,10 @@ def _bytes(builder: Any, operands: _Operands, query: Any, out: Any) -> None:
         own = builder.gep(query, [builder.mul(loop.index, constant(tiles.BYTES))])
         column = builder.gep(operands.panel, [builder.mul(loop.index, step)])
         tiles.read(builder, 2, own, operands.size)
-        for sums, half in enumerate(_HALVES):
+        for sums, half in enumerate(tiles.HALVES):
             tiles.read(builder, 3 + sums, builder.gep(column, [half]), line)
             tiles.add_products(builder, sums, 2, 3 + sums, "us")
-    for sums, half in enumerate(_HALVES):
+    for sums, half in enumerate(tiles.HALVES):
         tiles.write(builder, sums, builder.gep(out, [half]), line)
 
 
@@ -209,7 +207,7 @@ def _shorts(builder: Any, operands: _Operands, query: Any, out: Any) -> None:
     """Products of numbers of 16 bits: of tiles of their lower halves, and of their upper ones."""
     line, tile = constant(4 * LANES), constant(tiles.ROWS * tiles.BYTES)
     plane = builder.udiv(operands.size, constant(2))
-    for number, half in enumerate(_HALVES):
+    for number, half in enumerate(tiles.HALVES):
         columns = builder.gep(operands.panel, [builder.mul(operands.size, constant(number))])
         for sums in range(len(_SHORTS)):
             tiles.clear(builder, sums)

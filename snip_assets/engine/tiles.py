@@ -20,6 +20,8 @@ from .vectors import FEATURES, INTS, constant
 
 # Rows of a tile, and bytes of each.
 ROWS, BYTES = 16, 64
+# Bytes at which the two tiles of a panel begin in each of its lines.
+HALVES = (constant(0), constant(BYTES))
 I8, I16 = ir.IntType(8), ir.IntType(16)
 # `arch_prctl`, what asks it for permission, and for which registers.
 _SYSCALL, _ASK, _TILES = 158, 0x1023, 18
@@ -36,11 +38,6 @@ def _lent() -> bool:
 # Whether tiles may be used. Kernels must find this in the types of their arrays: what is compiled
 # is kept for other processes, which may not have the permission.
 LENT = _lent()
-
-
-def filled(numbers: int) -> int:
-    """Numbers of 8 bits, filled up to whole lines of tiles."""
-    return -(-numbers // BYTES) * BYTES
 
 
 def _call(builder: Any, name: str, *arguments: Any) -> None:

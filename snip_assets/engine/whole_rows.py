@@ -19,8 +19,8 @@ from .scaled_products import scaled_products
 # less than 2^15 steps then. Squared distances of 0.1 are off by 3e-4 of themselves.
 STEPS = 8192.0
 LARGEST = 24_575.0
-# Rows are filled up with zeros to a multiple of so many numbers.
-FILL = 32
+# Rows are filled up with zeros to a multiple of so many numbers: of a tile, where there are any.
+FILL = tiles.BYTES if tiles.LENT else 32
 
 
 @njit(nogil=True, cache=True)
@@ -173,11 +173,10 @@ def _tiled(rows: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    uint8[n / 16, 2, filled width / 64, 16, 64]
+    uint8[n / 16, 2, width / 64, 16, 64]
     """
-    width = tiles.filled(rows.shape[1])
-    shape = (len(rows) // tiles.ROWS, 2, width // tiles.BYTES, tiles.ROWS, tiles.BYTES)
-    out = aligned_room(shape, np.uint8)
+    blocks, width = len(rows) // tiles.ROWS, rows.shape[1] // tiles.BYTES
+    out = aligned_room((blocks, 2, width, tiles.ROWS, tiles.BYTES), np.uint8)
     _split(rows, out)
     return out
 
@@ -189,11 +188,10 @@ def _split(rows, out):
         block, own = i // out.shape[3], i % out.shape[3]
         for tile in range(out.shape[2]):
             some = rows[i, tile * size : (tile + 1) * size]
-            for d in range(len(some)):
+            for d in range(size):
                 out[block, 0, tile, own, d] = some[d] & 255
-            for d in range(len(some)):
+            for d in range(size):
                 out[block, 1, tile, own, d] = some[d] >> 8
-            out[block, :, tile, own, len(some) :] = 0
 
 
 def column_panels(columns: np.ndarray, kind: np.typing.DTypeLike = np.int16) -> np.ndarray:
@@ -208,8 +206,7 @@ def column_panels(columns: np.ndarray, kind: np.typing.DTypeLike = np.int16) -> 
     """
     count, dim = columns.shape
     together = 4 // np.dtype(kind).itemsize
-    fill = tiles.BYTES if tiles.LENT else FILL
-    wide, width = -(-count // LANES), -(-dim // fill) * fill
+    wide, width = -(-count // LANES), -(-dim // FILL) * FILL
     padded = np.zeros((wide * LANES, width), kind)
     padded[:count, :dim] = columns
     if tiles.LENT and together == 2:
