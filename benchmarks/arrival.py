@@ -24,22 +24,23 @@ from scale import AUDITS, CHECKS, NAMES, accuracy, data, share_of, stations_of, 
 from snip_assets.engine import shards
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.garbage import loading
 
 TRAINING = "snip_model"
 
 
 def child(place: Path, out: Path, limit: int) -> None:
     """Run the graph over so many shards; leave the times behind."""
-    from snip_assets import graph, home
-    from snip_assets.cli import no_garbage
-    from snip_assets.engine import forecast
-    from snip_assets.resources import DataSet
-
     # As `snip dedup` does it.
-    no_garbage()
+    with loading():
+        from snip_assets import graph, home
+        from snip_assets.engine import forecast
+        from snip_assets.resources import DataSet
+
     source = shards.Source(place / "img_emb", place / "metadata")
     dataset = DataSet.of(source, out, Settings())
     started = time.time()
+    source_rate = forecast.source_rate(dataset.layout, source)
     outcome = graph.materialize(dataset, limit)
     wall = time.time() - started
     spans: dict[str, list[float]] = {}
@@ -49,7 +50,7 @@ def child(place: Path, out: Path, limit: int) -> None:
                 if (step.start_time or 0) >= started:
                     spans.setdefault(step.step_key, [step.start_time, step.end_time])
     if len(outcome.new) == limit:
-        forecast.record(dataset.layout, dataset.settings, outcome.seconds)
+        forecast.record(dataset.layout, dataset.settings, outcome.seconds, source_rate=source_rate)
     left = {"seconds": outcome.seconds, "wall": wall, "spans": spans, "checks": outcome.checks}
     (out / f"times-{limit}.json").write_text(json.dumps(left, default=str))
 

@@ -97,12 +97,13 @@ def child(folder: Path, out: Path, settings: Settings) -> None:
 
     source = shards.Source(folder / "img_emb", folder / "metadata")
     dataset = DataSet.of(source, out, settings)
+    source_rate = forecast.source_rate(dataset.layout, source)
     outcome = graph.materialize(dataset)
     with home.instance(dataset.layout) as instance:
         record = instance.get_run_records(limit=1)[0]
         stats = instance.get_run_step_stats(record.dagster_run.run_id)
     spans = {s.step_key: [s.start_time, s.end_time] for s in stats}
-    forecast.record(dataset.layout, dataset.settings, outcome.seconds)
+    forecast.record(dataset.layout, dataset.settings, outcome.seconds, source_rate=source_rate)
     (out / "steps.json").write_text(
         json.dumps({"spans": spans, "checks": outcome.checks}, default=str)
     )

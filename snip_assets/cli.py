@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
 import os
 import pkgutil
@@ -14,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from . import __version__, commands
+from . import __version__, commands, garbage
 from .engine.errors import BadInputError, SnipError, without_secrets
 
 # What the system says of a place that cannot be what a command wants of it.
@@ -76,20 +75,9 @@ def options(
     _debug = debug
 
 
-for _module in sorted(m.name for m in pkgutil.iter_modules(commands.__path__)):
-    importlib.import_module(f"{commands.__name__}.{_module}").register(app)
-
-
-def no_garbage() -> None:
-    """Do not look for garbage among what is imported, or at the end: that alone takes a second."""
-    _freeze()
-    atexit.register(_freeze)
-
-
-def _freeze() -> None:
-    # DuckDB takes what is not collected for leaks, and prints a hundred lines about them.
-    if "duckdb" not in sys.modules:
-        gc.freeze()
+with garbage.loading():
+    for _module in sorted(m.name for m in pkgutil.iter_modules(commands.__path__)):
+        importlib.import_module(f"{commands.__name__}.{_module}").register(app)
 
 
 def _say(error: object, exit_code: int) -> NoReturn:
@@ -101,7 +89,7 @@ def _say(error: object, exit_code: int) -> NoReturn:
 def main() -> None:
     """Run a command; an error that the user can mend is one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*is currently in (beta|preview).*")
-    no_garbage()
+    atexit.register(garbage.freeze)
     try:
         app()
     except SnipError as error:

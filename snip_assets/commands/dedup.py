@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from snip_assets.engine.settings import Settings
+from snip_assets.garbage import loading
 from snip_assets.options import (
     DEFAULT_OUT,
     Features,
@@ -62,14 +63,16 @@ def dedup(
     json: Json = False,
 ) -> None:
     """Remove the duplicates of a data set; called again, do only what is missing or stale."""
-    from snip_assets import graph
-    from snip_assets.engine import forecast
-    from snip_assets.engine.shards import load
-    from snip_assets.report import terminal
-    from snip_assets.report.summary import summary
-    from snip_assets.resources import DataSet
+    with loading():
+        from snip_assets import graph
+        from snip_assets.engine import forecast
+        from snip_assets.engine.shards import load
+        from snip_assets.report import terminal
+        from snip_assets.report.summary import summary
+        from snip_assets.resources import DataSet
 
     data = DataSet.of(chosen_source(features, metadata, out), out, settings)
+    source_rate = forecast.source_rate(data.layout, data.source)
     with terminal.bars():
         outcome = graph.materialize(data, limit_shards, train_again=train_again)
     values = summary(data.layout)
@@ -84,7 +87,9 @@ def dedup(
     values["peak_memory"] = _peaks(data)
     whole = len(outcome.new) == len(load(data.layout).shards)
     if whole and values["rows"] >= forecast.FEWEST_ROWS:
-        values["forecast"] = forecast.record(data.layout, settings, outcome.seconds)
+        values["forecast"] = forecast.record(
+            data.layout, settings, outcome.seconds, source_rate=source_rate
+        )
     if json:
         terminal.as_json(values)
     else:

@@ -74,9 +74,11 @@ def plan(
     from snip_assets.engine import plan as engine
     from snip_assets.report import terminal
 
-    itemsize = 2
+    itemsize, source_rate = 2, 0.0
     if features is not None:
         rows, raw_dim, itemsize, shards = engine.headers(features)
+        # Another disk than this one is planned for where one is given.
+        source_rate = 0.0 if disk_gb_per_s else rates.reading(engine.feature_files(features))
     if rows <= 0:
         raise typer.BadParameter("give a folder of features, or --rows.")
     measured = rates.measure(out, raw_dim, choices.settled(rows, settings))
@@ -91,6 +93,7 @@ def plan(
         memory_gb=memory,
         disk_gb_per_s=disk_gb_per_s,
         gpu_tflops=gpu_tflops,
+        source_rate=source_rate,
     )
     if json:
         terminal.as_json({**planned.to_json(), "rates": measured.__dict__})

@@ -6,7 +6,6 @@ and true pairs found by exact search (see `truth`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,7 +14,8 @@ import pyarrow.parquet as pq
 
 from . import choices, shards
 from .errors import StaleOutputError
-from .files import digest_of, open_npy, read_manifest, require, write_json
+from .files import digest_of, open_npy, read_manifest, require
+from .notes import note, noted
 from .run import Run
 from .shards import Shard
 from .truth import true_pairs
@@ -146,10 +146,10 @@ def query_recall(run: Run, sample: int, seed: int) -> Interval:
     ready = with_pairs(run)
     some = random_shards(ready, choices.searched_rows(_rows(ready), sample), seed)
     found = _recall(run, ready, some, min(1.0, sample / max(1, _rows(some))), seed)
-    noted = _noted(run, sample, seed)
+    before = _noted(run, sample, seed)
     # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
-    if noted is None or _counts(noted) != _counts(found):
-        write_json(run.layout.recall, {"of": _subject(run, sample, seed), **asdict(found)})
+    if before is None or _counts(before) != _counts(found):
+        note(run.layout.recall, _subject(run, sample, seed), asdict(found))
     return found
 
 
@@ -170,13 +170,8 @@ def last_recall(run: Run, sample: int, seed: int) -> Interval:
 
 
 def _noted(run: Run, sample: int, seed: int) -> Interval | None:
-    try:
-        noted = json.loads(run.layout.recall.read_text())
-        if noted.pop("of") == _subject(run, sample, seed):
-            return Interval(**noted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
+    found = noted(run.layout.recall, _subject(run, sample, seed))
+    return None if found is None else Interval(**found)
 
 
 def _counts(found: Interval) -> tuple[int, int]:

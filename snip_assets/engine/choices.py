@@ -34,7 +34,7 @@ LEAST_SEARCHED, MOST_SEARCHED_FOR = 2_000_000, 16_384
 SIDE_BY_SIDE = 4
 # Steps of the threshold that the report shows, and pairs that are grouped for each, about: those of
 # random groups where there are more.
-THRESHOLDS, THRESHOLD_PAIRS = 20, 250_000
+THRESHOLDS, THRESHOLD_PAIRS = 20, 100_000
 # Groupings that run at once: more would wait for memory to be read, and be no faster.
 MOST_GROUPINGS = 8
 # Cores that compare as many pairs as the fastest GPU that was measured (an H200), whose single

@@ -12,12 +12,27 @@ import numpy as np
 from . import choices, plan, rates
 from .files import read_manifest, write_json
 from .layout import Layout
+from .remote_files import is_remote
 from .settings import Settings
-from .shards import Registry, load
+from .shards import Registry, Source, load
 
 # Below this, starting up takes longer than the work that the plan knows of.
 FEWEST_ROWS = 100_000
 FILE = "forecast.json"
+
+
+def source_rate(layout: Layout, source: Source) -> float:
+    """Bytes a second of the features, before a first run; 0 where there was one, or of urls.
+
+    Afterwards they may lie in memory.
+    """
+    if layout.registry.exists() or is_remote(source.features):
+        return 0.0
+    try:
+        return rates.reading(plan.feature_files(source.features))
+    except OSError:
+        # Registration tells which file it is, and what to do.
+        return 0.0
 
 
 def record(
@@ -25,6 +40,7 @@ def record(
     settings: Settings,
     seconds: dict[str, float],
     machine: rates.Rates | None = None,
+    source_rate: float = 0.0,
 ) -> dict[str, Any]:
     """Compare a whole run with its plan, and add that to `forecast.json` in the output folder.
 
@@ -34,11 +50,13 @@ def record(
         Name of a station (or of a check) -> seconds that it took.
     machine
         Its rates; default: measured now.
+    source_rate
+        See the function.
 
     Returns
     -------
-    rows, rates, stations (predicted and measured seconds), predicted, measured, error: the sum
-    without the training of the net, whose end nobody knows before.
+    rows, rates, source_rate, stations (predicted and measured seconds), predicted, measured, error:
+    the sum without the training of the net, whose end nobody knows before.
     """
     registry = load(layout)
     itemsize = np.dtype(registry.shards[0].dtype).itemsize
@@ -52,6 +70,7 @@ def record(
         itemsize=itemsize,
         shards=len(registry.shards),
         metadata_bytes=_metadata_bytes(layout, registry),
+        source_rate=source_rate,
     )
     names = {s.name for s in planned.stations}
     taken = {name: value for name, value in seconds.items() if name in names}
@@ -67,6 +86,7 @@ def record(
         "rows": registry.rows,
         "dim": registry.dim,
         "rates": asdict(machine),
+        "source_rate": source_rate,
         "stations": rows,
         "predicted": predicted,
         "measured": measured,

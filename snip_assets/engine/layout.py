@@ -151,6 +151,11 @@ class Layout:
         return self.root / "audit" / "query_recall.json"
 
     @property
+    def near_misses(self) -> Path:
+        """The near misses that the last report showed, and of what; may be removed."""
+        return self.root / "audit" / "near_misses.json"
+
+    @property
     def shown_rows(self) -> Path:
         """Texts of the rows that the last report showed; may be removed."""
         return self.root / "audit" / "shown_rows.parquet"

@@ -112,6 +112,7 @@ def predict(
     disk_gb_per_s: float = 0.0,
     gpu_tflops: float = 0.0,
     metadata_bytes: float = METADATA_BYTES,
+    source_rate: float = 0.0,
     assumed: Assumed | None = None,
 ) -> Plan:
     """Plan a run.
@@ -133,6 +134,8 @@ def predict(
         it, the join is not.
     metadata_bytes
         A row, in a parquet file.
+    source_rate
+        Bytes a second of the raw features where they lie, see `rates.reading`; 0: as the disk.
     """
     settings, assumed = settings or Settings(), assumed or Assumed()
     shards = shards or max(1, -(-rows // 1_000_000))
@@ -143,7 +146,7 @@ def predict(
     cores = cores or rates.cores
     machine = cores, memory_gb * GIB, metadata_bytes, rates
     on_gpu = (1e12 * gpu_tflops, 0.0) if gpu_tflops else (rates.gpu, rates.gpu_join)
-    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, *on_gpu)
+    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, *on_gpu, source_rate)
     disk = (disk_gb_per_s * GB) or rates.read
     written = (disk_gb_per_s * GB) or rates.write
     plan = Plan(
@@ -207,6 +210,11 @@ def _problems(plan: Plan, case: Case) -> list[str]:
     return found
 
 
+def feature_files(folder: Path) -> list[Path]:
+    """Files of raw features in a folder."""
+    return sorted(folder.glob(FEATURES_PATTERN.format(key="*"))) if folder.is_dir() else []
+
+
 def headers(folder: Path) -> tuple[int, int, int, int]:
     """Rows, numbers a row, bytes a number and shards of a folder of features, from its headers.
 
@@ -215,7 +223,7 @@ def headers(folder: Path) -> tuple[int, int, int, int]:
     BadInputError
         There are none.
     """
-    files = sorted(folder.glob(FEATURES_PATTERN.format(key="*"))) if folder.is_dir() else []
+    files = feature_files(folder)
     if not files:
         raise BadInputError(f"{folder}: no file named {FEATURES_PATTERN}; give another folder.")
     arrays = [open_npy(file) for file in files]

@@ -94,6 +94,8 @@ class Cost:
         Bytes, file pages apart.
     read, write
         Bytes from and to the disk.
+    read_rate
+        Bytes a second that are read; 0: as the disk has it.
     """
 
     work: float = 0.0
@@ -102,10 +104,12 @@ class Cost:
     read: float = 0.0
     write: float = 0.0
     gpu: float = 0.0
+    read_rate: float = 0.0
 
     def seconds(self, cores: int, read: float, write: float) -> float:
         """On a machine with some cores, and a disk that reads and writes so many bytes a second."""
-        return self.alone + max(self.work / cores, self.gpu, self.read / read + self.write / write)
+        disk = self.read / (self.read_rate or read) + self.write / write
+        return self.alone + max(self.work / cores, self.gpu, disk)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class Case:
     """What the formulas share; `settings` settled (see `choices.settled`), `memory` in bytes.
 
     `gpu`: float32 operations a second of the net's products on a GPU, `gpu_join`: pairs that the
-    join compares there in a second; 0: there is none.
+    join compares there in a second; 0: there is none. `source_rate`: bytes a second of the raw
+    features where they lie; 0: as the disk has it.
     """
 
     rows: int
@@ -128,6 +133,7 @@ class Case:
     assumed: Assumed
     gpu: float = 0.0
     gpu_join: float = 0.0
+    source_rate: float = 0.0
 
     @property
     def lists(self) -> int:
@@ -227,6 +233,7 @@ def _features(case: Case) -> dict[str, Cost]:
             memory=4096 * 24 * row,
             read=case.raw,
             write=8.0 * rows,
+            read_rate=case.source_rate,
         ),
         "snip_model": _net(case),
         "snip_features": Cost(

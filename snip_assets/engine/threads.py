@@ -8,11 +8,13 @@ results are the same for any number of workers, and cores are never oversubscrib
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import torch
@@ -76,10 +78,16 @@ _blas = _Held("blas")
 _own = _OfThread()
 
 
+@lru_cache(1)
+def _libraries(modules: int) -> ThreadpoolController:
+    """Those of this process; looked for again, which takes 6 ms, once more modules are loaded."""
+    return ThreadpoolController()
+
+
 @contextmanager
 def one_thread() -> Iterator[ThreadpoolController]:
     """Hold torch, BLAS and OpenMP to one thread: sums then do not depend on the cores."""
-    found = ThreadpoolController()
+    found = _libraries(len(sys.modules))
     try:
         with _blas(found), _own.openmp(found):
             yield found

@@ -171,7 +171,8 @@ class TrainedIndex:
         if not path.exists():
             raise BadInputError(f"{path}: no such file; materialise trained_index.")
         try:
-            index = faiss.read_index(str(path))
+            # The table is for a search by FAISS: 8 kB a list, and most of the time that this takes.
+            index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
             raise BadInputError(f"{path}: not a readable FAISS index ({reason}).") from error

@@ -67,7 +67,9 @@ def web(url: str | None) -> str | None:
 
 def shorten(text: str | None) -> str:
     """Text for eyes: control characters gone, cut."""
-    clean = "".join(c if c.isprintable() else " " for c in (text or "")[: LONGEST_TEXT + 1])
+    clean = (text or "")[: LONGEST_TEXT + 1]
+    if not clean.isprintable():
+        clean = "".join(c if c.isprintable() else " " for c in clean)
     return clean[:LONGEST_TEXT] + "…" if len(clean) > LONGEST_TEXT else clean
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from snip_assets.engine import audit, shards
 from snip_assets.engine.features import Features
+from snip_assets.engine.files import digest_of
+from snip_assets.engine.notes import note, noted
 from snip_assets.engine.pair_files import PairBlock, stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.sample import splitmix64
@@ -100,9 +102,25 @@ def random_and_inside(
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     """Near misses of random rows, by exact search of the raw features, the nearest first.
 
-    Looks in all shards with pairs, or in random ones of a quarter of a million rows.
+    Looks in all shards with pairs, or in random ones of a quarter of a million rows: these are
+    mostly the same when others arrive, and then what was found in them is not searched for again.
     """
-    raw, ids = _some_features(run)
+    # A shard without pairs may be one that was refused: its file may have other rows, or none.
+    some = audit.random_shards(audit.with_pairs(run), MOST_SEARCHED, run.settings.seed)
+    read = [(s.key, s.start, run.version("clip_features", s.key)) for s in some]
+    limits = run.settings.max_distance, run.settings.seed, count, QUERIES, REACHES
+    subject = digest_of([read, limits])
+    if (found := noted(run.layout.near_misses, subject)) is None:
+        found = _search_outside(run, some, count)
+        note(run.layout.near_misses, subject, found)
+    return [_pair(row, earlier, far, "outside") for row, earlier, far in found]
+
+
+def _search_outside(run: Run, some: list[shards.Shard], count: int) -> list[tuple[int, int, float]]:
+    """Later row, earlier row and distance of each near miss."""
+    offsets = np.cumsum([0, *(s.rows for s in some)], dtype=np.int64)
+    raw = Features([s.features for s in some], offsets)
+    ids = _Ids(offsets, np.array([s.start for s in some], np.int64))
     most, seed = run.settings.max_distance, run.settings.seed
     generator = np.random.default_rng(seed)
     queries = np.sort(generator.choice(len(raw), min(QUERIES, len(raw)), replace=False))
@@ -117,7 +135,7 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
             break
     chosen = miss[np.argsort(_ticket(later[miss], earlier[miss], seed), kind="stable")[:count]]
     chosen = chosen[np.lexsort((later[chosen], far[chosen]))]
-    return [_pair(later[i], earlier[i], far[i], "outside") for i in chosen]
+    return [(int(later[i]), int(earlier[i]), float(far[i])) for i in chosen]
 
 
 class _Ids:
@@ -129,14 +147,6 @@ class _Ids:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         at = np.searchsorted(self.offsets, rows, "right") - 1
         return rows - self.offsets[at] + self.starts[at]
-
-
-def _some_features(run: Run) -> tuple[Features, _Ids]:
-    # A shard without pairs may be one that was refused: its file may have other rows, or none.
-    chosen = audit.random_shards(audit.with_pairs(run), MOST_SEARCHED, run.settings.seed)
-    offsets = np.cumsum([0, *(s.rows for s in chosen)], dtype=np.int64)
-    starts = np.array([s.start for s in chosen], np.int64)
-    return Features([s.features for s in chosen], offsets), _Ids(offsets, starts)
 
 
 def _ticket(rows: np.ndarray, earlier: np.ndarray, seed: int) -> np.ndarray:

@@ -66,7 +66,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
         values["peak_memory_in_run"] = max(peaks)
     counted = [m.facts for m in manifests.values() if "distances" in m.facts]
-    if len({facts["max_distance"] for facts in counted}) == 1:
+    if len(counted) > 1 and len({facts["max_distance"] for facts in counted}) == 1:
         together = np.sum([facts["distances"] for facts in counted], axis=0).tolist()
         pictures = _pictures({**counted[0], "distances": together})
         values |= {f"{name}_in_run": picture for name, picture in pictures.items()}

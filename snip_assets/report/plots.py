@@ -77,7 +77,9 @@ def histogram(values: Sequence[int], title: str, x: str, y: str) -> str:
     figure, axes = _figure(title, x, y)
     array = np.asarray(values)
     if len(array):
-        axes.hist(array, bins=min(MOST_BINS, int(np.ptp(array)) + 1), color=BLUE)
+        # One patch: a bar each takes twice as long to draw.
+        found = np.histogram(array, min(MOST_BINS, int(np.ptp(array)) + 1))
+        axes.stairs(*found, fill=True, color=BLUE)
     return _markdown(figure, title)
 
 
@@ -113,7 +115,9 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     # Margins that a layout finds by drawing everything once more take as long as the picture.
     figure.subplots_adjust(left=0.17, right=0.97, bottom=0.19, top=0.89)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    # Where a title is to stand is found, unless it is told, by laying out all that is below it.
+    axes.set_title(title, y=1.02)
+    axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     return figure, axes

@@ -90,6 +90,24 @@ def test_folder_of_features(tmp_path: Path) -> None:
         plan.headers(tmp_path)
 
 
+def test_features_are_read_first_as_fast_as_they_come(tmp_path: Path) -> None:
+    slow, usual = (
+        {s.name: s for s in plan.predict(10**7, 768, RATES, source_rate=rate).stations}
+        for rate in (1e7, 0.0)
+    )
+    assert slow["clip_features"].seconds == pytest.approx(10**7 * 1536 / 1e7, rel=0.01)
+    assert slow["clip_features"].read_gb == usual["clip_features"].read_gb
+    del slow["clip_features"], usual["clip_features"]
+    assert slow == usual
+    layout, source = Layout(tmp_path / "out"), Source(SAMPLE_FEATURES, SAMPLE_METADATA)
+    assert forecast.source_rate(layout, source) > 1e6
+    # After a first run they may lie in memory.
+    register(layout, source)
+    assert forecast.source_rate(layout, source) == 0
+    nowhere = Source(tmp_path, tmp_path)
+    assert forecast.source_rate(Layout(tmp_path / "other"), nowhere) == 0
+
+
 @pytest.mark.parametrize("codec", ["PQ8", "auto", "PQ4"])
 def test_a_run_uses_what_the_plan_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str

@@ -221,6 +221,25 @@ def test_near_misses_of_some_shards_keep_their_row_ids(
         assert abs(found - pair.distance) < 1e-5
 
 
+def test_near_misses_are_searched_for_once(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, before = finished.layout.near_misses, gallery_pairs.just_outside(finished.run)
+    monkeypatch.setattr(gallery_pairs, "_search_outside", _fail)
+    assert gallery_pairs.just_outside(finished.run) == before
+    note.write_text(note.read_text().replace("0.", "1.", 1))
+    for count in (len(before), 7):
+        # Damaged, and of another subject.
+        with pytest.raises(AssertionError):
+            gallery_pairs.just_outside(finished.run, count)
+    monkeypatch.undo()
+    assert gallery_pairs.just_outside(finished.run) == before
+
+
+def _fail(*_: object) -> None:
+    raise AssertionError("searched")
+
+
 def test_the_report_looks_at_no_shard_that_was_refused(tmp_path: Path) -> None:
     source = Source(tmp_path / "f", tmp_path / "m")
     for folder, given in zip(("f", "m"), (SAMPLE_FEATURES, SAMPLE_METADATA), strict=True):

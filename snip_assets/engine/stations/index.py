@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +148,14 @@ def _first_copies(run: Run, rows: np.ndarray) -> np.ndarray:
 def index_shards(run: Run, keys: list[str]) -> dict[str, Manifest]:
     """Assign and encode shards."""
     inputs, chosen = encoded_inputs(run), run.calibration()
-    encoder = Encoder(run.trained(), run.axes(), chosen.radius, chosen.probes)
+
+    @cache
+    def encoder() -> Encoder:
+        return Encoder(run.trained(), run.axes(), chosen.radius, chosen.probes)
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
         source = run.layout.snip_features(shard.key)
-        return encode_shard(encoder, source, output, run.settings.workers)
+        return encode_shard(encoder(), source, output, run.settings.workers)
 
     return each(run, keys, run.layout.index_shards, inputs, work)
 
