@@ -22,11 +22,15 @@ from typing import Any
 from common import cores, table, write
 from scale import NAMES, generate
 
-from snip_assets import graph
 from snip_assets.engine import shards, stations
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
-from snip_assets.resources import DataSet
+from snip_assets.garbage import loading
+
+# As `snip dedup` does it.
+with loading():
+    from snip_assets import graph
+    from snip_assets.resources import DataSet
 
 
 def times(run: stations.Run, keys: list[str]) -> dict[str, float]:
