@@ -18,6 +18,7 @@ from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.errors import BadInputError, SnipError, without_secrets
 from .engine.files import damage, manifest_path, open_npy, read_manifest
+from .engine.layout import STATIONS
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
 from .engine.remote_files import is_remote
@@ -286,11 +287,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     return _result(problems, len(known))
 
 
-SEALED = (
-    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
-    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
-    *("deduped_metadata", "drop_list", "dedup_report"),
-)
+SEALED = (*STATIONS, "dedup_report")
 
 
 @dg.multi_asset_check(
