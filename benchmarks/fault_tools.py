@@ -21,17 +21,10 @@ from typing import Any
 from snip_assets.engine import shards, stations
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.files import manifest_path
-from snip_assets.engine.layout import Layout
+from snip_assets.engine.layout import STATIONS, WHOLE, Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.options import default_source
-
-STATIONS = (
-    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
-    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
-    *("deduped_metadata", "drop_list"),
-)
-WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
 
 
 @dataclass(frozen=True)

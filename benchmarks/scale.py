@@ -35,7 +35,7 @@ from synthetic import Generator
 from snip_assets.engine import audit, shards, threads
 from snip_assets.engine.compress import device_of
 from snip_assets.engine.files import read_manifest
-from snip_assets.engine.layout import Layout
+from snip_assets.engine.layout import STATIONS, Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.rates import product_rate
 from snip_assets.engine.settings import Settings
@@ -46,11 +46,7 @@ CHECKS = "checks"
 GROWTH = "cost per row ~ N^"
 AUDITS = ("pair_precision", "query_recall")
 SHARE = ("passed", "estimate", "interval_low", "interval_high", "successes", "trials")
-NAMES = {
-    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index", "index_shards"),
-    *("snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata"),
-    *("decisions", "drop_list", "dedup_report"),
-}
+NAMES = {*STATIONS, "decisions", "dedup_report"}
 
 
 def generate(folder: Path, rows: int, dim: int, count: int, workers: int = 0) -> np.ndarray:

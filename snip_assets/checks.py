@@ -18,6 +18,7 @@ from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.errors import BadInputError, SnipError, without_secrets
 from .engine.files import damage, manifest_path, open_npy, read_manifest
+from .engine.layout import STATIONS
 from .engine.parquet_source import parquet_rows
 from .engine.progress import track
 from .engine.remote_files import is_remote
@@ -174,7 +175,8 @@ def drift(
     """Net and index fit what has come since they were trained; a warning says to train again.
 
     It warns when the recall of rows of later shards, with its whole confidence interval, lies
-    below the target, or when there are `growth_warn` times the rows of the training.
+    below the target, when their codes lie `code_error_warn` times as far from them as those of the
+    rows of the training, or when there are `growth_warn` times as many rows.
     """
     run = data.run()
     found = measure_drift(run, verifying.queries, data.seed + verifying.seed)
@@ -185,6 +187,12 @@ def drift(
             f"recall of rows that came after training is {found.recall.estimate:.4f} (95%: "
             f"{found.recall.low:.4f} to {found.recall.high:.4f}), below {target:.4g}: they differ "
             "from what net and index were trained on"
+        )
+    if found.code_error >= verifying.code_error_warn:
+        why.append(
+            f"codes of rows that came after training have {found.code_error:.3g} times the "
+            f"quantisation error (code_error_warn {verifying.code_error_warn:g}): more candidates "
+            "are false, and search is less exact"
         )
     if found.growth >= verifying.growth_warn:
         why.append(
@@ -197,7 +205,7 @@ def drift(
     cure = without_secrets(f"Train again: `{shlex.join(map(str, command))}`, with your settings.")
     severity = dg.AssetCheckSeverity.WARN if why else None
     rows = {"trained_rows": found.trained_rows, "fresh_rows": found.fresh_rows}
-    more = {**rows, "growth": found.growth, "target": target}
+    more = {**rows, "growth": found.growth, "code_error": found.code_error, "target": target}
     say = f"{'; '.join(why)}. {cure}"
     return verification.result(context, found.recall, severity, say, **more)
 
@@ -286,11 +294,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     return _result(problems, len(known))
 
 
-SEALED = (
-    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
-    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
-    *("deduped_metadata", "drop_list", "dedup_report"),
-)
+SEALED = (*STATIONS, "dedup_report")
 
 
 @dg.multi_asset_check(

@@ -135,5 +135,10 @@ class Audit(dg.ConfigurableResource):
         "Warn when there are this many times the rows that the index was trained on: at 4 it has "
         "half of the inverted lists that it should have.",
     )
+    code_error_warn: float = _bound(
+        "code_error_warn",
+        1.5,
+        "Warn when rows that came after training have this many times the quantisation error.",
+    )
     orphans_warn: float = _bound("orphans_warn", 0.0, "Warn when more are surely orphans.")
     orphans_fail: float = _bound("orphans_fail", 0.0, "Fail when more are surely orphans.")

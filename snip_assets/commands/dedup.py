@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.settings import Settings
 from snip_assets.garbage import loading
 from snip_assets.options import (
@@ -21,22 +22,9 @@ from snip_assets.options import (
 if TYPE_CHECKING:
     from snip_assets.resources import DataSet
 
-_ORDER = [
-    "metadata",
-    "clip_features",
-    "snip_model",
-    "snip_features",
-    "trained_index",
-    "index_shards",
-    "snip_index",
-    "duplicate_pairs",
-    "duplicate_groups",
-    "dup_bitmap",
-    "decisions",
-    "deduped_metadata",
-    "drop_list",
-    "dedup_report",
-]
+# `decisions` writes no file.
+_AFTER = STATIONS.index("dup_bitmap") + 1
+_ORDER = (*STATIONS[:_AFTER], "decisions", *STATIONS[_AFTER:], "dedup_report")
 
 
 def register(app: typer.Typer) -> None:

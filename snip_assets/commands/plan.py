@@ -116,6 +116,7 @@ def _print(planned: Plan, short_dim: int) -> None:
     )
     facts = [
         ("hours in all", planned.seconds / 3600),
+        ("hours of --train-again, later", planned.retraining_seconds / 3600),
         ("memory at the most, GiB (1 of them file pages)", planned.peak_gib),
         ("disk for outputs, GB", planned.disk_gb),
         ("inverted lists", planned.lists),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snip_assets.engine.layout import WHOLE, Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
 
@@ -67,7 +68,6 @@ def export_index(
 ) -> None:
     """Write the index as one plain FAISS file, for `faiss.read_index` and clip-retrieval."""
     from snip_assets.engine import index
-    from snip_assets.engine.layout import Layout
 
     index.export(Layout(out), file)
     typer.echo(f"{file}: {file.stat().st_size:,} bytes")
@@ -96,7 +96,6 @@ def publish(
     _run(settings, out, json, ("deduped_metadata", key), ("drop_list", key))
     if to:
         from snip_assets.engine.copy_out import copy_out
-        from snip_assets.engine.layout import Layout
 
         count = copy_out(Layout(out), to)
         typer.echo(
@@ -108,7 +107,6 @@ def publish(
 def _run(settings: Settings, out: Path, json: bool, *wanted: tuple[str, list[str] | None]) -> None:
     """Run stations by name, each over some shards (None: all), and show their manifests."""
     from snip_assets.engine import stations
-    from snip_assets.engine.layout import Layout
     from snip_assets.report import terminal
 
     run = stations.Run(Layout(out), settings)
@@ -126,15 +124,12 @@ def _run(settings: Settings, out: Path, json: bool, *wanted: tuple[str, list[str
         terminal.table(str(out), columns, [[r.get(c) for c in columns] for r in rows])
 
 
-_WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
-
-
 def _manifests(
     station: Callable[..., Any], name: str, run: Run, keys: list[str] | None
 ) -> list[dict[str, Any]]:
     from snip_assets.engine.fanout import fan_out
 
-    if name in _WHOLE:
+    if name in WHOLE:
         return [_row(name, None, station(run))]
     manifests = fan_out(station, run, keys or run.registry.keys)
     return [_row(name, k, m) for k, m in manifests.items()]

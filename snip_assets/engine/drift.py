@@ -1,18 +1,21 @@
 """Drift: do net and index still fit the rows that came after they were trained?
 
 Both are trained once, on the shards that were there. Two things can go wrong later: new rows may
-differ from what was seen, so that true pairs are lost; or there may be so many that the number of
-inverted lists, chosen by the rows at training, is far too small. Both are measured here.
+differ from what was seen, so that codes lie further from them and at last true pairs are lost; or
+there may be so many that the number of inverted lists, chosen by the rows at training, is far too
+small. All of it is measured here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .audit import Interval, recall_into, wilson, with_pairs
 from .errors import StaleOutputError
 from .files import read_manifest
 from .run import Run
+from .shards import Shard
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ class Drift:
     target
         What it should be: `target_recall`; of a tier without raw features what calibration
         measured for it, where that is less.
+    code_error
+        Mean squared quantisation error of fresh rows, as a multiple of that of the rows at
+        training: 1 when there are none.
     """
 
     trained_rows: int
     fresh_rows: int
     recall: Interval
     target: float
+    code_error: float = 1.0
 
     @property
     def growth(self) -> float:
@@ -60,11 +67,21 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
         raise StaleOutputError(f"{run.layout.trained_index}: not made yet; train the index first.")
     ready = with_pairs(run)
     # An index trained before this was noted counts as trained on all that is there.
-    seen = set(manifest.facts.get("shards_seen", [s.key for s in ready]))
-    fresh = [s for s in ready if s.key not in seen]
+    keys = set(manifest.facts.get("shards_seen", [s.key for s in ready]))
+    seen, fresh = ([s for s in ready if (s.key in keys) == known] for known in (True, False))
     rows = sum(s.rows for s in fresh)
     recall = recall_into(run, fresh, sample, seed) if rows else wilson(0, 0)
-    return Drift(sum(s.rows for s in ready) - rows, rows, recall, _target(run))
+    before, now = _code_error(run, seen), _code_error(run, fresh)
+    error = now / before if before and now else 1.0
+    return Drift(sum(s.rows for s in seen), rows, recall, _target(run), error)
+
+
+def _code_error(run: Run, some: Sequence[Shard]) -> float:
+    """Mean squared quantisation error of the rows of some shards, as was noted at their encoding."""
+    found = ((s, read_manifest(run.layout.index_shards(s.key))) for s in some)
+    noted = [(s.rows, m.facts["mean_error"]) for s, m in found if m is not None]
+    rows = sum(count for count, _ in noted)
+    return sum(count * error for count, error in noted) / rows if rows else 0.0
 
 
 def _target(run: Run) -> float:

@@ -12,6 +12,13 @@ from pathlib import Path
 
 from .errors import BadInputError
 
+# Stations in the order in which they run; those whose output is one for all shards.
+STATIONS = (
+    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
+    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
+    *("deduped_metadata", "drop_list"),
+)
+WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_bitmap"}
 # A path has one slash left of `s3://`.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -127,9 +134,7 @@ class Layout:
 
     def of_shard(self, key: str) -> list[Path]:
         """All outputs of a shard, the last ones first."""
-        made = (self.metadata, self.clip_features, self.snip_features, self.index_shards)
-        found = (self.duplicate_pairs, self.deduped_metadata, self.drop_list)
-        return [output(key) for output in (*made, *found)][::-1]
+        return [self.output(name, key) for name in reversed(STATIONS) if name not in WHOLE]
 
     @property
     def published(self) -> Path:

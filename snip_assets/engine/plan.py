@@ -80,6 +80,11 @@ class Plan:
         return sum(s.seconds for s in self.stations)
 
     @property
+    def retraining_seconds(self) -> float:
+        """Of those that are made again once net and index have been trained again: most of them."""
+        return sum(s.seconds for s in self.stations if s.name not in ("metadata", "clip_features"))
+
+    @property
     def peak_gib(self) -> float:
         """Memory at the most, with the file pages that a process keeps."""
         return max(s.memory_gib for s in self.stations) + LIMIT / GIB
@@ -93,6 +98,7 @@ class Plan:
         """A plain value."""
         totals = {
             "hours": self.seconds / 3600,
+            "retraining_hours": self.retraining_seconds / 3600,
             "peak_gib": self.peak_gib,
             "disk_gb": self.disk_gb,
         }

@@ -26,6 +26,7 @@ from snip_assets.engine.files import (
     seal,
     write_parquet,
 )
+from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.locks import lock
 from snip_assets.engine.progress import track
 from snip_assets.engine.run import Run
@@ -45,7 +46,7 @@ def _inputs(run: Run) -> dict[str, str]:
     """What the report of a run as it was made depends on."""
     found = {
         station: digest_of([m.version for m in site_data.manifests(run, station)])
-        for station in site_data.STATIONS
+        for station in STATIONS
     }
     return {
         "shown": digest_of(found),

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from snip_assets.engine.audit import Interval
 from snip_assets.engine.files import Manifest, digest_of, read_manifest
+from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.run import Run
 
 from . import marks, site_charts, site_data
@@ -108,7 +109,7 @@ def _chosen(run: Run) -> list[list[Any]]:
 
 def _digests(run: Run) -> list[list[str]]:
     """Of each station's outputs; of `clip_features`, which tells whether the data is the same."""
-    found = ((name, site_data.manifests(run, name)) for name in site_data.STATIONS)
+    found = ((name, site_data.manifests(run, name)) for name in STATIONS)
     return [[name, _digest(made)] for name, made in found if made]
 
 

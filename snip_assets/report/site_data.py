@@ -21,6 +21,7 @@ from snip_assets.engine import audit, choices, recut
 from snip_assets.engine.choices import AUTO
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
+from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
 from snip_assets.engine.pair_files import of_groups, stream
 from snip_assets.engine.parquet_source import parquet_file
@@ -31,11 +32,6 @@ MOST_DOMAIN_ROWS = 250_000
 MOST_MATRIX = 16
 MOST_DOMAINS = 20
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
-STATIONS = (
-    *("metadata", "clip_features", "snip_model", "snip_features", "trained_index"),
-    *("index_shards", "snip_index", "duplicate_pairs", "duplicate_groups", "dup_bitmap"),
-    *("deduped_metadata", "drop_list"),
-)
 
 
 def as_made(run: Run) -> Run:
