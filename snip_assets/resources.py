@@ -137,7 +137,7 @@ class Audit(dg.ConfigurableResource):
     )
     code_error_warn: float = _bound(
         "code_error_warn",
-        1.5,
+        2.0,
         "Warn when rows that came after training have this many times the quantisation error.",
     )
     orphans_warn: float = _bound("orphans_warn", 0.0, "Warn when more are surely orphans.")

@@ -93,11 +93,14 @@ def test_rows_of_another_kind_ask_for_training_again_which_cures(
     assert not told.passed and told.severity is dg.AssetCheckSeverity.WARN
     said = str(told.description)
     assert "below 0.995" in said and "times the rows" not in said
+    assert "times the quantisation error (code_error_warn 2)" in said
+    assert "quantisation" not in str(kinds.nightly(code_error_warn=1e6).description)
     assert f"`snip dedup --train-again --features {kinds.source.features}" in said
     assert "times the rows" in str(kinds.nightly(growth_warn=2.5).description)
 
     cured = graph.materialize(kinds.data, train_again=True).checks
     assert cured["drift"]["passed"] and cured["drift"]["trained_rows"] == 900
+    assert cured["drift"]["code_error"] == 1
     assert cured["query_recall"]["estimate"] > 0.995
 
 
@@ -110,3 +113,5 @@ def test_rows_of_the_same_kind_are_no_drift(kinds: Kinds) -> None:
     found = drift.measure(kinds.data.run(), 400, 1)
     assert (found.trained_rows, found.fresh_rows) == (1200, 800)
     assert found.recall.high >= found.target and found.growth < 2
+    # All of the kind, but those that were trained on fit better.
+    assert 1 < found.code_error < Audit().code_error_warn

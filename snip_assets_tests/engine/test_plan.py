@@ -76,6 +76,7 @@ def test_sums_and_problems() -> None:
     planned = predict(2_169_580_984, memory_gb=16)
     value = planned.to_json()
     assert value["hours"] == pytest.approx(sum(s["seconds"] for s in value["stations"]) / 3600)
+    assert value["hours"] / 2 < value["retraining_hours"] < value["hours"]
     assert value["peak_gib"] > max(s["memory_gib"] for s in value["stations"])
     assert any("GiB, not 16" in problem for problem in planned.problems)
     assert any("longer than a day" in problem for problem in planned.problems)
