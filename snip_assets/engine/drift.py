@@ -77,7 +77,7 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
 
 
 def _code_error(run: Run, some: Sequence[Shard]) -> float:
-    """Mean squared quantisation error of the rows of some shards, as was noted at their encoding."""
+    """Mean squared quantisation error of the rows of some shards, as their encoding noted it."""
     found = ((s, read_manifest(run.layout.index_shards(s.key))) for s in some)
     noted = [(s.rows, m.facts["mean_error"]) for s, m in found if m is not None]
     rows = sum(count for count, _ in noted)
