@@ -21,16 +21,13 @@ from .engine.shards import load
 from .partitions import announce
 from .report import site
 from .resources import DataSet, Watch
+from .under_way import under_way
 
 RUN_KEY = "dagster/run_key"
 ATTEMPTS = 3
-_UNDER_WAY = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+# Whoever makes these makes what a sensor would ask for, or changes what it looks at.
+_FOR_PAIRS = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
+_FOR_OUTPUT = (*automation.DEDUP, *automation.PUBLISH)
 
 
 @dg.sensor(
@@ -99,8 +96,9 @@ def _runs(
     if not todo:
         seen.memory.held = 0
         return [], "no new shard"
-    if under_way(instance, automation.arrival.name, automation.dedup.name):
-        return [], f"{len(todo)} shards wait for the run that is under way"
+    jobs = (automation.ingest, automation.train, automation.dedup, automation.arrival)
+    if other := under_way(instance, [job.name for job in jobs], _FOR_PAIRS):
+        return [], f"{len(todo)} shards wait for {other}"
     if (seen.growing or seen.complete) and seen.memory.held < patience:
         seen.memory.held += 1
         others = len(seen.growing) + len(seen.complete)
@@ -123,7 +121,7 @@ def _runs(
         )
     key, keys = chosen
     keys = _with_later(data, keys)
-    assets = [*automation.INGEST, *automation.TRAIN, *automation.DEDUP]
+    assets = [*_FOR_PAIRS]
     if read_manifest(layout.trained_index) is not None:
         # Training again is a decision of the user, never of an arrival.
         assets = [a for a in assets if a not in ("snip_model", "trained_index")]
@@ -212,13 +210,6 @@ def _asked(instance: dg.DagsterInstance, key: str) -> bool:
     return instance.get_runs_count(dg.RunsFilter(tags={RUN_KEY: key})) > 0
 
 
-def under_way(instance: dg.DagsterInstance, *jobs: str) -> bool:
-    """Whether a run of one of these jobs is queued or at work."""
-    return any(
-        instance.get_runs_count(dg.RunsFilter(job_name=job, statuses=_UNDER_WAY)) for job in jobs
-    )
-
-
 @dg.sensor(
     name="clean_output",
     job=automation.publish,
@@ -235,9 +226,9 @@ def clean_output(
         manifest = read_manifest(data.layout.dup_bitmap)
         if manifest is None or manifest.version == context.cursor:
             return dg.SkipReason("The bitmap has not changed.")
-        may_change = (automation.arrival.name, automation.dedup.name, automation.publish.name)
-        if under_way(context.instance, *may_change):
-            return dg.SkipReason("A run that may change the bitmap is under way.")
+        jobs = (automation.arrival, automation.dedup, automation.publish)
+        if other := under_way(context.instance, [job.name for job in jobs], _FOR_OUTPUT):
+            return dg.SkipReason(f"Waits for {other}, which may change the bitmap.")
         parts = _publishable(data)
     except SnipError as error:
         return dg.SkipReason(str(error))
