@@ -6,6 +6,7 @@ Stopped by default. All state is on disk and in Dagster's runs: losing a cursor 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import dropwhile
 
 import dagster as dg
 from dagster._core.launcher import DefaultRunLauncher
@@ -16,6 +17,7 @@ from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
 from .engine.files import digest_of, read_manifest
+from .engine.layout import Layout
 from .engine.remote_files import remote_state
 from .engine.shards import load
 from .partitions import announce
@@ -27,6 +29,7 @@ RUN_KEY = "dagster/run_key"
 ATTEMPTS = 3
 # Whoever makes these makes what a sensor would ask for, or changes what it looks at.
 _FOR_PAIRS = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
+_FOR_FEATURES: tuple[str, ...] = (*automation.INGEST, "snip_model", "snip_features")
 _FOR_OUTPUT = (*automation.DEDUP, *automation.PUBLISH)
 
 
@@ -94,11 +97,13 @@ def _runs(
     layout = data.layout
     todo = _unfinished(data) if layout.registry.exists() else []
     if not todo:
-        seen.memory.held = 0
+        seen.memory.held, seen.memory.planned = 0, []
         return [], "no new shard"
     jobs = (automation.ingest, automation.train, automation.dedup, automation.arrival)
     if other := under_way(instance, [job.name for job in jobs], _FOR_PAIRS):
         return [], f"{len(todo)} shards wait for {other}"
+    if following := _continued(instance, layout, seen.memory, todo):
+        return [following], ""
     if (seen.growing or seen.complete) and seen.memory.held < patience:
         seen.memory.held += 1
         others = len(seen.growing) + len(seen.complete)
@@ -120,20 +125,53 @@ def _runs(
             "runs of `arrival`"
         )
     key, keys = chosen
-    keys = _with_later(data, keys)
-    assets = [*_FOR_PAIRS]
-    if read_manifest(layout.trained_index) is not None:
+    first, *after = _planned(layout, key, _with_later(data, keys))
+    seen.memory.planned = [first, *after] if after else []
+    return [_request(layout, *first)], ""
+
+
+def _planned(layout: Layout, key: str, keys: list[str]) -> list[tuple[str, list[str], bool]]:
+    """The runs for some shards, one for each stretch of neighbours; see `Memory.planned`.
+
+    One after the other: pairs are with the codes of all earlier shards that were read, and the
+    index is trained on the SNIP features of all of them.
+    """
+    parts = stretches(load(layout), keys)
+    runs = [(part, False) for part in parts]
+    if read_manifest(layout.trained_index) is None:
+        runs = [*((part, True) for part in parts[1:]), *runs]
+    return [(f"{key}-{n}" if n else key, *run) for n, run in enumerate(runs)]
+
+
+def _continued(
+    instance: dg.DagsterInstance, layout: Layout, memory: Memory, todo: list[str]
+) -> dg.RunRequest | None:
+    """The next of the planned runs; None after the last, and after one that has failed."""
+    wanted = {*todo}
+
+    def done(keys: list[str], compressed: bool) -> bool:
+        if compressed:
+            return all(read_manifest(layout.snip_features(key)) for key in keys)
+        return not wanted & {*keys}
+
+    memory.planned = [*dropwhile(lambda run: done(*run[1:]), memory.planned)]
+    if memory.planned and not _asked(instance, memory.planned[0][0]):
+        return _request(layout, *memory.planned[0])
+    memory.planned = []
+    return None
+
+
+def _request(layout: Layout, key: str, keys: list[str], compressed: bool) -> dg.RunRequest:
+    assets = _FOR_FEATURES if compressed else _FOR_PAIRS
+    if not compressed and read_manifest(layout.trained_index) is not None:
         # Training again is a decision of the user, never of an arrival.
-        assets = [a for a in assets if a not in ("snip_model", "trained_index")]
-    return [
-        dg.RunRequest(
-            run_key=f"{key}-{number}" if number else key,
-            tags=automation.shard_range(layout, part),
-            asset_selection=[dg.AssetKey(a) for a in dict.fromkeys(assets)],
-            asset_check_keys=checks.keys_of(assets),
-        )
-        for number, part in enumerate(stretches(load(layout), keys))
-    ], ""
+        assets = tuple(a for a in assets if a not in ("snip_model", "trained_index"))
+    return dg.RunRequest(
+        run_key=key,
+        tags=automation.shard_range(layout, keys),
+        asset_selection=[dg.AssetKey(a) for a in dict.fromkeys(assets)],
+        asset_check_keys=checks.keys_of(assets),
+    )
 
 
 def _unfinished(data: DataSet) -> list[str]:

@@ -230,6 +230,24 @@ def test_other_settings_than_those_of_the_outputs_are_told(
     assert "trained_index, duplicate_pairs 0000 in" in told and "(max_distance 0.1," in told
 
 
+@pytest.mark.parametrize(
+    ("command", "takes"),
+    [
+        ("asset materialize --select snip_model", True),
+        ("asset list", True),
+        ("asset wipe --noprompt snip_model", False),
+        ("asset --help", False),
+        ("dev", True),
+        ("schedule preview", True),
+        ("schedule wipe", False),
+        ("run list", False),
+        ("", False),
+    ],
+)
+def test_commands_of_dagster_get_the_module_where_they_take_one(command: str, takes: bool) -> None:
+    assert dagster_commands._takes_module(command.split()) is takes
+
+
 @pytest.mark.parametrize("command", ["apply-bitmap", "apply", "show", "recut"])
 def test_a_file_where_a_folder_should_be_is_named(small: Small, tmp_path: Path, snip, command):
     file, rows = tmp_path / "file", tmp_path / "bitmap.npy"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import os
 import shutil
-import subprocess
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
-from dagster._core.events import EngineEventData
 
-from snip_assets import automation, dead_runs, sensors, verification
+from snip_assets import automation, sensors, verification
 from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
+from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.remote_files import as_path
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
@@ -188,6 +187,56 @@ def test_shards_that_failed_for_another_are_asked_for_when_that_is_back(data: Da
         assert [fails() for _ in range(4)] == [True, True, True, False]
 
 
+def test_a_refused_shard_in_the_first_data_set_makes_runs_that_follow_each_other(
+    data: DataSet,
+) -> None:
+    put(data, "0000", "0001", "0002", "0003")
+    register(data.layout, data.source)
+    raw = np.load(Path(data.features) / "img_emb_0001.npy")
+    raw[7] = np.nan
+    np.save(Path(data.features) / "img_emb_0001.npy", raw)
+    run = data.run()
+    with pytest.raises(BadInputError):
+        stations.clip_features(run, run.registry.keys)
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+
+        def launch(work: Callable[[list[str], bool], None]) -> tuple[str, str, bool]:
+            """Shards that were asked for, and whether up to the bitmap."""
+            (request,) = tick().run_requests or []
+            again = tick().run_requests or []
+            assert [request.run_key] == [r.run_key for r in again]
+            chosen = {k.to_user_string() for k in request.asset_selection or []}
+            ends = request.tags[automation.RANGE_START], request.tags[automation.RANGE_END]
+            keys = [key for key in run.registry.keys if ends[0] <= key <= ends[1]]
+            status = dg.DagsterRunStatus.SUCCESS
+            try:
+                work(keys, "duplicate_pairs" in chosen)
+            except BadInputError:
+                status = dg.DagsterRunStatus.FAILURE
+            tags = {sensors.RUN_KEY: str(request.run_key)}
+            instance.add_run(dg.DagsterRun(job_name="arrival", status=status, tags=tags))
+            return (*ends, "duplicate_pairs" in chosen)
+
+        def fail(_: list[str], whole: bool) -> None:
+            raise BadInputError("refused")
+
+        def work(keys: list[str], whole: bool) -> None:
+            stations.snip_model(run)
+            stations.snip_features(run, keys)
+            if whole:
+                until_pairs(run, keys=keys)
+                stations.duplicate_groups(run)
+                stations.dup_bitmap(run)
+
+        assert launch(fail) == ("0000", "0003", True)
+        # The index is trained on the SNIP features of all that were read.
+        assert launch(fail) == ("0002", "0003", False)
+        assert launch(work) == ("0002", "0003", False)
+        assert launch(work) == ("0000", "0000", True)
+        assert launch(work) == ("0002", "0003", True)
+
+
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         tick = Ticks(instance, data)
@@ -291,87 +340,6 @@ def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
     assert verification.above(wilson(0, 1000), 0.0, 0.0) is None
     assert verification.above(wilson(1, 1000), 0.0, 0.01) is warn
     assert verification.above(wilson(1, 1000), 0.0, 0.0) is error
-
-
-def test_a_process_lives_only_if_it_is_the_one_that_was_there() -> None:
-    assert dead_runs.lives(os.getpid(), time.time())
-    assert not dead_runs.lives(os.getpid(), 1000.0)
-    child = subprocess.Popen(["true"])
-    time.sleep(0.2)
-    assert not dead_runs.lives(child.pid, time.time())
-    child.wait()
-    assert not dead_runs.lives(child.pid, time.time())
-
-
-@pytest.mark.parametrize(
-    ("host", "boot", "space", "dead"),
-    [
-        ("", "", "", True),
-        ("", "", "x", False),
-        ("", "x", "x", True),
-        ("x", "x", "x", False),
-        ("x", "", "", False),
-    ],
-)
-def test_a_run_of_another_machine_or_container_is_left_alone(
-    host: str, boot: str, space: str, dead: bool
-) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    own = dead_runs.machine().split("/")
-    place = "/".join(one + more for one, more in zip(own, (host, boot, space), strict=True))
-    with dg.DagsterInstance.local_temp() as instance:
-        tags = {dead_runs.MACHINE_TAG: place}
-        run = dg.DagsterRun(job_name="dedup", status=dg.DagsterRunStatus.STARTED, tags=tags)
-        instance.add_run(run)
-        told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
-        instance.report_engine_event("Executing steps", run, told)
-        for launched in (False, True):
-            assert dead_runs.bury(instance, launched=launched) == (1, int(dead))
-            if dead:
-                break
-
-
-def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with dg.DagsterInstance.local_temp() as instance:
-
-        def add(status: dg.DagsterRunStatus, pid: int | None) -> str:
-            run = dg.DagsterRun(job_name="arrival", status=status)
-            instance.add_run(run)
-            if pid is not None:
-                told = EngineEventData({"pid": dg.MetadataValue.text(str(pid))})
-                instance.report_engine_event("Started process", run, told)
-            return run.run_id
-
-        starting, started = dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED
-        dead = [add(starting, gone.pid), add(started, gone.pid)]
-        alive = [add(starting, os.getpid()), add(started, os.getpid()), add(starting, None)]
-        told = sensors.dead_runs(dg.build_sensor_context(instance))
-        assert "5 runs at work, 2 of them were dead" in str(told)
-        statuses = {r.run_id: r.status for r in instance.get_runs()}
-        assert [statuses[r] for r in dead] == [dg.DagsterRunStatus.FAILURE] * 2
-        assert [statuses[r] for r in alive] == [starting, started, starting]
-
-
-def test_a_dead_run_gives_its_place_in_the_pool_to_the_next() -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with dg.DagsterInstance.local_temp() as instance:
-        pools = instance.event_log_storage
-        pools.set_concurrency_slots("memory", 1)
-
-        def claims(run_id: str) -> bool:
-            return pools.claim_concurrency_slot("memory", run_id, "snip_index").is_claimed
-
-        dead = dg.DagsterRun(job_name="arrival", status=dg.DagsterRunStatus.STARTED)
-        instance.add_run(dead)
-        told = EngineEventData({"pid": dg.MetadataValue.text(str(gone.pid))})
-        instance.report_engine_event("Started process", dead, told)
-        assert claims(dead.run_id) and not claims("next")
-        sensors.dead_runs(dg.build_sensor_context(instance))
-        assert claims("next")
 
 
 def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:

@@ -15,7 +15,6 @@ import typer
 from snip_assets.options import DEFAULT_OUT, Out
 
 _MODULE = ["-m", "snip_assets.definitions"]
-_NEEDS_MODULE = ("asset", "definitions", "dev", "job", "schedule", "sensor")
 _RUNS = (["asset", "materialize"], ["job", "execute"])
 PANEL = "Dagster"
 
@@ -75,9 +74,24 @@ def _dagster(arguments: list[str], out: Path) -> int:
         with home.instance(layout) as instance:
             bury(instance)
     # Most of Dagster's commands do not look into pyproject.toml for the module.
-    if arguments and arguments[0] in _NEEDS_MODULE:
-        arguments = arguments + ([] if {"-m", "-w", "-f", "-d"} & set(arguments) else _MODULE)
+    if _takes_module(arguments) and not {"-m", "-w", "-f", "-d"} & set(arguments):
+        arguments = [*arguments, *_MODULE]
     return _run([sys.executable, "-m", "dagster", *arguments], variables)
+
+
+def _takes_module(arguments: list[str]) -> bool:
+    """Whether a command of Dagster is told by `-m` what is defined: `asset wipe` is not."""
+    from click import Group
+    from dagster._cli import create_dagster_cli
+
+    command = create_dagster_cli()
+    for word in arguments:
+        if not isinstance(command, Group):
+            break
+        if word not in command.commands:
+            return False
+        command = command.commands[word]
+    return any("-m" in option.opts for option in command.params)
 
 
 def _warn_of_settings(variables: dict[str, str]) -> None:

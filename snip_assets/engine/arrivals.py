@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,15 @@ class Memory:
         Digest of the problems that were reported last.
     held
         For how many looks new shards were held back, because others were still growing.
+    planned
+        Runs that follow each other: run key, shards, and whether to end with their SNIP features.
     """
 
     waiting: dict[str, list[int]] = field(default_factory=dict)
     refused: dict[str, list[Any]] = field(default_factory=dict)
     reported: str = ""
     held: int = 0
+    planned: list[tuple[str, list[str], bool]] = field(default_factory=list)
 
     @classmethod
     def parse(cls, text: str | None) -> Memory:
@@ -198,7 +201,8 @@ def look(
         empty: a shard is complete when two looks see the same sizes and times.
     """
     problems = _disorder(now, registered)
-    memory, complete, growing = Memory(reported=before.reported, held=before.held), [], []
+    memory = replace(before, waiting={}, refused={})
+    complete, growing = [], []
     gone = {state: key for key, state in registered.items() if state and now.state(key) is None}
     for key in sorted((now.features.keys() | now.metadata.keys()) - registered.keys()):
         if not shards.is_plain(key):
