@@ -90,7 +90,37 @@ def withdraw(instance: dg.DagsterInstance, layout: Layout, keys: Sequence[str]) 
     # In this order: a key that Dagster alone has forgotten comes back with the next `announce`.
     for shard in withdrawable(layout, keys):
         instance.delete_dynamic_partition(str(shards.name), shard.key)
-    return engine_withdraw(layout, keys)
+    gone = engine_withdraw(layout, keys)
+    _tell_of(instance, [shard.key for shard in gone])
+    return gone
+
+
+def _tell_of(instance: dg.DagsterInstance, withdrawn: list[str]) -> None:
+    """Record that groups and bitmap went with these shards: Dagster would call them up to date.
+
+    Their history stays, which a wipe would take away. The check passes again once they are made.
+    """
+    why = (
+        f"Removed, as shards were withdrawn ({', '.join(withdrawn[:10])}"
+        f"{', ...' if len(withdrawn) > 10 else ''}); the next run makes it again."
+    )
+    shown = {"shards_withdrawn": len(withdrawn)}
+    groups, bitmap = dg.AssetKey("duplicate_groups"), dg.AssetKey("dup_bitmap")
+    made = [key for key in (groups, bitmap) if instance.get_latest_materialization_event(key)]
+    for key in made:
+        observed = dg.AssetObservation(key, description=why, metadata=shown)
+        instance.report_runless_asset_event(observed)
+    if bitmap in made:
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=bitmap,
+                check_name="bitmap_has_all_rows",
+                passed=False,
+                severity=dg.AssetCheckSeverity.ERROR,
+                description=why,
+                metadata=shown,
+            )
+        )
 
 
 def _first(layout: Layout, source: Source, limit: int) -> list[str]:

@@ -164,6 +164,35 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
             partitions.announce(instance, data.layout)
 
 
+@pytest.mark.parametrize("made", [True, False])
+def test_dagster_is_told_that_groups_and_bitmap_went_with_a_shard(
+    data: DataSet, made: bool
+) -> None:
+    groups, bitmap = dg.AssetKey("duplicate_groups"), dg.AssetKey("dup_bitmap")
+    check = dg.AssetCheckKey(bitmap, "bitmap_has_all_rows")
+    assert check in build_defs().resolve_asset_graph().asset_check_keys
+    with dg.DagsterInstance.ephemeral() as instance:
+        partitions.register(data.layout, data.source)
+        partitions.announce(instance, data.layout)
+        if made:
+            for key in (groups, bitmap):
+                instance.report_runless_asset_event(dg.AssetMaterialization(key))
+        partitions.withdraw(instance, data.layout, ["0003"])
+        for key in (groups, bitmap):
+            told = instance.fetch_observations(key, limit=5).records
+            said = [
+                str(one.asset_observation and one.asset_observation.description) for one in told
+            ]
+            assert len(said) == made and all("withdrawn (0003)" in text for text in said)
+            # History stays.
+            assert bool(instance.get_latest_materialization_event(key)) is made
+        storage = instance.event_log_storage
+        found = storage.get_latest_asset_check_execution_by_key([check]).get(check)
+        event = found.event.dagster_event if found and found.event else None
+        assert (event is not None) is made
+        assert event is None or not event.asset_check_evaluation_data.passed
+
+
 @pytest.mark.parametrize("made", [0, 3])
 def test_records_whose_making_was_stopped_are_made_whole(data: DataSet, made: int) -> None:
     partitions.register(data.layout, data.source)
