@@ -123,6 +123,28 @@ def test_cleaned_metadata_is_the_kept_rows_and_nothing_else(run: Run) -> None:
         assert len(dropped) + len(cleaned) == shard.rows
 
 
+def test_dagster_is_told_rows_and_storage_by_its_own_names(run: Run) -> None:
+    def told(asset: str, partition: str | None = None) -> dict[str, Any]:
+        of = dg.AssetRecordsFilter(
+            asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition else None
+        )
+        (record,) = instance.fetch_materializations(of, limit=1).records
+        assert record.asset_materialization
+        return {name: m.value for name, m in record.asset_materialization.metadata.items()}
+
+    with home.instance(run.layout) as instance:
+        for asset in ("snip_index", "dup_bitmap", "dedup_report"):
+            manifest = read_manifest(run.layout.root / asset)
+            assert manifest and told(asset)["dagster/size_bytes"] == manifest.bytes
+            assert told(asset)["dagster/row_count"] == run.registry.rows
+        # The page of an asset takes these for the whole of it.
+        shard = run.registry.shards[0]
+        found, manifest = told("metadata", shard.key), read_manifest(run.layout.metadata(shard.key))
+        assert not {"dagster/size_bytes", "dagster/row_count"} & {*found}
+        assert manifest and found["bytes"] == manifest.bytes
+        assert found["dagster/partition_row_count"] == shard.rows
+
+
 def test_a_second_run_changes_nothing(run: Run) -> None:
     def state() -> dict[Path, int]:
         return {

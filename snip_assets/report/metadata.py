@@ -34,12 +34,26 @@ _HIDDEN = {
 }
 
 
-def of_manifest(manifest: Manifest, *, pictures: bool = True) -> dict[str, Any]:
-    """Facts of an output as metadata values, curves and histograms as pictures."""
-    values: dict[str, Any] = {"bytes": manifest.bytes, "version": manifest.version}
+# Names that the page of an asset shows as its rows and its storage, as `1.2 MB`.
+ROWS, SIZE = "dagster/row_count", "dagster/size_bytes"
+# What the page shows is the latest record: of a shard, it would stand there for all of them.
+SHARD_ROWS, SHARD_SIZE = "dagster/partition_row_count", "bytes"
+
+
+def of_manifest(
+    manifest: Manifest, *, pictures: bool = True, names: tuple[str, str] = (ROWS, SIZE)
+) -> dict[str, Any]:
+    """Facts of an output as metadata values, curves and histograms as pictures.
+
+    Parameters
+    ----------
+    names
+        Of its rows and of its bytes.
+    """
+    values: dict[str, Any] = {names[1]: manifest.bytes, "version": manifest.version}
     for name, fact in manifest.facts.items():
         if name == "rows":
-            values["dagster/row_count"] = int(fact)
+            values[names[0]] = int(fact)
         elif name in _HIDDEN or fact is None:
             continue
         elif isinstance(fact, (bool, int, float, str)):
@@ -114,7 +128,8 @@ def of_shards(
     """The result of an asset over some shards; see `versions.made_with`."""
     if len(manifests) <= MOST_SHARD_RECORDS:
         for key, manifest in manifests.items():
-            values = of_manifest(manifest, pictures=len(manifests) <= MOST_SHARD_PICTURES)
+            pictures = len(manifests) <= MOST_SHARD_PICTURES
+            values = of_manifest(manifest, pictures=pictures, names=(SHARD_ROWS, SHARD_SIZE))
             if samples and key in samples:
                 values["sample_rows"] = sample_rows(samples[key])
             context.add_asset_metadata(values, partition_key=key)

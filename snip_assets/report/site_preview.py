@@ -12,6 +12,7 @@ from snip_assets.engine.files import Manifest
 from snip_assets.engine.layout import Layout
 
 from . import plots
+from .metadata import ROWS, SIZE
 
 _TYPES = {".jpg": "jpeg", ".png": "png", ".gif": "gif", ".webp": "webp"}
 LARGEST_PICTURE = 1 << 15
@@ -28,9 +29,9 @@ def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
         "preview": dg.MetadataValue.md(_numbers(manifest)),
         "threshold_curve": dg.MetadataValue.md(plots.curve(facts["thresholds"], title, *axes)),
         "most_copied": dg.MetadataValue.md(_pictures(layout.dedup_report, facts["preview"])),
-        "dagster/row_count": int(facts["rows"]),
+        ROWS: int(facts["rows"]),
         "dropped": int(facts["dropped"]),
-        "bytes": manifest.bytes,
+        SIZE: manifest.bytes,
         **{name: facts[name] for name in ("seconds", "peak_memory") if name in facts},
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.version))
