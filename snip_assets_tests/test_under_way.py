@@ -25,7 +25,7 @@ AT_WORK, ENDED = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
         ("__ASSET_JOB", {"snip_index"}, ENDED, False),
         ("__ASSET_JOB", {"published_bitmap"}, AT_WORK, False),
         # Checks alone.
-        ("__ASSET_JOB", set(), AT_WORK, False),
+        ("__ASSET_JOB", None, AT_WORK, False),
     ],
 )
 def test_runs_without_a_job_count_by_their_assets(
