@@ -146,8 +146,13 @@ def _planned(layout: Layout, key: str, keys: list[str]) -> list[tuple[str, list[
 def _continued(
     instance: dg.DagsterInstance, layout: Layout, memory: Memory, todo: list[str]
 ) -> dg.RunRequest | None:
-    """The next of the planned runs; None after the last, and after one that has failed."""
-    wanted = {*todo}
+    """The next of the planned runs; None after the last, and after one that has failed.
+
+    None too when a shard of theirs was withdrawn.
+    """
+    wanted, known = {*todo}, {*load(layout).keys}
+    if not all(known.issuperset(keys) for _, keys, _ in memory.planned):
+        memory.planned = []
 
     def done(keys: list[str], compressed: bool) -> bool:
         if compressed:

@@ -237,6 +237,18 @@ def test_a_refused_shard_in_the_first_data_set_makes_runs_that_follow_each_other
         assert launch(work) == ("0002", "0003", True)
 
 
+def test_planned_runs_are_given_up_when_a_shard_of_theirs_is_withdrawn(data: DataSet) -> None:
+    put(data, "0000", "0001")
+    register(data.layout, data.source)
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = Ticks(instance, data)
+        planned = [("some", ["0001", "0002"], False), ("some-1", ["0000"], False)]
+        tick.cursor = sensors.Memory(planned=planned).to_json()
+        (request,) = tick().run_requests or []
+        assert request.tags[automation.RANGE_END] == "0001"
+        assert sensors.Memory.parse(tick.cursor).planned == []
+
+
 def test_a_malformed_shard_is_reported_once_as_a_failed_check(data: DataSet) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         tick = Ticks(instance, data)
