@@ -34,7 +34,9 @@ class Pair:
     Attributes
     ----------
     distance
-        Raw.
+        As it was found: raw, or at a tier without raw features on its scale.
+    raw
+        What a mark is about: rows that lie at another distance later are others.
     mark
         A reviewer's earlier judgement.
     random
@@ -44,6 +46,7 @@ class Pair:
     row: int
     earlier_row: int
     distance: float
+    raw: float
     kind: Kind
     mark: str = ""
     random: bool = False
@@ -91,12 +94,14 @@ def random_and_inside(
             some = np.flatnonzero(block.distance >= most * (1 - reach))
             drawn.add(ticket[some], PairBlock(*(a[some] for a in block)))
     rows, earlier, _ = every.pairs
-    far = distances(shards.raw_features(run.registry), rows, earlier)
-    shown = [_pair(*one, "random") for one in zip(rows, earlier, far, strict=True)]
+    raw = shards.raw_features(run.registry)
+    far = distances(raw, rows, earlier)
+    shown = [_pair(*one, "random") for one in zip(rows, earlier, far, far, strict=True)]
     enough = (d.pairs for d in near.values() if len(d.pairs.row) >= inside)
     rows, earlier, far = next(enough, near[REACHES[-1]].pairs)
+    measured = distances(raw, rows, earlier)
     order = np.lexsort((rows, -far))
-    return shown, [_pair(rows[i], earlier[i], far[i], "inside") for i in order]
+    return shown, [_pair(rows[i], earlier[i], far[i], measured[i], "inside") for i in order]
 
 
 def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
@@ -113,7 +118,7 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     if (found := noted(run.layout.near_misses, subject)) is None:
         found = _search_outside(run, some, count)
         note(run.layout.near_misses, subject, found)
-    return [_pair(row, earlier, far, "outside") for row, earlier, far in found]
+    return [_pair(row, earlier, far, far, "outside") for row, earlier, far in found]
 
 
 def _search_outside(run: Run, some: list[shards.Shard], count: int) -> list[tuple[int, int, float]]:
@@ -155,5 +160,5 @@ def _ticket(rows: np.ndarray, earlier: np.ndarray, seed: int) -> np.ndarray:
     return splitmix64(rows.astype(np.uint64) ^ mixed)
 
 
-def _pair(row: int, earlier: int, distance: float, kind: Kind) -> Pair:
-    return Pair(int(row), int(earlier), float(distance), kind)
+def _pair(row: int, earlier: int, distance: float, raw: float, kind: Kind) -> Pair:
+    return Pair(int(row), int(earlier), float(distance), float(raw), kind)

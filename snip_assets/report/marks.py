@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ KINDS = ("random", "inside", "outside")
 MARKS = {"right": True, "wrong": False, "none": None}
 COLUMNS = ("row", "earlier_row", "set", "mark")
 MOST_MARKS = 1_000_000
-# A pair whose distance now differs by more from the one that was noted has other rows.
+# A pair whose distance now differs by more from the one that was noted or shown has other rows.
 SAME = 1e-4
 # Of the share of right pairs over their distance.
 BINS = 10
@@ -42,6 +44,8 @@ SCHEMA = pa.schema(
 )
 # Kind, and whether it is right; None takes a mark back.
 Mark = tuple[str, bool | None]
+# A pair, its mark, and its raw distance when that was given; NaN where a CSV does not say.
+Given = tuple[tuple[int, int], Mark, float]
 
 
 def path_of(layout: Layout) -> Path:
@@ -88,12 +92,14 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
         The output folder whose rows the marks are about.
     path
         Columns row, earlier_row, set (random, inside, outside), mark (right, wrong, or none, which
-        takes an earlier one back); others are ignored.
+        takes an earlier one back), and distance (raw, as it was shown; may be missing). Others are
+        ignored. A line whose rows lie at another distance now is about other rows: it is left out.
 
     Returns
     -------
     dict
-        read, new, changed, withdrawn, total.
+        read, new, changed, withdrawn, outdated (lines, and marks kept so far, whose rows were
+        replaced since), total.
 
     Raises
     ------
@@ -101,21 +107,25 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
         A column is missing or a line says something that cannot be.
     """
     registry = shards.load(layout)
+    raw = shards.raw_features(registry)
     before = current(layout)
+    outdated = len(load(layout)) - len(before)
     marks: dict[tuple[int, int], Mark] = {
         (m["row"], m["earlier_row"]): (m["kind"], m["right"]) for m in before.to_pylist()
     }
     former = dict(marks)
-    read = 0
-    for pair, (kind, right) in _read(path, registry.rows):
+    given = list(_read(path, registry.rows))
+    ends = np.array([pair for pair, *_ in given], np.uint64).reshape(-1, 2)
+    moved = np.abs(distances(raw, *ends.T) - np.array([shown for *_, shown in given])) > SAME
+    outdated += int(np.count_nonzero(moved))
+    for pair, (kind, right), _ in compress(given, ~moved):
         # A pair of the random sample stays one, on whichever page it was marked.
         sampled = "random" in (kind, marks.get(pair, ("",))[0])
         marks[pair] = "random" if sampled else kind, right
-        read += 1
     marks = {pair: mark for pair, mark in marks.items() if mark[1] is not None}
     ordered = sorted(marks)
     ends = np.array(ordered, np.uint64).reshape(-1, 2)
-    far = distances(shards.raw_features(registry), ends[:, 0], ends[:, 1])
+    far = distances(raw, *ends.T)
     columns = [ends[:, 0], ends[:, 1], far, *zip(*(marks[p] for p in ordered), strict=True)]
     if ordered:
         write_parquet(path_of(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
@@ -123,15 +133,16 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
         path_of(layout).unlink(missing_ok=True)
     stayed = former.keys() & marks.keys()
     return {
-        "read": read,
+        "read": len(given),
         "new": len(marks) - len(stayed),
         "changed": sum(former[pair] != marks[pair] for pair in stayed),
         "withdrawn": len(former) - len(stayed),
+        "outdated": outdated,
         "total": len(marks),
     }
 
 
-def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], Mark]]:
+def _read(path: Path, rows: int) -> Iterator[Given]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
@@ -149,8 +160,9 @@ def _read(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], Mark]]:
         raise BadInputError(f"{path}: cannot be read as CSV ({error}).") from error
 
 
-def _mark(where: str, entry: dict[str, str | None], rows: int) -> tuple[tuple[int, int], Mark]:
-    row, earlier, kind, mark = ((entry.get(name) or "").strip() for name in COLUMNS)
+def _mark(where: str, entry: dict[str, str | None], rows: int) -> Given:
+    names = *COLUMNS, "distance"
+    row, earlier, kind, mark, shown = ((entry.get(name) or "").strip() for name in names)
     if not all(re.fullmatch("[0-9]{1,19}", text) for text in (row, earlier)):
         raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
     if not 0 <= int(earlier) < int(row) < rows:
@@ -161,7 +173,17 @@ def _mark(where: str, entry: dict[str, str | None], rows: int) -> tuple[tuple[in
         raise BadInputError(f"{where}: set {kind[:40]!r}; one of {', '.join(KINDS)}.")
     if mark not in MARKS:
         raise BadInputError(f"{where}: mark {mark[:40]!r}; one of {', '.join(MARKS)}.")
-    return (int(row), int(earlier)), (kind, MARKS[mark])
+    return (int(row), int(earlier)), (kind, MARKS[mark]), _shown(where, shown)
+
+
+def _shown(where: str, text: str) -> float:
+    try:
+        shown = float(text or "nan")
+    except ValueError:
+        shown = math.inf
+    if math.isinf(shown):
+        raise BadInputError(f"{where}: distance {text[:40]!r}; a number, or nothing.")
+    return shown
 
 
 def shares(table: pa.Table, max_distance: float) -> dict[str, Interval]:

@@ -38,16 +38,17 @@ def test_marks_add_up_and_the_last_one_counts(
     layout: Layout, finished: Finished, tmp_path: Path
 ) -> None:
     pairs, _ = gallery_pairs.random_and_inside(finished.run, 4)
-    lines = [f"{p.row},{p.earlier_row},9,random,right" for p in pairs]
+    lines = [f"{p.row},{p.earlier_row},{p.raw:.6f},random,right" for p in pairs]
     taken = marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
-    assert taken == {"read": 4, "new": 4, "changed": 0, "withdrawn": 0, "total": 4}
-    again = f"{pairs[0].row},{pairs[0].earlier_row},9,random,wrong\n5,3,,outside,wrong\n"
+    counts = {"read": 4, "new": 4, "changed": 0, "withdrawn": 0, "outdated": 0, "total": 4}
+    assert taken == counts
+    again = f"{pairs[0].row},{pairs[0].earlier_row},,random,wrong\n5,3,,outside,wrong\n"
     taken = marks.take_in(layout, _csv(tmp_path, HEAD + again))
-    assert taken == {"read": 2, "new": 1, "changed": 1, "withdrawn": 0, "total": 5}
+    assert taken == {**counts, "read": 2, "new": 1, "changed": 1, "total": 5}
     table = marks.load(layout)
     assert marks.shares(table, 0.1) == {"random": wilson(3, 4), "outside": wilson(0, 1)}
     by_pair = {(m["row"], m["earlier_row"]): m for m in table.to_pylist()}
-    for pair in pairs:  # distances are computed, not believed
+    for pair in pairs:  # computed where the CSV has none
         assert by_pair[pair.row, pair.earlier_row]["distance"] == pytest.approx(pair.distance)
     assert sum(n for *_, n in marks.by_distance(table)) == 5
 
@@ -64,7 +65,22 @@ def test_marks_of_rows_that_were_replaced_do_not_count(
     pq.write_table(table.set_column(2, table.schema.field("distance"), far), marks.path_of(layout))
     assert marks.current(layout).equals(table[1:])
     taken = marks.take_in(layout, _csv(tmp_path, HEAD + "5,3,,outside,wrong\n"))
-    assert taken["total"] == 4
+    assert (taken["outdated"], taken["total"]) == (1, 4)
+
+
+def test_an_older_csv_does_not_judge_the_rows_that_came_instead(
+    layout: Layout, finished: Finished, tmp_path: Path
+) -> None:
+    first, second, *_ = gallery_pairs.random_and_inside(finished.run, 4)[0]
+    ends = f"{first.row},{first.earlier_row}"
+    marks.take_in(layout, _csv(tmp_path, f"{HEAD}{ends},{first.raw:.6f},random,right\n"))
+    former = marks.load(layout)
+    # As they were shown when those row ids were of another shard's rows.
+    lines = [f"{ends},{first.raw + 0.01:.6f},random,none"]
+    lines += [f"{second.row},{second.earlier_row},{second.raw + 0.01:.6f},random,wrong"]
+    taken = marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(lines)))
+    assert (taken["read"], taken["outdated"], taken["total"]) == (2, 2, 1)
+    assert marks.load(layout).equals(former)
 
 
 def test_marks_are_taken_back_and_stay_with_the_random_sample(
@@ -76,7 +92,8 @@ def test_marks_are_taken_back_and_stay_with_the_random_sample(
     again = [f"{pairs[0].row},{pairs[0].earlier_row},,inside,wrong"]
     again += [f"{pairs[1].row},{pairs[1].earlier_row},,random,none", "5,3,,outside,none"]
     taken = marks.take_in(layout, _csv(tmp_path, HEAD + "\n".join(again)))
-    assert taken == {"read": 3, "new": 0, "changed": 1, "withdrawn": 1, "total": 2}
+    counts = {"read": 3, "new": 0, "changed": 1, "withdrawn": 1, "outdated": 0, "total": 2}
+    assert taken == counts
     table = marks.load(layout)
     assert marks.shares(table, 0.1) == {"random": wilson(1, 2)}
     # At a smaller threshold none of them is a pair.
@@ -102,6 +119,8 @@ def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
         (HEAD + "5,3,,somewhere,right\n", "set 'somewhere'"),
         (HEAD + "5,3,,random,maybe\n", "mark 'maybe'"),
         (HEAD + "5\n", "numbers"),
+        (HEAD + "5,3,near,random,right\n", "line 2: distance 'near'"),
+        (HEAD + "5,3,inf,random,right\n", "line 2: distance 'inf'"),
         (HEAD + "9" * 5000 + ",3,,random,right\n", "numbers"),
         ("", "no column row"),
     ],

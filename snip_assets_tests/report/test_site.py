@@ -184,7 +184,8 @@ def test_borderline_pairs_lie_on_their_side(finished: Finished) -> None:
     _, inside = gallery_pairs.random_and_inside(run)
     assert inside
     for pair in inside:
-        assert 0.5 * most <= _distance(finished, pair.row, pair.earlier_row) <= most + 1e-6
+        found = _distance(finished, pair.row, pair.earlier_row)
+        assert 0.5 * most <= found <= most + 1e-6 and abs(found - pair.raw) < 1e-6
     misses = gallery_pairs.just_outside(run)
     assert misses
     for pair in misses:
