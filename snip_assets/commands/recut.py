@@ -19,6 +19,7 @@ class Match(str, Enum):
 
     url = "url"
     md5 = "md5"
+    both = "url+md5"
     key = "key"
 
 

@@ -3,11 +3,13 @@
 The join runs in DuckDB with bounded memory, spilling to disk; the files are then filtered one
 after the other and keep their order, schema and form.
 
-A row of the copy matches a drop-list row by its url, its md5, or its place (shard key in the file
-name and row in the shard). Urls and md5 sums need care, because the same one may belong to a
+A row of the copy matches a drop-list row by its url, its md5, both, or its place (shard key in the
+file name and row in the shard). Urls and md5 sums need care, because the same one may belong to a
 dropped row and to the kept row that explains it (copies of one url, equal files): if a value is
 also that of a representative, as many of its rows go as the drop lists name, the last in the
-order of files and rows, and at least the first one stays. Otherwise all rows with the value go.
+order of files and rows, and at least the first one stays. Otherwise all rows with the value go: a
+kept row too that explains none, and so is in no drop list. How many go beyond those that the lists
+name is counted; url and md5 together tell rows apart whose url gave several pictures.
 
 A row whose kept row the copy lacks stays, matched by url or md5, unless every one is to go:
 nothing else there may resemble it. (Where the kept row has no such value, that cannot be told, and
@@ -33,7 +35,7 @@ from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_file
 from .shards import METADATA_PATTERN
 
-On = Literal["url", "md5", "key"]
+On = Literal["url", "md5", "url+md5", "key"]
 BATCH_ROWS = 1 << 17
 _KEY = re.compile(METADATA_PATTERN.replace(".", r"\.").replace("{key}", "(.+)"))
 
@@ -73,7 +75,7 @@ def apply_drop_list(
         list), dropped, kept; and rows, matched, dropped, kept, listed (rows of the drop lists),
         nameless (those of them that have no value to match by), found (those whose value occurs in
         the copy), alone (those of them that stay, as the copy lacks the row that was kept in their
-        place), on.
+        place), beyond (rows that go beyond those listed, as they have the value of one), on.
 
     Raises
     ------
@@ -101,6 +103,7 @@ def apply_drop_list(
         connection.execute(_listed(every))
         counts = dict(_rows(connection, _MATCHED))
         ((listed, nameless, found, alone),) = _rows(connection, _COUNTED)
+        ((beyond,),) = _rows(connection, _BEYOND)
         dropped = _Places(connection.execute(_DROPPED))
         table = [
             _filter(number, path, out, dropped, counts.get(number, 0))
@@ -108,7 +111,7 @@ def apply_drop_list(
         ]
     total = {n: sum(row[n] for row in table) for n in ("rows", "matched", "dropped", "kept")}
     counted = {"listed": listed, "nameless": nameless, "found": found, "alone": alone}
-    return {"files": table, **total, **counted, "on": on}
+    return {"files": table, **total, **counted, "beyond": int(beyond), "on": on}
 
 
 def _lists(value: str, kept: str) -> str:
@@ -119,6 +122,7 @@ def _lists(value: str, kept: str) -> str:
 _LISTS = {
     "url": _lists("url", "kept_url"),
     "md5": _lists("md5", "kept_md5"),
+    "url+md5": _lists("md5 || ' ' || url", "kept_md5 || ' ' || kept_url"),
     "key": _lists("key || '/' || row_in_shard", "NULL::VARCHAR"),
 }
 
@@ -148,6 +152,13 @@ _COUNTED = """
         value IN (SELECT value FROM present) AND value NOT IN (SELECT value FROM listed))
     FROM lists"""
 
+# As none of a shared value goes unlisted.
+_BEYOND = """
+    SELECT coalesce(sum(greatest(occurrences - rows, 0)), 0)
+    FROM (SELECT value, count(*) AS occurrences FROM present GROUP BY value)
+    JOIN (SELECT value, count(*) AS rows FROM lists GROUP BY value) USING (value)
+    JOIN (SELECT value FROM listed WHERE NOT shared) USING (value)"""
+
 # The last `rows` rows of a shared value go, never its first; all rows of other values.
 _DROPPED = """
     SELECT file, place FROM (
@@ -170,7 +181,8 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _require_columns(path: Path, on: On) -> None:
-    wanted = ("key", "row_in_shard") if on == "key" else (on, f"kept_{on}")
+    texts = [column for name in on.split("+") for column in (name, f"kept_{name}")]
+    wanted = ["key", "row_in_shard"] if on == "key" else texts
     with parquet_file(path) as file:
         if missing := [name for name in wanted if name not in file.schema_arrow.names]:
             raise BadInputError(
@@ -190,20 +202,24 @@ def _select(number: int, path: Path, on: On) -> str:
             )
         value = f"{_quoted(match[1])} || '/' || file_row_number"
     else:
-        with parquet_file(path) as file:
-            names = URL_NAMES if on == "url" else MD5_NAMES
-            column = find_column(file.schema_arrow, names)
-            if column is None:
-                raise BadInputError(
-                    f"{path}: no column {on} to match by; it has {describe(file.schema_arrow)}."
-                )
-        value = 'CAST("' + column.replace('"', '""') + '" AS VARCHAR)'
+        names = {"url": [URL_NAMES], "md5": [MD5_NAMES]}.get(on, [MD5_NAMES, URL_NAMES])
+        value = " || ' ' || ".join(_column(path, some) for some in names)
     # Text that is not marked as such, as older writers leave it, is text in the drop lists too.
     options = "file_row_number = true, binary_as_string = true"
     return f"""
         SELECT {number}, place, value FROM (SELECT file_row_number AS place, {value} AS value
             FROM read_parquet({_quoted(_literal(path))}, {options}))
         WHERE value IN (SELECT value FROM looked_for)"""
+
+
+def _column(path: Path, names: Sequence[str]) -> str:
+    with parquet_file(path) as file:
+        column = find_column(file.schema_arrow, names)
+        if column is None:
+            raise BadInputError(
+                f"{path}: no column {names[0]} to match by; it has {describe(file.schema_arrow)}."
+            )
+    return 'CAST("' + column.replace('"', '""') + '" AS VARCHAR)'
 
 
 def _literal(path: Path) -> str:
@@ -293,5 +309,12 @@ def summary(result: dict[str, Any]) -> Sequence[str]:
         lines.append(
             f"{result['alone']} rows stay, as this copy lacks the row that was kept in their "
             "place; --every drops them too."
+        )
+    if result["beyond"]:
+        cure = "; --on url+md5 keeps those of another md5" if result["on"] == "url" else ""
+        lines.append(
+            f"{result['beyond']} of the dropped rows are beyond those that the drop lists name: "
+            f"they have the {result['on']} of one that is named, and may have been kept where the "
+            f"lists come from{cure}."
         )
     return lines

@@ -116,6 +116,28 @@ def test_the_last_row_of_a_value_that_was_kept_stays(tmp_path, rows):
     assert (result["matched"], result["dropped"]) == (rows, rows - 1)
 
 
+def test_a_kept_row_that_shares_the_url_of_a_dropped_one(tmp_path):
+    """One url gave two pictures: the kept one is in no drop list."""
+    drops, copy = tmp_path / "drops.parquet", tmp_path / "copy.parquet"
+    listed = {"url": "u", "md5": "1", "kept_url": "k", "kept_md5": "2"}
+    unnamed = {**listed, "url": "gone", "md5": None}
+    pq.write_table(pa.Table.from_pylist([listed, unnamed]), drops)
+    rows = [("k", "2"), ("u", "1"), ("u", "3"), ("gone", None), ("u", None)]
+    pq.write_table(pa.Table.from_pylist([{"URL": u, "md5": m} for u, m in rows]), copy)
+
+    def apply(on):
+        result = apply_drop_list(drops, copy, tmp_path / "out", on=on)
+        table = pq.read_table(tmp_path / "out" / copy.name)
+        return result, list(zip(*table.to_pydict().values(), strict=True))
+
+    result, kept = apply("url")
+    assert kept == rows[:1] and result["beyond"] == 2
+    assert "2 of the dropped rows are beyond those that the drop lists name" in summary(result)[-1]
+    result, kept = apply("url+md5")
+    assert kept == [rows[0], *rows[2:]]
+    assert [result[n] for n in ("found", "nameless", "dropped", "beyond")] == [1, 1, 1, 0]
+
+
 def test_names_that_look_like_patterns_are_names(tmp_path):
     urls = {n: [f"{n}{i}" for i in range(3)] for n in ("ab", "a?", "a*", "[a]b")}
     (tmp_path / "drops").mkdir()
