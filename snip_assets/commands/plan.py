@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from snip_assets.engine.plan import Plan
 
 _DATA, _MACHINE = "Data", "Machine"
+# Beyond, numbers of a plan overflow.
+MOST_ROWS = 1 << 40
 _GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
 
 
@@ -33,14 +35,19 @@ def _gib(text: str) -> float:
 def plan(
     settings: Settings,
     features: Annotated[
-        Path | None, typer.Argument(help="Folder of img_emb_{key}.npy; or give --rows.")
+        str | None,
+        typer.Argument(metavar="[FEATURES]", help="Folder of img_emb_{key}.npy; or give --rows."),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows.", rich_help_panel=_DATA)] = 0,
+    rows: Annotated[
+        int, typer.Option(help="Rows.", min=0, max=MOST_ROWS, rich_help_panel=_DATA)
+    ] = 0,
     raw_dim: Annotated[
-        int, typer.Option(help="Numbers of a raw feature.", rich_help_panel=_DATA)
+        int,
+        typer.Option(help="Numbers of a raw feature.", min=1, max=1 << 20, rich_help_panel=_DATA),
     ] = 768,
     shards: Annotated[
-        int, typer.Option(help="0: of a million rows each.", rich_help_panel=_DATA)
+        int,
+        typer.Option(help="0: of a million rows each.", min=0, max=1 << 24, rich_help_panel=_DATA),
     ] = 0,
     memory: Annotated[
         float,
@@ -51,11 +58,15 @@ def plan(
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
-    cores: Annotated[int, typer.Option(help="0: those here.", rich_help_panel=_MACHINE)] = 0,
+    cores: Annotated[int, typer.Option(help="0: those here.", min=0, rich_help_panel=_MACHINE)] = 0,
     disk_gb_per_s: Annotated[
         float,
         typer.Option(
-            "--disk-gb-per-s", "--disk", help="0: as measured here.", rich_help_panel=_MACHINE
+            "--disk-gb-per-s",
+            "--disk",
+            help="0: as measured here.",
+            min=0,
+            rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
     gpu_tflops: Annotated[
@@ -63,6 +74,7 @@ def plan(
         typer.Option(
             help="What a GPU does in the net's products; 0: as measured, where there is one. What "
             "is given holds for training and compression, not for the join.",
+            min=0,
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
@@ -76,9 +88,12 @@ def plan(
 
     itemsize, source_rate = 2, 0.0
     if features is not None:
-        rows, raw_dim, itemsize, shards = engine.headers(features)
+        if "://" in features:
+            raise typer.BadParameter(f"{features}: no folder here; give --rows and --raw-dim.")
+        folder = Path(features)
+        rows, raw_dim, itemsize, shards = engine.headers(folder)
         # Another disk than this one is planned for where one is given.
-        source_rate = 0.0 if disk_gb_per_s else rates.reading(engine.feature_files(features))
+        source_rate = 0.0 if disk_gb_per_s else rates.reading(engine.feature_files(folder))
     if rows <= 0:
         raise typer.BadParameter("give a folder of features, or --rows.")
     measured = rates.measure(out, raw_dim, choices.settled(rows, settings))

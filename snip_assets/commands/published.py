@@ -189,7 +189,7 @@ def verify(
             show_default="as the last `snip dedup` into --out had it, else 0.1",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
     to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
         "data/verified"
     ),

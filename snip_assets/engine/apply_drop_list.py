@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +34,13 @@ from .errors import BadInputError
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_file
+from .settings import Settings
 from .shards import METADATA_PATTERN
 
 On = Literal["url", "md5", "url+md5", "key"]
 BATCH_ROWS = 1 << 17
+# A larger limit is none, and DuckDB takes no number beyond.
+MOST_GIB = 1 << 20
 _KEY = re.compile(METADATA_PATTERN.replace(".", r"\.").replace("{key}", "(.+)"))
 
 
@@ -80,7 +84,8 @@ def apply_drop_list(
     Raises
     ------
     BadInputError
-        A folder is empty, a file lacks the column, or `out` is `metadata` or has a '?'.
+        A folder is empty, a file cannot be read or lacks the column, `out` is `metadata` or has a
+        '?', or the memory is too little.
     """
     if "?" in str(out.resolve()):
         raise BadInputError(f"{out}: DuckDB opens no file below a '?'; choose another folder.")
@@ -95,16 +100,17 @@ def apply_drop_list(
         duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
     ):
         _set_limits(connection, Path(spill), memory_gb)
-        connection.execute(_LISTS[on], [[_literal(path) for path in lists]])
-        connection.execute(_LOOKED_FOR)
+        _execute(connection, _LISTS[on], drop_lists, [[_literal(path) for path in lists]])
+        _execute(connection, _LOOKED_FOR, drop_lists)
         connection.execute("CREATE TABLE present (file INTEGER, place BIGINT, value VARCHAR)")
         for path, select in zip(files, progress.track(selects, "Match", len(selects)), strict=True):
             _execute(connection, f"INSERT INTO present {select}", path)
-        connection.execute(_listed(every))
-        counts = dict(_rows(connection, _MATCHED))
-        ((listed, nameless, found, alone),) = _rows(connection, _COUNTED)
-        ((beyond,),) = _rows(connection, _BEYOND)
-        dropped = _Places(connection.execute(_DROPPED))
+        _execute(connection, _listed(every), drop_lists)
+        joined = partial(_execute, connection, path=metadata)
+        counts = dict(joined(_MATCHED).fetchall())
+        ((listed, nameless, found, alone),) = joined(_COUNTED).fetchall()
+        ((beyond,),) = joined(_BEYOND).fetchall()
+        dropped = _Places(joined(_DROPPED))
         table = [
             _filter(number, path, out, dropped, counts.get(number, 0))
             for number, path in progress.track(list(enumerate(files)), "Write", len(files))
@@ -115,7 +121,10 @@ def apply_drop_list(
 
 
 def _lists(value: str, kept: str) -> str:
-    return f"CREATE TABLE lists AS SELECT {value} AS value, {kept} AS kept FROM read_parquet(?)"
+    # Numbers and bytes as the copy's are read: as text.
+    value, kept = (f"CAST({column} AS VARCHAR)" for column in (value, kept))
+    source = "read_parquet(?, binary_as_string = true)"
+    return f"CREATE TABLE lists AS SELECT {value} AS value, {kept} AS kept FROM {source}"
 
 
 # What each row of the drop lists is matched by, and the row that was kept in its place.
@@ -123,7 +132,7 @@ _LISTS = {
     "url": _lists("url", "kept_url"),
     "md5": _lists("md5", "kept_md5"),
     "url+md5": _lists("md5 || ' ' || url", "kept_md5 || ' ' || kept_url"),
-    "key": _lists("key || '/' || row_in_shard", "NULL::VARCHAR"),
+    "key": _lists("key || '/' || row_in_shard", "NULL"),
 }
 
 _LOOKED_FOR = """
@@ -232,22 +241,23 @@ def _quoted(text: str) -> str:
 
 
 def _set_limits(connection: duckdb.DuckDBPyConnection, spill: Path, memory_gb: float) -> None:
+    memory_gb = min(Settings(memory_gb=memory_gb).memory_gb, MOST_GIB)
     connection.execute(f"SET memory_limit = '{max(1, int(memory_gb * 1024))}MiB'")
     connection.execute(f"SET temp_directory = {_quoted(str(spill))}")
     connection.execute("SET preserve_insertion_order = false")
 
 
-def _execute(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+def _execute(
+    connection: duckdb.DuckDBPyConnection, query: str, path: Path, values: list | None = None
+) -> duckdb.DuckDBPyConnection:
     try:
-        connection.execute(query)
+        return connection.execute(query, values)
     except duckdb.OutOfMemoryException as error:
-        raise BadInputError(f"{path}: the join needs more memory; raise its limit.") from error
+        raise BadInputError(
+            f"{path}: the join needs more memory; raise its limit (--memory-gb)."
+        ) from error
     except duckdb.Error as error:
         raise BadInputError(f"{path}: cannot be read ({error}); fetch it again.") from error
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple]:
-    return connection.execute(query).fetchall()
 
 
 class _Places:

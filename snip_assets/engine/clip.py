@@ -35,7 +35,7 @@ class Clip:
         try:
             import open_clip
         except (ImportError, RuntimeError) as error:
-            raise SnipError(
+            raise BadInputError(
                 f"Texts and images need open_clip ({error}): pip install 'snip_assets[clip]'."
             ) from error
         if model not in open_clip.list_models():

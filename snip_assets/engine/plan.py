@@ -227,13 +227,22 @@ def headers(folder: Path) -> tuple[int, int, int, int]:
     Raises
     ------
     BadInputError
-        There are none.
+        There are none, or a run would refuse them: they are no features, or not all alike.
     """
     files = feature_files(folder)
     if not files:
         raise BadInputError(f"{folder}: no file named {FEATURES_PATTERN}; give another folder.")
     arrays = [open_npy(file) for file in files]
     first = arrays[0]
-    if first.ndim != 2:
-        raise BadInputError(f"{files[0]}: shape {first.shape}; expected rows x dimension.")
+    for file, array in zip(files, arrays, strict=True):
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise BadInputError(
+                f"{file}: {array.dtype}, shape {array.shape}; expected rows x dimension of "
+                "float16, float32 or float64."
+            )
+        if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
+            raise BadInputError(
+                f"{file}: {array.shape[1]} numbers a row of {array.dtype}, but {first.shape[1]} of "
+                f"{first.dtype} in {files[0].name}; all shards must be alike."
+            )
     return sum(len(a) for a in arrays), int(first.shape[1]), first.itemsize, len(files)

@@ -45,7 +45,8 @@ def load(path: Path) -> np.ndarray:
     values = np.asarray(open_npy(path)).ravel()
     if values.dtype.kind not in "iuf" or len(values) < 2:
         raise BadInputError(f"{path}: {values.dtype} x {len(values)}; expected cumulative sizes.")
-    offsets = values.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # what NaN becomes is told below
+        offsets = values.astype(np.int64)
     if np.any(offsets != values):
         raise BadInputError(f"{path}: holds numbers that are no row counts.")
     if offsets[0] != 0:

@@ -59,7 +59,7 @@ def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
     Raises
     ------
     BadInputError
-        A row id is none, or its features are not at hand.
+        A row id is none, or its features are not at hand or have no direction.
     """
     wanted = np.array(rows, np.int64)
     holdings = searcher.holdings
@@ -74,6 +74,10 @@ def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
                 "with --features."
             )
         found = searcher.snip.take(wanted)
+    elif len(bad := np.flatnonzero(~_has_direction(found))):
+        raise BadInputError(
+            f"row {wanted[bad[0]]}: its features {_NO_DIRECTION}; compute them again."
+        )
     return Queries(found, [f"row {row}" for row in rows], wanted)
 
 
@@ -114,14 +118,20 @@ def of_npy(path: Path) -> Queries:
         raise BadInputError(
             f"{path}: {found.dtype} {found.shape}; expected 1 to {MOST_QUERIES} rows of features."
         )
-    lengths = np.linalg.norm(found.astype(np.float64), axis=1)
-    if not ((lengths >= SHORTEST) & (lengths <= LONGEST)).all():
-        raise BadInputError(
-            f"{path}: a row holds NaN or infinity, only zeros, or has a length beyond "
-            f"{SHORTEST:g} to {LONGEST:g}."
-        )
+    if len(bad := np.flatnonzero(~_has_direction(found))):
+        raise BadInputError(f"{path}: row {bad[0]}: its features {_NO_DIRECTION}; leave it out.")
     names = [f"{path.name}[{i}]" for i in range(len(found))]
     return Queries(np.asarray(found), names, np.full(len(found), -1))
+
+
+_NO_DIRECTION = (
+    f"hold NaN or infinity, only zeros, or have a length beyond {SHORTEST:g} to {LONGEST:g}"
+)
+
+
+def _has_direction(features: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1)
+    return (lengths >= SHORTEST) & (lengths <= LONGEST)
 
 
 def search(

@@ -36,6 +36,8 @@ class Verified:
 
     Attributes
     ----------
+    indexed
+        Rows that the index has: duplicates are looked for among these.
     sampled
         Marked rows drawn.
     skipped
@@ -50,6 +52,7 @@ class Verified:
         confirmed / judged with its 95% Wilson interval.
     """
 
+    indexed: int = 0
     sampled: int = 0
     skipped: int = 0
     unverified: int = 0
@@ -87,13 +90,15 @@ def verify_bitmap(
     Raises
     ------
     BadInputError
-        The bitmap does not fit the data set, or marks nothing.
+        The bitmap does not fit the data set, or marks nothing; or `max_distance` is no distance.
     """
+    if not 0 <= max_distance < float("inf"):
+        raise BadInputError(f"max_distance {max_distance}: not a distance; 0 or more.")
     holdings = searcher.holdings
     marks = Bitmap(bitmap, holdings.rows)
     marks.require(holdings.rows, "the data set")
     rows = sample_marked(marks, sample, seed)
-    found = Verified(sampled=len(rows))
+    found = Verified(indexed=searcher.index.rows, sampled=len(rows))
     have, raw = holdings.raw(rows)
     found.skipped = int(np.count_nonzero(~have))
     rows = rows[have]

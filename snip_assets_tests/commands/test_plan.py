@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from snip_assets import cli
+from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.plan import headers
 
 ROWS = ("plan", "--rows", "1000000", "--raw-dim", "96", "--dim", "16", "--hidden", "32")
 
@@ -30,3 +34,31 @@ def test_what_is_no_size_is_refused(tmp_path: Path) -> None:
     code, output = _plan(tmp_path, "--memory", "much")
     assert code == 2
     assert "32GB" in output
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--rows", "99999999999999999999"), ("--raw-dim", "0"), ("--shards", "-1"),
+        ("--shards", "99999999999"), ("--disk", "nan"), ("--disk", "-2"), ("--gpu-tflops", "nan"),
+    ],
+)  # fmt: skip
+def test_what_no_machine_or_data_set_has_is_refused(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    code, output = _plan(tmp_path, option, value)
+    assert code == 2
+    assert option in output
+
+
+def test_features_that_a_run_would_refuse_are_not_planned_for(tmp_path: Path) -> None:
+    x = np.ones((3, 4), np.float16)
+    np.save(tmp_path / "img_emb_0.npy", x)
+    for other, said in ((x.astype(np.int8), "int8"), (x[:, :2], "2 numbers"), (x[0], "(4,)")):
+        np.save(tmp_path / "img_emb_1.npy", other)
+        with pytest.raises(BadInputError, match=rf"img_emb_1.npy: .*{re.escape(said)}"):
+            headers(tmp_path)
+    np.save(tmp_path / "img_emb_1.npy", x)
+    assert headers(tmp_path) == (6, 4, 2, 2)
+    code, output = _plan(tmp_path, "s3://bucket/features")
+    assert code == 2 and "--rows" in output

@@ -138,6 +138,25 @@ def test_a_kept_row_that_shares_the_url_of_a_dropped_one(tmp_path):
     assert [result[n] for n in ("found", "nameless", "dropped", "beyond")] == [1, 1, 1, 0]
 
 
+def test_numbers_and_bytes_match_as_text(tmp_path):
+    drops, copy = tmp_path / "drops.parquet", tmp_path / "copy.parquet"
+    for go, kept in ((pa.array([7]), pa.array([8])), (pa.array([b"7"]), pa.array([b"8"]))):
+        pq.write_table(pa.table({"url": go, "kept_url": kept}), drops)
+        for urls in (pa.array([8, 7]), pa.array(["8", "7"])):
+            pq.write_table(pa.table({"url": urls}), copy)
+            assert apply_drop_list(drops, copy, tmp_path / "out")["dropped"] == 1
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1, float("nan"), 0.001])
+def test_too_little_memory_is_said_without_a_trace(tmp_path, memory_gb):
+    pq.write_table(pa.table({"url": ["a"], "kept_url": ["b"]}), tmp_path / "drops.parquet")
+    pq.write_table(pa.table({"url": ["a", "b"]}), tmp_path / "copy.parquet")
+    places = tmp_path / "drops.parquet", tmp_path / "copy.parquet", tmp_path / "out"
+    with pytest.raises(BadInputError, match="memory"):
+        apply_drop_list(*places, memory_gb=memory_gb)
+    assert apply_drop_list(*places, memory_gb=1e12)["dropped"] == 1
+
+
 def test_names_that_look_like_patterns_are_names(tmp_path):
     urls = {n: [f"{n}{i}" for i in range(3)] for n in ("ab", "a?", "a*", "[a]b")}
     (tmp_path / "drops").mkdir()

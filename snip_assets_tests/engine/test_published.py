@@ -320,7 +320,13 @@ def test_packed_bits_and_bytes_are_the_same_bitmap(served, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "word"), [([3, 5], "begins with 3"), ([0, 5, 2], "falls"), ([0, 1.5], "no row")]
+    ("values", "word"),
+    [
+        ([3, 5], "begins with 3"),
+        ([0, 5, 2], "falls"),
+        ([0, 1.5], "no row"),
+        ([0, np.nan], "no row"),
+    ],
 )
 def test_offsets_of_another_form_are_refused(tmp_path, values, word):
     np.save(tmp_path / "o.npy", np.array(values))

@@ -119,9 +119,23 @@ def test_url_npy_and_what_fits_not(data, tmp_path):
     np.save(tmp_path / "query.npy", np.ones(7, np.float32))
     with pytest.raises(BadInputError, match="the query has 7 numbers, but 64 or 512"):
         search.search(searcher, search.of_npy(tmp_path / "query.npy"))
-    np.save(tmp_path / "query.npy", np.zeros((1, 512), np.float32))
-    with pytest.raises(BadInputError, match="only zeros"):
+    np.save(tmp_path / "query.npy", np.eye(2, 512, 1, np.float32) * [[1], [0]])
+    with pytest.raises(BadInputError, match=r"query.npy: row 1: .* only zeros"):
         search.of_npy(tmp_path / "query.npy")
+
+
+def test_a_row_without_a_direction_is_no_query(data, tmp_path):
+    features = data[2]
+    x = features[:5].copy()
+    x[3, 7] = np.nan
+    np.save(tmp_path / "img_emb_0000.npy", x)
+    flat = faiss.IndexFlatL2(512)
+    flat.add(features[:5])
+    faiss.write_index(flat, str(tmp_path / "flat.index"))
+    searcher = open_searcher(index=tmp_path / "flat.index", features=tmp_path)
+    assert np.allclose(search.of_rows(searcher, [2]).features, x[[2]], atol=1e-4)
+    with pytest.raises(BadInputError, match="row 3: its features hold NaN"):
+        search.of_rows(searcher, [2, 3])
 
 
 def test_the_length_of_a_query_does_not_matter(data):
@@ -281,5 +295,5 @@ def test_without_open_clip_it_says_what_to_install(monkeypatch):
     from snip_assets.engine.clip import Clip
 
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(SnipError, match=r"pip install 'snip_assets\[clip\]'"):
+    with pytest.raises(BadInputError, match=r"pip install 'snip_assets\[clip\]'"):
         Clip("ViT-B-32", "")

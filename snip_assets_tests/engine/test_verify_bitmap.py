@@ -123,6 +123,9 @@ def test_a_bitmap_of_another_data_set_is_refused(data, tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(2000, bool))
     with pytest.raises(BadInputError, match="marks no row"):
         verify_bitmap(tmp_path / "b.npy", searcher, tmp_path)
+    for far in (float("nan"), -1.0):
+        with pytest.raises(BadInputError, match="not a distance"):
+            verify_bitmap(tmp_path / "b.npy", searcher, tmp_path, max_distance=far)
 
 
 def test_the_sample_is_uniform_distinct_and_repeatable(data, monkeypatch):
