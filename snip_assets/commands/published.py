@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +16,28 @@ if TYPE_CHECKING:
 
 PANEL = "Published by others"
 DATA_SET = "laion2b-en-vit-h-14"
+
+
+class Order(str, Enum):
+    """Order of the bits in a byte."""
+
+    little = "little"
+    big = "big"
+
+
 Offsets = Annotated[
     str | None,
     typer.Option(
         help="Row offsets (cumulative sizes, .npy): file, url or Drive id; or `footers`: read "
         "them from the footers of the shards.",
         show_default="found where needed",
+    ),
+]
+BitOrderOption = Annotated[
+    Order,
+    typer.Option(
+        help="Of a .bits file: the first row is the lowest bit of a byte (little), or the highest "
+        "(big, as numpy.packbits has it by itself)."
     ),
 ]
 OwnCatalogue = Annotated[
@@ -112,6 +129,7 @@ def apply_bitmap(
     offsets: Annotated[
         Path | None, typer.Option(help="Row offsets; without them METADATA must hold all shards.")
     ] = None,
+    bit_order: BitOrderOption = Order.little,
     json: Json = False,
 ) -> None:
     """Write the rows of a folder of metadata that a bitmap does not mark."""
@@ -119,7 +137,7 @@ def apply_bitmap(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        done = engine.apply_bitmap(metadata, out, bitmap, offsets)
+        done = engine.apply_bitmap(metadata, out, bitmap, offsets, bit_order.value)
     _report(done, out, json)
 
 
@@ -190,6 +208,7 @@ def verify(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
+    bit_order: BitOrderOption = Order.little,
     to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
         "data/verified"
     ),
@@ -208,7 +227,14 @@ def verify(
         marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
         near = known.max_distance if max_distance is None else max_distance
         found = engine.verify_bitmap(
-            marks, searcher, to, sample=sample, k=k, max_distance=near, seed=seed
+            marks,
+            searcher,
+            to,
+            sample=sample,
+            k=k,
+            max_distance=near,
+            seed=seed,
+            bit_order=bit_order.value,
         )
     values = found.as_dict()
     if json:

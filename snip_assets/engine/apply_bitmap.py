@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import row_offsets
-from .bitmap import Bitmap, digest
+from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
 from .files import Manifest, checksum, current, seal
 from .parquet_filter import filter_parquet, require_apart
@@ -74,7 +74,13 @@ class Applied:
         self.kept += manifest.facts["kept"]
 
 
-def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None = None) -> Applied:
+def apply_bitmap(
+    metadata: Path,
+    out: Path,
+    bitmap: Path,
+    offsets: Path | None = None,
+    bit_order: BitOrder = "little",
+) -> Applied:
     """Write the kept rows of every metadata file to `out`, under the same name.
 
     Parameters
@@ -84,6 +90,8 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
     offsets
         .npy of row offsets; without it the folder must hold all shards. In the order of their
         numbers, or in that of the run whose folder the bitmap lies in.
+    bit_order
+        Of a bitmap of packed bits.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def apply_bitmap(metadata: Path, out: Path, bitmap: Path, offsets: Path | None =
         The bitmap does not fit the files; nothing is written.
     """
     require_apart(_files(metadata), out)
-    marks, parts, missing = _parts(metadata, bitmap, offsets)
+    marks, parts, missing = _parts(metadata, bitmap, offsets, bit_order)
     done = Applied(missing=missing)
     for part in track(parts, "apply bitmap", len(parts), "files"):
         drop = marks.slice(part.start, part.start + part.rows)
@@ -110,7 +118,7 @@ def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str
 
 
 def _parts(
-    metadata: Path, bitmap: Path, offsets: Path | None
+    metadata: Path, bitmap: Path, offsets: Path | None, bit_order: BitOrder
 ) -> tuple[Bitmap, list[Part], list[str]]:
     """Which row ids each file holds, proven against the length of the bitmap.
 
@@ -128,7 +136,7 @@ def _parts(
         starts = np.cumsum([0, *sizes])
         return marks, list(map(Part, files, map(int, starts), sizes)), []
     bounds = row_offsets.load(offsets)
-    marks = Bitmap(bitmap, int(bounds[-1]))
+    marks = Bitmap(bitmap, int(bounds[-1]), bit_order)
     marks.require(int(bounds[-1]), f"the data set of {offsets}")
     ordinals, missing = _ordinals(files, bounds, row_offsets.keys_beside(offsets))
     parts = [Part(p, int(bounds[o]), n) for p, o, n in zip(files, ordinals, sizes, strict=True)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xxhash
 
 from .errors import BadInputError
 from .files import open_npy
+
+# Which bit of a byte is the first row's: that of value 1 (little), or 128 (big, as numpy.packbits).
+BitOrder = Literal["little", "big"]
 
 
 class Bitmap:
@@ -17,10 +21,11 @@ class Bitmap:
     Parameters
     ----------
     path
-        `.npy` of bool or of 0 and 1 in bytes, in any shape of one long axis; or `.bits`, packed
-        (little-endian in each byte).
+        `.npy` of bool or of 0 and 1 in bytes, in any shape of one long axis; or `.bits`, packed.
     rows
-        Rows that it covers; needed for `.bits` only, whose last byte may be padded.
+        Rows that it covers; needed for `.bits` only, whose last byte may be padded with zeros.
+    bit_order
+        Of `.bits`. The other order is told only by ones where the padding should be.
 
     Raises
     ------
@@ -28,8 +33,8 @@ class Bitmap:
         It is not a bitmap.
     """
 
-    def __init__(self, path: Path, rows: int | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, rows: int | None = None, bit_order: BitOrder = "little") -> None:
+        self.path, self.bit_order = path, bit_order
         self.values: np.ndarray
         self.packed = path.suffix == ".bits"
         if self.packed:
@@ -38,9 +43,18 @@ class Bitmap:
             if not path.is_file():
                 raise BadInputError(f"{path}: no such file.")
             if (size := path.stat().st_size) != -(-rows // 8):
-                raise BadInputError(f"{path}: {size} bytes for {rows} rows.")
+                raise BadInputError(
+                    f"{path}: {size} bytes for {rows} rows; {-(-rows // 8)} are needed. It belongs "
+                    "to another data set."
+                )
             self.values = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
             self._length = rows
+            if np.unpackbits(self.values[rows // 8 :], bitorder=bit_order)[rows % 8 :].any():
+                other = "big" if bit_order == "little" else "little"
+                raise BadInputError(
+                    f"{path}: marks rows beyond the last, {rows - 1}: it belongs to another data "
+                    f"set, or its bits are in the other order (--bit-order {other})."
+                )
             return
         values = open_npy(path)
         if values.dtype.kind not in "bui" or values.dtype.itemsize != 1:
@@ -68,7 +82,7 @@ class Bitmap:
             )
         if self.packed:
             low = start // 8
-            bits = np.unpackbits(self.values[low : -(-stop // 8)], bitorder="little")
+            bits = np.unpackbits(self.values[low : -(-stop // 8)], bitorder=self.bit_order)
             return bits[start - 8 * low : stop - 8 * low].astype(bool)
         values = np.asarray(self.values[start:stop])
         if values.dtype != bool:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from .audit import wilson
-from .bitmap import Bitmap
+from .bitmap import Bitmap, BitOrder
 from .errors import BadInputError
 from .files import atomic_path, write_parquet
 from .holdings import Holdings
@@ -79,6 +79,7 @@ def verify_bitmap(
     k: int = 16,
     max_distance: float = 0.1,
     seed: int = 0,
+    bit_order: BitOrder = "little",
 ) -> Verified:
     """Estimate the precision of a bitmap; write the pairs to `pairs.csv` and `pairs.parquet`.
 
@@ -86,6 +87,8 @@ def verify_bitmap(
     ----------
     k
         Hits looked at besides the row itself; the nearest by raw distance counts.
+    bit_order
+        Of a bitmap of packed bits.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def verify_bitmap(
     if not 0 <= max_distance < float("inf"):
         raise BadInputError(f"max_distance {max_distance}: not a distance; 0 or more.")
     holdings = searcher.holdings
-    marks = Bitmap(bitmap, holdings.rows)
+    marks = Bitmap(bitmap, holdings.rows, bit_order)
     marks.require(holdings.rows, "the data set")
     rows = sample_marked(marks, sample, seed)
     found = Verified(indexed=searcher.index.rows, sampled=len(rows))

@@ -319,6 +319,22 @@ def test_packed_bits_and_bytes_are_the_same_bitmap(served, tmp_path):
         Bitmap(tmp_path / "labels.npy")
 
 
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_bits_are_in_the_order_that_is_given(tmp_path, order):
+    other = {"little": "big", "big": "little"}[order]
+    bitmap = np.random.default_rng(1).random(1003) < 0.3
+    bitmap[-3:] = True
+    path = tmp_path / "b.bits"
+    np.packbits(bitmap, bitorder=order).tofile(path)
+    marks = Bitmap(path, 1003, order)
+    for start, stop in ((0, 1003), (5, 16), (1001, 1003)):
+        assert np.array_equal(marks.slice(start, stop), bitmap[start:stop])
+    with pytest.raises(BadInputError, match=f"beyond the last, 1002: .*--bit-order {order}"):
+        Bitmap(path, 1003, other)
+    with pytest.raises(BadInputError, match="126 bytes for 1009 rows; 127 are needed"):
+        Bitmap(path, 1009, order)
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
     [
