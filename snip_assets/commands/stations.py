@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 Keys = Annotated[
     list[str] | None, typer.Option("--key", help="A shard; may be repeated. Default: all.")
 ]
-_SHOWN = ("rows", "dim", "method", "pairs", "groups", "dropped", "kept", "seconds", "peak_memory")
+_SHOWN = (
+    "rows",
+    "dim",
+    "method",
+    "why",
+    "pairs",
+    "groups",
+    "dropped",
+    "kept",
+    "seconds",
+    "peak_memory",
+)
 PANEL = "Stations"
 
 

@@ -82,7 +82,8 @@ def train(
     Returns
     -------
     dict
-        method (`net` or `pca`) and why, rows, dim, steps, curve (step, loss, and what
+        method (`net` or `pca`) and why (also whether memory allowed fewer rows than asked for),
+        rows (trained on), rows_in_all, dim, steps, curve (step, loss, and what
         `Validation.measure` gives on the validation rows), validation (its rows, pairs and
         distance, and the scores of the net that was kept), seconds.
 
@@ -105,19 +106,17 @@ def train(
         "text": texts is not None,
     }
     checkpoint = out.parent / f"{out.name}.checkpoint"
+    wanted = min(settings.train_rows, len(features))
+    limit = f" (of {wanted}: memory_gb holds no more)" if len(rows) < wanted else ""
     if len(rows) < settings.pca_below:
         net = pca(images if texts is None else np.concatenate([images, texts]), settings.dim)
-        info |= {
-            "method": "pca",
-            "why": f"{len(rows)} rows are fewer than pca_below = {settings.pca_below}",
-            "steps": 0,
-            "curve": [],
-        }
+        few = f"{len(rows)} rows{limit} are fewer than pca_below = {settings.pca_below}"
+        info |= {"method": "pca", "why": few, "steps": 0, "curve": []}
         info["validation"] = _measure_pca(net, images, settings)
     else:
         trainer = Trainer(images, texts, settings, recipe, checkpoint)
         net = trainer.run()
-        info |= {"method": "net", "why": f"{len(rows)} rows", **trainer.info()}
+        info |= {"method": "net", "why": f"{len(rows)} rows{limit}", **trainer.info()}
     save_model(net, out, {k: v for k, v in info.items() if k != "seconds"})
     checkpoint.unlink(missing_ok=True)
     info["seconds"] = round(time.perf_counter() - started, 2)

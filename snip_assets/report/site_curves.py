@@ -93,7 +93,7 @@ def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
 def _chosen(run: Run) -> list[list[Any]]:
     """What the stations chose themselves, where a setting leaves it to them."""
     model, index = (read_manifest(p) for p in (run.layout.snip_model, run.layout.trained_index))
-    net = {"net": "method", "training steps": "steps"}
+    net = {"net": "method", "net, why": "why", "training steps": "steps"}
     lists = {
         **{"inverted lists": "lists", "probes at most": "probes", "slack": "slack"},
         "recall in calibration": "recall",

@@ -48,6 +48,19 @@ def test_few_rows_give_a_pca_that_finds_the_pairs(features: Features, tmp_path: 
     assert load_model(tmp_path / "net").sizes == (512, 128)
 
 
+@pytest.mark.parametrize("pca_below", [100, 1000])
+def test_rows_that_memory_left_out_are_told(
+    features: Features, tmp_path: Path, pca_below: int
+) -> None:
+    # A quarter of it holds 600 rows of 512 float16.
+    settings = replace(TINY, steps=1, pca_below=pca_below, memory_gb=600 * 1024 * 4 / 2**30)
+    info = train(features, settings, tmp_path / "net")
+    assert (info["rows"], info["rows_in_all"]) == (600, 2000)
+    assert info["why"].startswith("600 rows (of 2000: memory_gb holds no more)")
+    asked = train(features, replace(settings, train_rows=600), tmp_path / "asked")
+    assert "memory" not in asked["why"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_handful_of_rows(features: Features, tmp_path: Path, count: int) -> None:
     few = features.take(np.arange(count))

@@ -73,7 +73,9 @@ def test_the_summary_tells_what_it_takes_to_repeat_the_run(
     finished: Finished, pages: dict[str, Page]
 ) -> None:
     shown, settings = pages["index"].text, finished.run.settings.__dict__
-    assert all(f"{name}" in shown for name in (*settings, "memory at most", "inverted lists"))
+    assert all(
+        f"{name}" in shown for name in (*settings, "memory at most", "inverted lists", "net, why")
+    )
     for output in (finished.layout.dup_bitmap, finished.layout.trained_index):
         manifest = read_manifest(output)
         assert manifest is not None and manifest.version in shown
