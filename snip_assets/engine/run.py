@@ -57,6 +57,10 @@ def use_cache(layout: Layout, cache: str, cache_gb: float) -> None:
 class Run:
     """What every station takes.
 
+    Making one also sets where this process keeps copies of remote features, for all runs in it:
+    what is read stays the same (a copy is known by its url and state), but the place and the limit
+    are those of the run that was made last.
+
     Attributes
     ----------
     layout

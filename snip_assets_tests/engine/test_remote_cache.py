@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,25 @@ def test_a_changed_file_is_fetched_again(memory: Source, tmp_path: Path) -> None
     after = files.open_npy(one)
     np.testing.assert_array_equal(before, np.load(SAMPLE_FEATURES / "img_emb_0000.npy"))
     np.testing.assert_array_equal(after, np.load(SAMPLE_FEATURES / "img_emb_0001.npy"))
+
+
+def test_two_runs_in_a_process_read_the_same_whoever_was_made_last(
+    memory: Source, tmp_path: Path
+) -> None:
+    held = []
+    for run in "abab":
+        remote_files.use(Cache(tmp_path / run, 4 * SIZE))  # as making a run does
+        with ThreadPoolExecutor(2) as pool:
+            paths = [memory.features / f"img_emb_000{n}.npy" for n in (0, 1, 0, 1)]
+            held.append(list(pool.map(files.open_npy, paths)))
+    shutil.rmtree(tmp_path / "a")  # the output folder of one of them goes
+    remote_files.use(Cache(tmp_path / "a", 4 * SIZE))
+    held.append([files.open_npy(path) for path in paths])
+    for arrays in held:
+        for number, array in zip((0, 1, 0, 1), arrays, strict=True):
+            np.testing.assert_array_equal(
+                array, np.load(SAMPLE_FEATURES / f"img_emb_000{number}.npy")
+            )
 
 
 def test_half_a_file_does_not_stay_in_the_cache(
