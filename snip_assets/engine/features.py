@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import torch
 
+from .errors import BadInputError
+from .files import open_npy
 from .progress import task
 from .remote_files import CacheFullError, is_remote
 from .resident import allow_open_files
@@ -18,6 +20,32 @@ from .threads import ordered_map
 BLOCK = 4096
 # Shards that are held open, by each of a few objects of a process; each takes two files.
 MOST_OPEN, SHARE = 4096, 16
+
+
+def opened_alike(files: Sequence[Path]) -> list[np.ndarray]:
+    """Files of features, memory-mapped.
+
+    Raises
+    ------
+    BadInputError
+        One cannot be read, holds no features, or others than the first.
+    """
+    arrays: list[np.ndarray] = []
+    for file in files:
+        array = open_npy(file)
+        if array.ndim != 2 or array.dtype.kind != "f":
+            raise BadInputError(
+                f"{file}: {array.dtype}, shape {array.shape}; expected rows x dimension of "
+                "float16, float32 or float64."
+            )
+        arrays.append(array)
+        first = arrays[0]
+        if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
+            raise BadInputError(
+                f"{file}: {array.shape[1]} numbers a row of {array.dtype}, but {first.shape[1]} of "
+                f"{first.dtype} in {files[0].name}; all shards must be alike."
+            )
+    return arrays
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from . import row_offsets
 from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
-from .features import Features, normalised
+from .features import Features, normalised, opened_alike
 from .files import open_npy
 from .metadata import Metadata
 from .parquet_source import parquet_rows
@@ -63,7 +63,8 @@ class Holdings:
         Raises
         ------
         BadInputError
-            A number is missing and there are no offsets, or a file has other rows than they say.
+            A number is missing and there are no offsets, a file has other rows than they say, or
+            the features are none or not all alike.
         """
         bounds = None if offsets is None else row_offsets.load(offsets)
         keys = None if offsets is None else row_offsets.keys_beside(offsets)
@@ -82,6 +83,7 @@ class Holdings:
             for path in (found.metadata[n], found.features[n]):
                 if path is not None:
                     require_rows(path, _rows(path), bounds, n)
+        opened_alike([path for path in found.features if path is not None])
         return found
 
     @property
@@ -122,7 +124,8 @@ class Holdings:
         have = self.has(self.features, rows)
         if not have.any():
             return have, np.empty((0, 0), np.float32)
-        return have, normalised(self._opened.take(rows[have]))
+        with np.errstate(invalid="ignore"):  # of infinity comes NaN, which is near nothing
+            return have, normalised(self._opened.take(rows[have]))
 
     @cached_property
     def _opened(self) -> Features:

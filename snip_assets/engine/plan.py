@@ -15,7 +15,7 @@ import psutil
 
 from . import choices
 from .errors import BadInputError
-from .files import open_npy
+from .features import opened_alike
 from .rates import Rates
 from .resident import LIMIT
 from .settings import Settings
@@ -232,17 +232,6 @@ def headers(folder: Path) -> tuple[int, int, int, int]:
     files = feature_files(folder)
     if not files:
         raise BadInputError(f"{folder}: no file named {FEATURES_PATTERN}; give another folder.")
-    arrays = [open_npy(file) for file in files]
+    arrays = opened_alike(files)
     first = arrays[0]
-    for file, array in zip(files, arrays, strict=True):
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise BadInputError(
-                f"{file}: {array.dtype}, shape {array.shape}; expected rows x dimension of "
-                "float16, float32 or float64."
-            )
-        if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
-            raise BadInputError(
-                f"{file}: {array.shape[1]} numbers a row of {array.dtype}, but {first.shape[1]} of "
-                f"{first.dtype} in {files[0].name}; all shards must be alike."
-            )
     return sum(len(a) for a in arrays), int(first.shape[1]), first.itemsize, len(files)

@@ -61,10 +61,10 @@ def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
     BadInputError
         A row id is none, or its features are not at hand or have no direction.
     """
-    wanted = np.array(rows, np.int64)
     holdings = searcher.holdings
-    if len(outside := wanted[(wanted < 0) | (wanted >= holdings.rows)]):
+    if outside := [row for row in rows if not 0 <= row < holdings.rows]:
         raise BadInputError(f"row {outside[0]}: row ids go from 0 to {holdings.rows - 1}.")
+    wanted = np.array(rows, np.int64)
     have, found = holdings.raw(wanted)
     if not have.all():
         if searcher.snip is None:

@@ -116,6 +116,8 @@ def test_url_npy_and_what_fits_not(data, tmp_path):
         search.of_url(searcher, "http://nowhere/x.png")
     with pytest.raises(BadInputError, match="row ids go from 0 to 1999"):
         search.of_rows(searcher, [2000])
+    with pytest.raises(BadInputError, match=f"row {10**30}: row ids"):
+        search.of_rows(searcher, [0, 10**30])
     np.save(tmp_path / "query.npy", np.ones(7, np.float32))
     with pytest.raises(BadInputError, match="the query has 7 numbers, but 64 or 512"):
         search.search(searcher, search.of_npy(tmp_path / "query.npy"))
@@ -136,6 +138,9 @@ def test_a_row_without_a_direction_is_no_query(data, tmp_path):
     assert np.allclose(search.of_rows(searcher, [2]).features, x[[2]], atol=1e-4)
     with pytest.raises(BadInputError, match="row 3: its features hold NaN"):
         search.of_rows(searcher, [2, 3])
+    np.save(tmp_path / "img_emb_0000.npy", x[:, 0])
+    with pytest.raises(BadInputError, match=r"img_emb_0000.npy: float32, shape \(5,\)"):
+        open_searcher(index=tmp_path / "flat.index", features=tmp_path)
 
 
 def test_the_length_of_a_query_does_not_matter(data):
