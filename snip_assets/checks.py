@@ -175,8 +175,8 @@ def drift(
     """Net and index fit what has come since they were trained; a warning says to train again.
 
     It warns when the recall of rows of later shards, with its whole confidence interval, lies
-    below the target, when their codes lie `code_error_warn` times as far from them as those of the
-    rows of the training, or when there are `growth_warn` times as many rows.
+    below the target, when their codes have `code_error_warn` times the quantisation error of those
+    of the training, or when there are `growth_warn` times as many rows.
     """
     run = data.run()
     found = measure_drift(run, verifying.queries, data.seed + verifying.seed)

@@ -51,7 +51,7 @@ def record(
     machine
         Its rates; default: measured now.
     source_rate
-        See the function.
+        Bytes a second of the raw features before the run; 0: as the disk.
 
     Returns
     -------
