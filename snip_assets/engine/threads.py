@@ -80,7 +80,7 @@ _own = _OfThread()
 
 @lru_cache(1)
 def _libraries(modules: int) -> ThreadpoolController:
-    """Those of this process; looked for again, which takes over 1 ms, once more modules are loaded."""
+    """Those of this process; looked for again, which takes 1 ms, once more modules are loaded."""
     return ThreadpoolController()
 
 
