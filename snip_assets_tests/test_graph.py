@@ -26,6 +26,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+from snip_assets.report import plots
 from snip_assets.resources import DataSet
 
 MAX_DISTANCE = Settings().max_distance
@@ -218,6 +219,18 @@ def test_tiers_without_raw_features_end_and_stop_nothing(
     checks = graph.materialize(data).checks
     assert checks["pair_precision"]["estimate"] < 1
     assert all(checks[name]["passed"] for name in ("pair_precision", "query_recall", "no_orphans"))
+
+
+def test_pictures_of_what_stays_are_taken_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, of_facts = [], plots.of_facts
+    monkeypatch.setattr(plots, "of_facts", lambda facts: drawn.append(facts) or of_facts(facts))
+    graph.materialize(run.data)
+    with home.instance(run.layout) as instance:
+        last = instance.fetch_materializations(dg.AssetKey("trained_index"), limit=2).records
+    one, other = (record.event_log_entry.asset_materialization.metadata for record in last)
+    assert plots.is_picture(one["recall_curve"].value)
+    assert one == other
+    assert not any(facts.get("curve") for facts in drawn)
 
 
 def test_what_dagster_does_not_know_is_recorded_again(run: Run, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def duplicate_groups(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mat
     more = show.missing(run, data.layout.duplicate_pairs)
     groups = data.layout.duplicate_groups / "groups.parquet"
     sizes = dg.MetadataValue.md(plots.group_sizes(groups))
-    return show.of_whole(manifest, **more, group_sizes=sizes, sample_rows=show.sample_rows(groups))
+    return show.of_whole(
+        context, manifest, **more, group_sizes=sizes, sample_rows=show.sample_rows(groups)
+    )
 
 
 @dg.asset(
@@ -76,7 +78,7 @@ def dup_bitmap(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
     """One bool a row, True = drop: the form of the SNIP authors' `is_dup_*.npy`."""
     with station(context):
         manifest = stations.dup_bitmap(data.run())
-    return show.of_whole(manifest)
+    return show.of_whole(context, manifest)
 
 
 def _slice(name: str, description: str) -> dg.AssetSpec:

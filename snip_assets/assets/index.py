@@ -32,7 +32,7 @@ def trained_index(
     with station(context):
         run = data.run()
         manifest = stations.trained_index(run, again=config.again)
-    return show.of_whole(manifest, **show.missing(run, data.layout.snip_features))
+    return show.of_whole(context, manifest, **show.missing(run, data.layout.snip_features))
 
 
 @dg.asset(
@@ -70,6 +70,7 @@ def snip_index(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materiali
         run = data.run()
         manifest = stations.snip_index(run)
     return show.of_whole(
+        context,
         manifest,
         version_of(data.layout.trained_index),
         **show.missing(run, data.layout.index_shards),

@@ -67,13 +67,13 @@ def _published(
         # One name for each kind, so that what uses the file need not know which one it is.
         target = path_of(data, kind, wanted.target.suffix)
         fetched = fetch(replace(wanted, target=target))
-    return _shown(fetched.path, came=fetched.transferred)
+    return _shown(context, fetched.path, came=fetched.transferred)
 
 
-def _shown(path: Path, **more: Any) -> dg.MaterializeResult:
+def _shown(context: dg.AssetExecutionContext, path: Path, **more: Any) -> dg.MaterializeResult:
     manifest = read_manifest(path)
     assert manifest is not None, path
-    return show.of_whole(manifest, path=dg.MetadataValue.path(str(path.resolve())), **more)
+    return show.of_whole(context, manifest, path=dg.MetadataValue.path(str(path.resolve())), **more)
 
 
 def path_of(data: DataSet, kind: str, suffix: str = ".npy") -> Path:
@@ -116,7 +116,7 @@ def published_row_offsets(
         target = path_of(data, "offsets")
         write_npy(target, row_offsets.from_footers(config.footers_of, None))
         seal(target, {"footers_of": digest_of(config.footers_of)})
-    return _shown(target)
+    return _shown(context, target)
 
 
 @dg.asset(

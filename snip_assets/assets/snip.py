@@ -33,7 +33,7 @@ def snip_model(
     with station(context):
         run = data.run()
         manifest = stations.snip_model(run, again=config.again)
-    return show.of_whole(manifest, **show.missing(run, data.layout.clip_features))
+    return show.of_whole(context, manifest, **show.missing(run, data.layout.clip_features))
 
 
 @dg.asset(

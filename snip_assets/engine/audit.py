@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -117,12 +118,22 @@ def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def pair_precision(run: Run, sample: int, seed: int) -> Interval:
-    """Share of sampled pairs that are, in the raw features, as near as they were searched for."""
+    """Share of sampled pairs that are, in the raw features, as near as they were searched for.
+
+    The result is noted, for `last_precision`.
+    """
     rows, earlier = sample_pairs(run, sample, seed)
     distance = distances(shards.raw_features(run.registry), rows, earlier)
     ordinals = np.searchsorted(run.registry.offsets, rows.astype(np.int64), "right") - 1
     most = _searched_within(run)[ordinals]
-    return wilson(int((distance <= most).sum()), len(rows))
+    found = wilson(int((distance <= most).sum()), len(rows))
+    _note(run, run.layout.precision, sample, seed, found)
+    return found
+
+
+def last_precision(run: Run, sample: int, seed: int) -> Interval:
+    """What `pair_precision` found on just these pairs; measured now if it was not."""
+    return _noted(run, run.layout.precision, sample, seed) or pair_precision(run, sample, seed)
 
 
 def _searched_within(run: Run) -> np.ndarray:
@@ -146,10 +157,7 @@ def query_recall(run: Run, sample: int, seed: int) -> Interval:
     ready = with_pairs(run)
     some = random_shards(ready, choices.searched_rows(_rows(ready), sample), seed)
     found = _recall(run, ready, some, min(1.0, sample / max(1, _rows(some))), seed)
-    before = _noted(run, sample, seed)
-    # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
-    if before is None or _counts(before) != _counts(found):
-        note(run.layout.recall, _subject(run, sample, seed), asdict(found))
+    _note(run, run.layout.recall, sample, seed, found)
     return found
 
 
@@ -166,11 +174,18 @@ def recall_into(run: Run, some: Sequence[Shard], sample: int, seed: int) -> Inte
 
 def last_recall(run: Run, sample: int, seed: int) -> Interval:
     """What `query_recall` found on just these pairs; measured now if it was not."""
-    return _noted(run, sample, seed) or query_recall(run, sample, seed)
+    return _noted(run, run.layout.recall, sample, seed) or query_recall(run, sample, seed)
 
 
-def _noted(run: Run, sample: int, seed: int) -> Interval | None:
-    found = noted(run.layout.recall, _subject(run, sample, seed))
+def _note(run: Run, path: Path, sample: int, seed: int, found: Interval) -> None:
+    before = _noted(run, path, sample, seed)
+    # An equal note is left alone; without trials the estimate is NaN, which equals nothing.
+    if before is None or _counts(before) != _counts(found):
+        note(path, _subject(run, sample, seed), asdict(found))
+
+
+def _noted(run: Run, path: Path, sample: int, seed: int) -> Interval | None:
+    found = noted(path, _subject(run, sample, seed))
     return None if found is None else Interval(**found)
 
 

@@ -151,6 +151,11 @@ class Layout:
         return self.root / "audit" / f"true_pairs-{seed}.parquet"
 
     @property
+    def precision(self) -> Path:
+        """The precision that was measured last, and on what."""
+        return self.root / "audit" / "pair_precision.json"
+
+    @property
     def recall(self) -> Path:
         """The recall that was measured last, and on what."""
         return self.root / "audit" / "query_recall.json"

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from . import half_rows
-from .axes import Axes, leading_axes, scale_of
+from .axes import Axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
-from .features import Features, as_float32, normalised, search_blocks, take_rows
+from .features import BLOCK, Features, as_float32, normalised, search_blocks, take_rows
 from .join import in_steps, scanned_by
 from .sample import GOLDEN, mixed
+from .threads import ordered_map
 from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes, a share of all numbers and at the most: within a small distance, and within a larger
@@ -26,6 +28,8 @@ from .whole_rows import STEPS, Decoded, whole_rows
 AXES, FAR_AXES = (1 / 4, 32), (3 / 8, 48)
 # Queries that these are found from.
 FOR_AXES = 4096
+# How they are found: axes beyond these, and passes over the rows.
+SPARE, PASSES = 8, 2
 # What rounding of the axes themselves may add to a distance.
 ROUNDING = 1.01
 # Numbers of the rows that are worked on while they lie in the cache.
@@ -198,10 +202,12 @@ def _found(
     dim = rows.shape[1]
     some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
     mean = some.mean(0, keepdims=True)
-    leading = leading_axes(some - mean, axes_of(dim, axes))
+    leading = _leading_axes(some - mean, axes_of(dim, axes))
     onto = Axes(leading, scale_of(some - mean, leading))
     origin = onto.project(mean)[0]
-    whole = _whole(rows, unit)
+    # In parts that are filled up to nothing but the last.
+    parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    whole = np.concatenate([*ordered_map(lambda part: _whole(part, unit), parts, workers)])
     del rows
     short = onto.coordinates(onto.project_whole(whole, len(queries)), origin)
     # Whole coordinates are off by half a step, of either row.
@@ -228,6 +234,15 @@ def _found(
         return query, row, far
 
     yield from search_blocks(features, ordinals, work, title, workers)
+
+
+def _leading_axes(rows: np.ndarray, width: int) -> np.ndarray:
+    """Axes of about the largest variance, float32[dim, width]: others would do, less quickly."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        most = min(*rows.shape, width + SPARE)
+        _, _, axes = torch.svd_lowrank(torch.from_numpy(rows), most, PASSES)
+    return axes[:, :width].numpy()
 
 
 def _rounding(limit: float, dim: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,25 @@ from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin, Rule
+from .listed_pairs import Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
 from .query_rows import QueryReader, QueryShard
 from .resident import trim
 from .settings import Settings
 from .threads import ordered_map
-from .verify import Pairs, Rows, Verifier, thin
+from .verify import Pairs, Rows, Verifier
+from .waiting import Waiting
 
 ROW_GROUP = 1 << 20
-VERIFY_BLOCK = 1 << 16
-# Pairs of a list that are thinned before its end, and of a shard before its last list.
-THIN_AT, MERGE_AT = 1 << 18, 1 << 23
+# Candidates of lists joined together that are left to be verified later, at the most.
+VERIFY_BLOCK = 1 << 18
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
 # Queries whose vectors are in memory at once, unless told otherwise.
 QUERIES_A_PASS = query_rows(Settings())
 # Differences of row ids take half the time of the ids themselves, to write and to read.
 PACKED = dict.fromkeys(["row", "earlier_row"], "DELTA_BINARY_PACKED")
-
-
-@dataclass
-class Counts:
-    """What a join did."""
-
-    products: int = 0
-    candidates: int = 0
-    lists: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +73,11 @@ class Join:
         """The codec's words on the leading axes."""
         return self.rule.axes.book(self.index.trained.codec)
 
+    @property
+    def own_verifier(self) -> Verifier:
+        """The verifier, which need not read the vectors of queries again."""
+        return self.verifier.asked_by(self.queries) if self.exact_queries else self.verifier
+
 
 @dataclass
 class Asked:
@@ -106,32 +102,26 @@ def _asked(join: Join, shards: list[QueryShard], number: int) -> Asked:
     return Asked(number, row, error if join.exact_queries else np.zeros_like(error))
 
 
-def join_lists(
-    join: Join, shards: list[QueryShard], numbers: np.ndarray
-) -> tuple[list[list[Pairs]], Counts]:
-    """Pairs of some lists: of each list one `Pairs` a query shard, sorted and thinned.
+def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joined:
+    """Candidates of some lists, whose queries are read together.
 
-    Their queries are read, and their candidates verified, together.
+    Where they are many, they are verified here, by and by.
     """
     counts = Counts(lists=len(numbers))
     asked = [a for number in numbers if len((a := _asked(join, shards, int(number))).ids)]
+    starts = np.array([shard.start for shard in shards], np.uint64)
+    joined = Joined([Listed(join.max_partners, starts) for _ in asked], counts)
     if not asked:
-        return [], counts
+        return joined
     ids, places = _together(asked)
     x = as_float32(join.queries.take(ids))
-    verifier = join.verifier.holding(ids, x) if join.exact_queries else join.verifier
-    candidates = _candidates(join, asked, (x[place] for place in places), counts)
-    starts = np.array([shard.start for shard in shards], np.uint64)
-    found = [_Listed(join.max_partners, starts) for _ in asked]
-    for owner, block in _gathered(candidates):
-        counts.candidates += len(block)
-        near, distance = verifier(block)
-        pairs = Pairs(block.row[near], block.earlier_row[near], distance)
-        cuts = np.searchsorted(owner[near], np.arange(len(asked) + 1))
-        for own, (low, high) in zip(found, pairwise(cuts.tolist()), strict=True):
-            if high > low:
-                own.add(pairs[slice(low, high)])
-    return [own.by_shard() for own in found if own.size], counts
+    for position, found in _candidates(join, asked, (x[place] for place in places), counts):
+        counts.candidates += len(found)
+        joined.wait(position, found)
+        if len(joined) >= VERIFY_BLOCK:
+            owner, candidates = joined.taken()
+            joined.add(owner, candidates, *join.own_verifier(candidates))
+    return joined
 
 
 def _together(asked: list[Asked]) -> tuple[np.ndarray, list[Any]]:
@@ -153,86 +143,6 @@ def _candidates(
         counts.products += int(np.searchsorted(listed.rows, one.ids).sum())
         for hits in listed.hits(one.ids, x, one.error):
             yield position, Pairs(one.ids[hits.query], listed.rows[hits.row], hits.excess)
-
-
-def _gathered(candidates: Iterator[tuple[int, Pairs]]) -> Iterator[tuple[np.ndarray, Pairs]]:
-    """Candidates in blocks worth verifying, and whose each is."""
-    waiting: list[tuple[int, Pairs]] = []
-    size = 0
-
-    def block() -> tuple[np.ndarray, Pairs]:
-        owner = np.repeat([p for p, _ in waiting], [len(own) for _, own in waiting])
-        return owner, Pairs.concatenate([own for _, own in waiting])
-
-    for one in candidates:
-        waiting.append(one)
-        size += len(one[1])
-        if size >= VERIFY_BLOCK:
-            yield block()
-            waiting, size = [], 0
-    if size:
-        yield block()
-
-
-class _Listed:
-    """Pairs of a list as they are found, thinned whenever they have doubled.
-
-    Many near copies in one list would have as many pairs as their square. All pairs of a row come
-    at once, rows ascending, so thinning on the way leaves what it would leave at the end.
-
-    Parameters
-    ----------
-    most
-        See `verify.thin`.
-    starts
-        uint64[S]: first row id of each shard.
-    """
-
-    def __init__(self, most: int, starts: np.ndarray) -> None:
-        self.most, self.starts = most, starts
-        self.parts: list[Pairs] = []
-        self.size, self._limit = 0, THIN_AT
-
-    def add(self, pairs: Pairs) -> None:
-        """Add some, sorted, of rows that come after those before."""
-        self.parts.append(pairs)
-        self.size += len(pairs)
-        if self.size >= self._limit:
-            kept = Pairs.concatenate(self.by_shard())
-            self.parts, self.size = [kept], len(kept)
-            self._limit = max(THIN_AT, 2 * len(kept))
-
-    def by_shard(self) -> list[Pairs]:
-        """Cut by shard, and then thinned: so they do not depend on the grouping."""
-        pairs = Pairs.concatenate(self.parts)
-        cuts = [*np.searchsorted(pairs.row, self.starts).tolist(), len(pairs)]
-        return [thin(pairs[slice(low, high)], self.most) for low, high in pairwise(cuts)]
-
-
-class _Merged:
-    """Pairs of a shard list by list, thinned whenever they are half as many again.
-
-    A group of near copies that is spread over many short lists has as many pairs as its square,
-    and in none of them as many as are thinned there.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.parts: list[Pairs] = []
-        self._size, self._limit = 0, MERGE_AT
-
-    def add(self, pairs: Pairs) -> None:
-        """Add those of a list; the lists in order, as what connects a group depends on it."""
-        self.parts.append(pairs)
-        self._size += len(pairs)
-        if self._size >= self._limit:
-            self.parts = [self.all()]
-            self._size = len(self.parts[0])
-            self._limit = max(MERGE_AT, self._size + self._size // 2)
-
-    def all(self) -> Pairs:
-        """All of them, sorted and thinned."""
-        return thin(Pairs.concatenate(self.parts).ordered(), self.most)
 
 
 def _bundles(join: Join, probes: np.ndarray) -> list[np.ndarray]:
@@ -271,24 +181,26 @@ def find_pairs(
     """
     lists = join.index.trained.lists
     reader = QueryReader.of(join.queries, shards, join.is_copy, most, workers)
-    merged = [_Merged(join.max_partners) for _ in shards]
+    merged = [Merged(join.max_partners) for _ in shards]
     total = Counts(lists=lists)
     with task("join", lists, "lists") as progress:
         for bundles in _passes(join, shards, None if reader is None else most):
             own = join if reader is None else replace(join, queries=reader.read(*bundles))
             # Made once, here, and not by each thread.
             _ = own.book
-            work = partial(join_lists, own, shards)
-            for found, counts in ordered_map(work, bundles, workers):
-                for listed in found:
-                    for own_pairs, pairs in zip(merged, listed, strict=True):
-                        if len(pairs):
-                            own_pairs.add(pairs)
-                total.products += counts.products
-                total.candidates += counts.candidates
+            waiting = Waiting(own.own_verifier, merged)
+            work = (partial(join_lists, own, shards, numbers) for numbers in bundles)
+            for done in ordered_map(lambda work: work(), waiting.beside(work), workers):
+                if isinstance(done, Joined):
+                    total.products += done.counts.products
+                    total.candidates += done.counts.candidates
+                    progress.advance(done.counts.lists)
+                waiting.take(done)
                 trim()
-                progress.advance(counts.lists)
-    return list(ordered_map(_Merged.all, merged, workers)), total
+            for part in ordered_map(lambda work: work(), waiting.rest(), workers):
+                waiting.take(part)
+                trim()
+    return list(ordered_map(Merged.all, merged, workers)), total
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

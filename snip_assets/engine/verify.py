@@ -40,7 +40,11 @@ def _distances(x, left, right, unknown, out):
 
 
 def distances(
-    features: Rows, left: np.ndarray, right: np.ndarray, unknown: float = 2.0
+    features: Rows,
+    left: np.ndarray,
+    right: np.ndarray,
+    unknown: float = 2.0,
+    held: Rows | None = None,
 ) -> np.ndarray:
     """Squared L2 distance of L2-normalised rows.
 
@@ -50,6 +54,8 @@ def distances(
         uint64[m], row ids.
     unknown
         Distance to a row of zeros: SNIP features of a row at right angles to all that the net sees.
+    held
+        Where the rows on the left are taken from, if they are in memory.
 
     Returns
     -------
@@ -58,14 +64,22 @@ def distances(
     out = np.empty(len(left), np.float32)
     for start in range(0, len(left), BLOCK):
         part = slice(start, start + BLOCK)
-        ids, place = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-        x = features.take(ids)
-        x = as_float32(x) if x.itemsize < 8 else x
-        half = len(place) // 2
-        value = np.empty(half, np.float64)
-        _distances(x, place[:half], place[half:], unknown, value)
+        x, one, other = _both(features, left[part], right[part], held)
+        value = np.empty(len(one), np.float64)
+        _distances(as_float32(x) if x.itemsize < 8 else x, one, other, unknown, value)
         out[part] = value
     return out
+
+
+def _both(
+    features: Rows, left: np.ndarray, right: np.ndarray, held: Rows | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of both sides, each once where all are read, and where each side has them there."""
+    if held is None:
+        ids, place = np.unique(np.concatenate([left, right]), return_inverse=True)
+        return features.take(ids), place[: len(left)], place[len(left) :]
+    (a, one), (b, other) = (np.unique(side, return_inverse=True) for side in (left, right))
+    return np.concatenate([held.take(a), features.take(b)]), one, other + len(a)
 
 
 class Rows(Protocol):
@@ -80,24 +94,6 @@ class Coded(Protocol):
 
     def estimates(self, left: np.ndarray, right: np.ndarray, decoded: np.ndarray) -> np.ndarray:
         """Squared distances for those of decoded codes, on the scale of the raw ones: float32."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """Features of which some rows, ascending, are in memory as float32."""
-
-    rows: np.ndarray
-    x: np.ndarray
-    others: Rows
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """float32[n, dim] by row id."""
-        place = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        out = self.x[place]
-        absent = np.flatnonzero(self.rows[place] != rows)
-        if len(absent):
-            out[absent] = as_float32(self.others.take(rows[absent]))
-        return out
 
 
 @dataclass
@@ -172,6 +168,8 @@ class Verifier:
         the SNIP features decide, scaled to lie beyond `max_distance`.
     codes
         What estimates distances where no features are at hand.
+    queries
+        SNIP features of later rows, if they are in memory.
     """
 
     raw: Rows | None
@@ -179,18 +177,11 @@ class Verifier:
     max_distance: float
     snip_limit: float
     codes: Coded | None = None
+    queries: Rows | None = None
 
-    def holding(self, rows: np.ndarray, x: np.ndarray) -> Verifier:
-        """The same, with the SNIP features of some rows at hand.
-
-        Parameters
-        ----------
-        rows
-            uint64[n], ascending.
-        x
-            float32[n, dim].
-        """
-        return self if self.snip is None else replace(self, snip=Held(rows, x, self.snip))
+    def asked_by(self, queries: Rows) -> Verifier:
+        """The same, where the SNIP features of all later rows are at hand."""
+        return self if self.snip is None else replace(self, queries=queries)
 
     def __call__(self, candidates: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """Which candidates are pairs.
@@ -210,18 +201,22 @@ class Verifier:
 
     def _measures(self) -> Iterator[tuple[Callable[[Pairs], np.ndarray], float]]:
         """Distances to look at, the coarsest first, and how large each may be."""
-        codes, snip, raw = self.codes, self.snip, self.raw
+        codes, raw = self.codes, self.raw
         if codes is not None:
             yield lambda p: codes.estimates(p.row, p.earlier_row, p.distance), self.max_distance
-        if snip is not None and raw is not None:
+        if self.snip is not None and raw is not None:
             # Where the SNIP features tell nothing, the raw ones decide.
-            yield lambda p: distances(snip, p.row, p.earlier_row, unknown=0.0), self.snip_limit
-        elif snip is not None:
+            yield lambda p: self._snip_distances(p, unknown=0.0), self.snip_limit
+        elif self.snip is not None:
             # On the scale of the raw ones: who groups pairs looks at `max_distance`.
             factor = np.float32(self.max_distance / max(self.snip_limit, 1e-6))
-            yield lambda p: factor * distances(snip, p.row, p.earlier_row), self.max_distance
+            yield lambda p: factor * self._snip_distances(p), self.max_distance
         if raw is not None:
             yield lambda p: distances(raw, p.row, p.earlier_row), self.max_distance
+
+    def _snip_distances(self, pairs: Pairs, unknown: float = 2.0) -> np.ndarray:
+        assert self.snip is not None
+        return distances(self.snip, pairs.row, pairs.earlier_row, unknown, self.queries)
 
 
 @njit(nogil=True, cache=True)

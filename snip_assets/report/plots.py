@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 BLUE = "#4f43dd"
 MOST_BINS = 60
-# Characters that fit below a picture.
-WIDE = 56
+# Characters that fit below a picture; numbers at an axis, and dates at the most.
+WIDE, NUMBERS, DATES = 56, 5, 3
+_INLINE = "data:image/png;base64,"
 Curve = Sequence[tuple[float, float]] | Mapping[str, float]
 
 
@@ -86,14 +88,22 @@ def histogram(values: Sequence[int], title: str, x: str, y: str) -> str:
 def bars(counts: Mapping[str, int], title: str, x: str, y: str, *, log_y: bool = False) -> str:
     """One bar for each entry of a ready-made histogram {value: count}, in the order given."""
     figure, axes = _figure(title, x, y)
-    axes.bar(range(len(counts)), list(counts.values()), color=BLUE)
+    if counts:
+        floor = 0.5 if log_y else 0.0
+        heights = np.full(2 * len(counts) - 1, floor)
+        heights[::2] = np.maximum(list(counts.values()), floor)
+        edges = np.add.outer(np.arange(len(counts)), [-0.4, 0.4]).ravel()
+        if log_y:
+            # Powers of ten in print are formulas, which take their time.
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.minorticks_off()
+        axes.stairs(heights, edges, baseline=floor, fill=True, color=BLUE)
     names = [str(k) for k in counts]
     # As many names as there is room for.
     room = max(map(len, names), default=0) + 3
     step = max(1, -(-len(names) * room // WIDE))
     axes.set_xticks(range(0, len(names), step), names[::step])
-    if log_y and counts:
-        axes.set_yscale("log")
     return _markdown(figure, title)
 
 
@@ -101,11 +111,14 @@ def trend(points: Sequence[tuple[float, float, float, float]], title: str) -> st
     """An estimate with its interval over time: (Unix time, estimate, low, high), oldest first."""
     figure, axes = _figure(title.replace("_", " "), "", "estimate and 95% interval")
     values = np.array(points, float).reshape(-1, 4)
-    times = values[:, 0].astype("datetime64[s]")
     error = np.abs(values[:, 1:2] - values[:, 2:]).T
-    axes.errorbar(times, values[:, 1], error, color=BLUE, marker=".", capsize=2, linewidth=1)
-    axes.tick_params(axis="x", labelrotation=30, labelsize="small")
-    figure.subplots_adjust(bottom=0.3)
+    axes.errorbar(values[:, 0], values[:, 1], error, color=BLUE, marker=".", capsize=2, linewidth=1)
+    first, last = values[:, 0].min(initial=np.inf), values[:, 0].max(initial=-np.inf)
+    shown = np.unique(np.linspace(first, last, DATES)) if len(values) else values[:, 0]
+    dates = np.datetime_as_string(shown.astype("datetime64[s]"), "m")
+    axes.set_xticks(shown, [date.replace("T", " ") for date in dates])
+    # Room for what stands below the first and the last.
+    axes.margins(x=0.15)
     return _markdown(figure, title)
 
 
@@ -120,6 +133,9 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
+    # Each number at an axis takes a millisecond or two, and a mark beside its line as much again.
+    axes.locator_params(nbins=NUMBERS)
+    axes.tick_params(length=0, left=False, bottom=False)
     return figure, axes
 
 
@@ -128,4 +144,9 @@ def _markdown(figure: Figure, title: str) -> str:
     # No date or version inside: equal data gives equal bytes.
     figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"![{title}](data:image/png;base64,{encoded})"
+    return f"![{title}]({_INLINE}{encoded})"
+
+
+def is_picture(text: Any) -> bool:
+    """Whether a value is one of the pictures made here."""
+    return isinstance(text, str) and text.startswith("![") and f"]({_INLINE}" in text[:200]

@@ -127,7 +127,7 @@ def quality(run: Run) -> dict[str, audit.Interval]:
     """Precision of pairs and recall against exact search, with their intervals."""
     seed = run.settings.seed
     found = {
-        "precision": audit.pair_precision(run, choices.AUDITED_PAIRS, seed),
+        "precision": audit.last_precision(run, choices.AUDITED_PAIRS, seed),
         "recall": audit.last_recall(run, choices.AUDITED_ROWS, seed),
     }
     return {name: value for name, value in found.items() if value.trials}

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from snip_assets.engine import encode, index, join, pairs, query_rows, row_file, verify
+from snip_assets.engine import (
+    encode,
+    index,
+    join,
+    listed_pairs,
+    pairs,
+    query_rows,
+    row_file,
+    verify,
+    waiting,
+)
 from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
@@ -187,6 +197,7 @@ def test_blocks_threads_grouping_passes_and_segments_change_nothing(
         monkeypatch.setattr(join, "GROUP", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
+        monkeypatch.setattr(waiting, "VERIFY_AT", 3 * room)
         monkeypatch.setattr(row_file, "LIMIT", 0)  # So that queries are read in passes.
         alone = [
             pairs.find_pairs(world.join(parts=parts), [shard], workers, most)[0][0]
@@ -293,9 +304,9 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
         held.append(len(all_pairs))
         return verify.thin(all_pairs, most)
 
-    monkeypatch.setattr(pairs, "thin", thin)
-    monkeypatch.setattr(pairs, "THIN_AT", 20_000)
-    monkeypatch.setattr(pairs, "MERGE_AT", 20_000)
+    monkeypatch.setattr(listed_pairs, "thin", thin)
+    monkeypatch.setattr(listed_pairs, "THIN_AT", 20_000)
+    monkeypatch.setattr(listed_pairs, "MERGE_AT", 20_000)
     by_shard = pairs.find_pairs(work, shards)[0]
     found = verify.Pairs.concatenate(by_shard)
     assert len(found) < rows * (limit + 3)
@@ -322,8 +333,8 @@ def test_thinning_on_the_way_leaves_what_thinning_at_the_end_does(
         row.astype(np.uint64), earlier.astype(np.uint64), random.random(len(row)).astype(np.float32)
     )
     for at in (1, 1000, 1 << 30):
-        monkeypatch.setattr(pairs, "THIN_AT", at)
-        listed = pairs._Listed(5, np.array([0, 100, 250], np.uint64))
+        monkeypatch.setattr(listed_pairs, "THIN_AT", at)
+        listed = listed_pairs.Listed(5, np.array([0, 100, 250], np.uint64))
         for low in range(0, 300, 7):
             listed.add(every[(every.row >= low) & (every.row < low + 7)])
         found.append(listed.by_shard())
