@@ -224,6 +224,7 @@ class Manifest:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
+@lru_cache(1 << 16)
 def manifest_path(output: Path) -> Path:
     """Where the manifest of an output lies."""
     return output.parent / f"{output.name}.manifest.json"

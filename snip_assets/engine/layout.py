@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import BadInputError
@@ -38,6 +39,12 @@ def local(folder: Path) -> Path:
             "(renames, locks, memory maps). `snip publish --to URL` copies the result."
         )
     return folder
+
+
+@lru_cache(1 << 16)
+def _below(root: Path, folder: str, name: str) -> Path:
+    """A path, joined once: a run over thousands of shards asks for each a hundred times."""
+    return root / folder / name
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,11 @@ class Layout:
 
     def metadata(self, key: str) -> Path:
         """Facts about a source metadata shard (its manifest lies beside)."""
-        return self.root / "metadata" / f"{key}.json"
+        return _below(self.root, "metadata", f"{key}.json")
 
     def clip_features(self, key: str) -> Path:
         """uint64[n]: xxh3 of each raw row of a source feature shard."""
-        return self.root / "clip_features" / f"{key}.hashes.npy"
+        return _below(self.root, "clip_features", f"{key}.hashes.npy")
 
     @property
     def snip_model(self) -> Path:
@@ -85,7 +92,7 @@ class Layout:
 
     def snip_features(self, key: str) -> Path:
         """float16[n, dim], unit length."""
-        return self.root / "snip_features" / f"{key}.npy"
+        return _below(self.root, "snip_features", f"{key}.npy")
 
     @property
     def trained_index(self) -> Path:
@@ -94,7 +101,7 @@ class Layout:
 
     def index_shards(self, key: str) -> Path:
         """Folder: list_offsets.npy, codes.npy, rows.npy; rows sorted by inverted list."""
-        return self.root / "index_shards" / key
+        return _below(self.root, "index_shards", key)
 
     @property
     def snip_index(self) -> Path:
@@ -103,7 +110,7 @@ class Layout:
 
     def duplicate_pairs(self, key: str) -> Path:
         """Parquet: row, earlier_row, distance."""
-        return self.root / "duplicate_pairs" / f"{key}.parquet"
+        return _below(self.root, "duplicate_pairs", f"{key}.parquet")
 
     @property
     def duplicate_groups(self) -> Path:
@@ -117,11 +124,11 @@ class Layout:
 
     def deduped_metadata(self, key: str) -> Path:
         """The kept rows of a metadata shard."""
-        return self.root / "deduped_metadata" / f"metadata_{key}.parquet"
+        return _below(self.root, "deduped_metadata", f"metadata_{key}.parquet")
 
     def drop_list(self, key: str) -> Path:
         """The dropped rows of a shard with the url that explains each."""
-        return self.root / "drop_list" / f"{key}.parquet"
+        return _below(self.root, "drop_list", f"{key}.parquet")
 
     def output(self, asset: str, key: str = "") -> Path:
         """Where the output of an asset lies: that of a shard, where each has one."""
