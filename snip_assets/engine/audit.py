@@ -17,12 +17,12 @@ from . import choices, shards
 from .errors import StaleOutputError
 from .files import digest_of, open_npy, read_manifest, require
 from .notes import note, noted
+from .pair_files import blocks
 from .run import Run
 from .shards import Shard
 from .truth import true_pairs
 from .verify import distances
 
-ENDS = ["row", "earlier_row"]
 # Clusters with failures, and with successes, that it takes to estimate their variance.
 TELLING = 10
 # Rows whose partners in arriving shards are searched for; they are held in memory, twice at first.
@@ -111,10 +111,18 @@ def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarr
     for shard, end, count in zip(found, ends, counts, strict=True):
         local = chosen[(chosen >= end - count) & (chosen < end)] - (end - count)
         if len(local):
-            table = pq.read_table(run.layout.duplicate_pairs(shard.key), columns=ENDS).take(local)
-            rows.append(table["row"].to_numpy())
-            earlier.append(table["earlier_row"].to_numpy())
+            row, earlier_row = _ends(run, shard)
+            rows.append(row[local].astype(np.uint64))
+            earlier.append(earlier_row[local].astype(np.uint64))
     return np.concatenate(rows), np.concatenate(earlier)
+
+
+def _ends(run: Run, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """Later and earlier rows of all pairs of a shard: int64."""
+    found = [*blocks(run.layout.duplicate_pairs(shard.key), run.registry.rows)]
+    none = np.empty(0, np.int64)
+    row, earlier_row = ([none, *(block[side] for block in found)] for side in (0, 1))
+    return np.concatenate(row), np.concatenate(earlier_row)
 
 
 def pair_precision(run: Run, sample: int, seed: int) -> Interval:
@@ -234,14 +242,13 @@ def _rows(some: Sequence[Shard]) -> int:
 
 
 def _found(run: Run, ready: Sequence[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    rows = np.array(sorted({a for a, _ in wanted}), np.uint64)
+    rows = np.array(sorted({a for a, _ in wanted}), np.int64)
     found = set()
     for shard in ready:
         low, high = np.searchsorted(rows, [shard.start, shard.stop])
         if low == high:
             continue
-        table = pq.read_table(run.layout.duplicate_pairs(shard.key), columns=ENDS)
-        row, earlier = table["row"].to_numpy(), table["earlier_row"].to_numpy()
+        row, earlier = _ends(run, shard)
         here = np.isin(row, rows[low:high])
         found |= wanted.intersection(zip(row[here].tolist(), earlier[here].tolist(), strict=True))
         names, count = np.unique(row[here], return_counts=True)

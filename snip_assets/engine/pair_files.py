@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numba
@@ -25,6 +26,8 @@ from .sample import drawn
 from .threads import prefetch
 
 BLOCK_PAIRS = 1 << 20
+# Pairs of files that are kept in memory, of one and of all.
+SMALL_PAIRS, HELD_PAIRS = 1 << 16, 1 << 21
 # (row, earlier_row) of pairs at distance 0 -> bool: are they copies byte for byte?
 Copies = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SCHEMA = pa.schema([("row", pa.uint64()), ("earlier_row", pa.uint64()), ("distance", pa.float32())])
@@ -63,7 +66,8 @@ def row_dtype(rows: int) -> type[np.unsignedinteger]:
 def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[PairBlock]:
     """Yield all pairs in blocks; the next block is read while the last one is worked on.
 
-    Memory: three blocks of `BLOCK_PAIRS` pairs, and one row group of a file.
+    Memory: three blocks of `BLOCK_PAIRS` pairs, one row group of a file, and `HELD_PAIRS` pairs of
+    small files (20 bytes each) that are kept for whoever asks for them next.
 
     Parameters
     ----------
@@ -84,7 +88,7 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[PairBl
         ThreadPoolExecutor(1) as pool,
     ):
         for path in pair_files:
-            yield from prefetch(_read(path, rows), pool)
+            yield from prefetch(blocks(path, rows), pool)
             task.advance()
 
 
@@ -214,25 +218,71 @@ def _number(marked, ids, place):
             count += 1
 
 
-def _read(path: Path, rows: int) -> Iterator[PairBlock]:
+class _Held:
+    """Pairs of small files, kept in memory: a run asks for them a dozen times.
+
+    Those of one folder, until `HELD_PAIRS` are reached.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._found: dict[str, tuple[tuple[int, ...], PairBlock]] = {}
+        self._room = HELD_PAIRS
+        self._lock = Lock()
+
+    def get(self, path: Path) -> tuple[tuple[int, ...], PairBlock | None]:
+        """State of a file now, and its pairs if they are known."""
+        status = path.stat()
+        state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        with self._lock:
+            known = self._found.get(path.name) if path.parent == self._folder else None
+        return state, known[1] if known and known[0] == state else None
+
+    def put(self, path: Path, state: tuple[int, ...], block: PairBlock) -> None:
+        """Keep all pairs of a file, if there is room."""
+        with self._lock:
+            if path.parent != self._folder:
+                self._folder, self._found, self._room = path.parent, {}, HELD_PAIRS
+            if (former := self._found.pop(path.name, None)) is not None:
+                self._room += len(former[1].row)
+            if len(block.row) <= self._room:
+                self._found[path.name] = state, block
+                self._room -= len(block.row)
+
+
+_held = _Held()
+
+
+def blocks(path: Path, rows: int) -> Iterator[PairBlock]:
+    """All pairs of one file in blocks; see `stream`. The arrays are not to be written to."""
     try:
-        with pq.ParquetFile(path) as file:
-            _check_schema(path, file.schema_arrow)
-            start = 0
-            for batch in file.iter_batches(BLOCK_PAIRS, columns=SCHEMA.names):
-                block = _block(path, batch)
-                if (bad := _first_bad(block.row, block.earlier_row, rows)) >= 0:
-                    raise BadInputError(
-                        f"{path}: pair {start + bad} joins row {block.row[bad]} with earlier row "
-                        f"{block.earlier_row[bad]}, which cannot be among {rows} rows; make the "
-                        "pairs again."
-                    )
-                yield block
-                start += len(batch)
+        state, known = _held.get(path)
+        start = 0
+        for block in [known] if known else _stored(path, state):
+            if (bad := _first_bad(block.row, block.earlier_row, rows)) >= 0:
+                raise BadInputError(
+                    f"{path}: pair {start + bad} joins row {block.row[bad]} with earlier row "
+                    f"{block.earlier_row[bad]}, which cannot be among {rows} rows; make the "
+                    "pairs again."
+                )
+            yield block
+            start += len(block.row)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file; make the pairs of this shard.") from error
     except (pa.ArrowException, OSError) as error:
         raise BadInputError(f"{path}: cannot be read ({error}); make the pairs again.") from error
+
+
+def _stored(path: Path, state: tuple[int, ...]) -> Iterator[PairBlock]:
+    """The blocks of a file in that state, as they are read."""
+    with pq.ParquetFile(path) as file:
+        _check_schema(path, file.schema_arrow)
+        small = file.metadata.num_rows <= SMALL_PAIRS
+        for batch in file.iter_batches(BLOCK_PAIRS, columns=SCHEMA.names):
+            block = _block(path, batch)
+            if small and len(batch) == file.metadata.num_rows:
+                _held.put(path, state, block)
+            yield block
 
 
 def _check_schema(path: Path, schema: pa.Schema) -> None:
