@@ -113,6 +113,11 @@ class Features:
             self._open[ordinal] = found
         return found
 
+    def holds(self, states: Sequence[tuple[int, ...]]) -> bool:
+        """Whether the files that are open are those of these states; see `row_file.file_state`."""
+        with self._changing:
+            return all(file.state == states[ordinal] for ordinal, file in self._open.items())
+
     def __len__(self) -> int:
         return int(self.offsets[-1])
 

@@ -173,6 +173,11 @@ def _read(table, width, files, rows, places, target):
     return rows.shape[0]
 
 
+def file_state(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another at its place, or from itself before a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class RowFile:
     """One .npy file of rows.
 
@@ -193,9 +198,11 @@ class RowFile:
         array: Any = open_npy(path)
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
         self.plain = bool(array.flags.c_contiguous)
+        self.state: tuple[int, ...] | None = None
         if self.plain:
             self._handle = os.open(array.filename, os.O_RDONLY)
             weakref.finalize(self, os.close, self._handle)
+            self.state = file_state(os.fstat(self._handle))
             self.place = (self._handle, array.offset, array.ctypes.data)
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from .layout import Layout
 from .locks import lock
 from .parquet_source import parquet_rows
 from .remote_files import absolute, as_path, is_remote, npy_header, remote_names
+from .row_file import file_state
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"
@@ -370,9 +371,27 @@ def save(layout: Layout, registry: Registry) -> None:
     write_json(layout.registry, with_digest(value))
 
 
+# Paths and states of the files of the raw features asked for last, and these.
+_last: tuple[list[Path], list[tuple[int, ...]], Features] | None = None
+
+
 def raw_features(registry: Registry) -> Features:
-    """The raw features of a registry."""
-    return Features([s.features for s in registry.shards], registry.offsets)
+    """The raw features of a registry; as long as no file changes none is opened again."""
+    global _last
+    paths = [s.features for s in registry.shards]
+    if any(map(is_remote, paths)):
+        return Features(paths, registry.offsets)
+    try:
+        states = [file_state(path.stat()) for path in paths]
+    except OSError:
+        # Who reads it says what is wrong.
+        return Features(paths, registry.offsets)
+    known = _last
+    if known is not None and known[:2] == (paths, states) and known[2].holds(states):
+        return known[2]
+    found = Features(paths, registry.offsets)
+    _last = paths, states, found
+    return found
 
 
 def snip_features(layout: Layout, registry: Registry) -> Features:

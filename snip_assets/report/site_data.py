@@ -28,7 +28,7 @@ from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
-MOST_DOMAIN_ROWS = 250_000
+MOST_DOMAIN_ROWS = 100_000
 MOST_MATRIX = 16
 MOST_DOMAINS = 20
 PACKAGES = ("snip_assets", "numpy", "torch", "faiss-cpu", "numba", "pyarrow", "dagster")
@@ -231,7 +231,7 @@ def shard_matrix(run: Run) -> tuple[list[str], np.ndarray]:
 def domains(run: Run) -> tuple[list[dict[str, Any]], int]:
     """Rows and dropped rows for each host of the urls, by dropped rows; and rows looked at.
 
-    Looks at whole row groups of random shards, some quarter of a million rows at the most.
+    Looks at whole row groups of random shards, some hundred thousand rows at the most.
     """
     drop = open_npy(run.layout.dup_bitmap / "dup_bitmap.npy")
     rows: dict[str, int] = {}

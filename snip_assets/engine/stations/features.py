@@ -33,16 +33,29 @@ from snip_assets.engine.train import train
 from .base import Inputs, each, finish, source_state, upstream_inputs
 
 
-def metadata_inputs(shard: Shard) -> dict[str, str]:
-    """What the metadata of a shard is read from."""
-    shards.changed(shard)
+def metadata_state(shard: Shard) -> dict[str, str]:
+    """What the metadata of a shard is read from, as it lies there.
+
+    Headers are not read: where an output was made from this very state, they are as registered.
+    """
     return {"source": source_state(shard.metadata)}
 
 
-def features_inputs(shard: Shard) -> dict[str, str]:
-    """What the hashes of a shard are made from."""
-    shards.changed(shard)
+def features_state(shard: Shard) -> dict[str, str]:
+    """What the hashes of a shard are made from; see `metadata_state`."""
     return {"source": source_state(shard.features)}
+
+
+def metadata_inputs(shard: Shard) -> dict[str, str]:
+    """The same, of a shard that is what was registered; raises BadInputError if it is not."""
+    shards.changed(shard)
+    return metadata_state(shard)
+
+
+def features_inputs(shard: Shard) -> dict[str, str]:
+    """The same, of a shard that is what was registered; raises BadInputError if it is not."""
+    shards.changed(shard)
+    return features_state(shard)
 
 
 def model_inputs(run: Run) -> dict[str, str]:

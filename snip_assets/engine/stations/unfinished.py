@@ -13,7 +13,7 @@ from snip_assets.engine.threads import ordered_map
 
 from .base import Inputs
 from .duplicates import pair_inputs
-from .features import compressed_inputs, features_inputs, metadata_inputs, model_inputs
+from .features import compressed_inputs, features_state, metadata_state, model_inputs
 from .index import encoded_inputs, index_inputs
 
 
@@ -31,7 +31,7 @@ def unfinished(run: Run) -> list[str]:
             return run.registry.keys
         pairs = pair_inputs(run)
         outputs: list[tuple[Callable[[str], Path], Inputs]] = [
-            (layout.clip_features, features_inputs),
+            (layout.clip_features, features_state),
             (layout.snip_features, compressed_inputs(run)),
             (layout.index_shards, encoded_inputs(run)),
         ]
@@ -49,7 +49,7 @@ def unfinished(run: Run) -> list[str]:
     encoded = [*ordered_map(lambda shard: made(shard, outputs), shards, workers)]
     first = encoded.index(False) if False in encoded else len(shards)
     rest = [
-        (layout.metadata, metadata_inputs),
+        (layout.metadata, metadata_state),
         (layout.duplicate_pairs, lambda shard: pairs[shard.key]),
     ]
     done = ordered_map(lambda shard: made(shard, rest), shards[:first], workers)
