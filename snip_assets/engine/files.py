@@ -26,6 +26,7 @@ from . import comparisons, flushing
 from .errors import BadInputError, DiskFullError, StaleOutputError
 from .folders import remove, replace_folder
 from .npy_faults import npy_reason, undisturbed
+from .npy_maps import mapped
 from .resident import watch
 
 BLOCK = 1 << 22
@@ -123,7 +124,7 @@ def open_npy(path: Path) -> np.ndarray:
 
         return open_remote(path)
     try:
-        array = undisturbed(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+        array = undisturbed(lambda: mapped(path))
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:

@@ -88,7 +88,9 @@ def stream(pair_files: Sequence[Path], rows: int, label: str) -> Iterator[PairBl
         ThreadPoolExecutor(1) as pool,
     ):
         for path in pair_files:
-            yield from prefetch(blocks(path, rows), pool)
+            found = blocks(path, rows)
+            # What is in memory waits for no other thread.
+            yield from found if _held.has(path) else prefetch(found, pool)
             task.advance()
 
 
@@ -229,6 +231,10 @@ class _Held:
         self._found: dict[str, tuple[tuple[int, ...], PairBlock]] = {}
         self._room = HELD_PAIRS
         self._lock = Lock()
+
+    def has(self, path: Path) -> bool:
+        """Whether pairs of a file are known, if it has not changed since."""
+        return path.parent == self._folder and path.name in self._found
 
     def get(self, path: Path) -> tuple[tuple[int, ...], PairBlock | None]:
         """State of a file now, and its pairs if they are known."""
