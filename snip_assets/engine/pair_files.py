@@ -284,7 +284,9 @@ def _stored(path: Path, state: tuple[int, ...]) -> Iterator[PairBlock]:
     with pq.ParquetFile(path) as file:
         _check_schema(path, file.schema_arrow)
         small = file.metadata.num_rows <= SMALL_PAIRS
-        for batch in file.iter_batches(BLOCK_PAIRS, columns=SCHEMA.names):
+        # Threads of Arrow's own are waited for longer than it takes to read little.
+        threads = not small
+        for batch in file.iter_batches(BLOCK_PAIRS, columns=SCHEMA.names, use_threads=threads):
             block = _block(path, batch)
             if small and len(batch) == file.metadata.num_rows:
                 _held.put(path, state, block)
