@@ -205,7 +205,7 @@ def _found(
     leading = _leading_axes(some - mean, axes_of(dim, axes))
     onto = Axes(leading, scale_of(some - mean, leading))
     origin = onto.project(mean)[0]
-    # In parts that are filled up to nothing but the last.
+    # Parts of whole blocks: the last one alone is filled up.
     parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
     whole = np.concatenate([*ordered_map(lambda part: _whole(part, unit), parts, workers)])
     del rows
