@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from . import progress
 from .errors import BadInputError
+from .row_file import file_state
 from .sample import drawn
 from .threads import prefetch
 
@@ -233,13 +234,12 @@ class _Held:
         self._lock = Lock()
 
     def has(self, path: Path) -> bool:
-        """Whether pairs of a file are known, if it has not changed since."""
+        """Whether pairs of a file are known, as it was once."""
         return path.parent == self._folder and path.name in self._found
 
     def get(self, path: Path) -> tuple[tuple[int, ...], PairBlock | None]:
         """State of a file now, and its pairs if they are known."""
-        status = path.stat()
-        state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        state = file_state(path.stat())
         with self._lock:
             known = self._found.get(path.name) if path.parent == self._folder else None
         return state, known[1] if known and known[0] == state else None

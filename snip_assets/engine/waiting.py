@@ -1,8 +1,8 @@
 """Candidates of many lists, verified together in order of their earlier rows.
 
 Those of a list lie all over the files: to read their rows list by list takes a call to the system
-for each of them, or a page of the disk. What many lists ask for lies close together: some rows come
-in at once, and each page comes in once.
+for each of them, or a page of the disk. What many lists ask for lies close together, and some rows
+come in at once.
 """
 
 from __future__ import annotations
