@@ -77,6 +77,8 @@ def data(folder: Path, rows: int, dim: int, count: int) -> np.ndarray:
         started = time.perf_counter()
         source = generate(folder, rows, dim, count)
         np.save(made, source)
+        # Or the system would still be writing it while the run is timed.
+        os.sync()
         seconds = time.perf_counter() - started
         print(
             f"generated {rows:,} x {dim} in {seconds:.0f} s "

@@ -12,7 +12,7 @@ import torch
 from numba import njit
 from torch import nn
 
-from . import half_rows, progress, threads
+from . import float_rows, progress, threads
 from .errors import BadInputError
 from .files import NpyWriter
 from .kernels import FASTER
@@ -77,7 +77,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
 
     Blocks of 4,096 rows are computed by one thread each, so the result does not depend on the
     number of workers. Memory: about four blocks a worker, 60 MB at 768 numbers a row and a
-    hidden width of 1,024.
+    hidden width of 1,024; twice that for shards that overlap.
 
     Parameters
     ----------
@@ -153,16 +153,27 @@ def _block(
     size = PART_ROWS if device.type == "cpu" else max(1, len(block))
     out = np.empty((len(block), net.sizes[-1]), np.float16)
     for start in range(0, len(block), size):
-        part, layers, where = block[start : start + size], list(net.layers), (name, first + start)
+        part, where = block[start : start + size], (name, first + start)
         if whole:
-            first_layer = whole[layers.pop(0)]
-            hidden = torch.from_numpy(_first_layer(first_layer, part, where))
+            hidden = torch.from_numpy(_whole_net(net, whole, part, where))
         else:
             hidden = _unit(part, device, where)
-        for layer in layers:
-            hidden = _apply(layer, hidden, whole)
+            for layer in net.layers:
+                hidden = _apply(layer, hidden)
         out[start : start + size] = _normalised(hidden).half().cpu().numpy()
     return out
+
+
+def _whole_net(net: SnipNet, whole: Whole, part: np.ndarray, where: tuple[str, int]) -> np.ndarray:
+    """All layers, those with weights in whole numbers."""
+    first, *others = net.layers
+    hidden = _first_layer(whole[first], part, where)
+    for activation, layer in zip(others[::2], others[1::2], strict=True):
+        if isinstance(activation, nn.GELU):
+            hidden = whole[layer].of_gelu(hidden)
+        else:
+            hidden = whole[layer](np.maximum(hidden, 0, out=hidden))
+    return hidden
 
 
 def _normalised(rows: torch.Tensor) -> torch.Tensor:
@@ -185,9 +196,9 @@ def _normalise(rows):
 
 
 def _first_layer(whole: WholeLinear, part: np.ndarray, where: tuple[str, int]) -> np.ndarray:
-    if not half_rows.readable(part):
+    if not float_rows.readable(part):
         return whole(_unit(part, torch.device("cpu"), where).numpy())
-    rows, lengths = half_rows.unit_whole(part, STEPS)
+    rows, lengths = float_rows.unit_whole(part, STEPS)
     _check_lengths(lengths, where)
     return whole.of_whole(rows, len(part))
 
@@ -212,10 +223,8 @@ def _check_lengths(lengths: np.ndarray, where: tuple[str, int]) -> None:
         )
 
 
-def _apply(layer: nn.Module, hidden: torch.Tensor, whole: Whole) -> torch.Tensor:
+def _apply(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """One layer; an activation overwrites its input, which is always a product of our own."""
-    if layer in whole:
-        return torch.from_numpy(whole[layer](hidden.numpy()))
     if isinstance(layer, nn.GELU):
         return torch.ops.aten.gelu_(hidden)
     return hidden.relu_() if isinstance(layer, nn.ReLU) else layer(hidden)

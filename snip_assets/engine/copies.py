@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import half_rows
+from . import float_rows
 from .errors import BadInputError
 from .external_sort import distinct, once, sorted_keys
 from .features import Features
@@ -42,7 +42,7 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
     start
         Row in shard of the first.
     """
-    norms = half_rows.lengths(block) if half_rows.readable(block) else _lengths(block)
+    norms = float_rows.lengths(block) if float_rows.readable(block) else _lengths(block)
     if _usable(norms):
         return norms
     # Squares of float32 may have left its range.

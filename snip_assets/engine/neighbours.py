@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import half_rows
+from . import float_rows
 from .axes import Axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
@@ -258,6 +258,6 @@ def _rows(block: np.ndarray, unit: bool) -> np.ndarray:
 
 def _whole(block: np.ndarray, unit: bool) -> np.ndarray:
     """The same as `whole_rows` gives them."""
-    if not half_rows.readable(block):
+    if not float_rows.readable(block):
         return whole_rows(_rows(block, unit))
-    return half_rows.unit_whole(block, STEPS)[0] if unit else half_rows.whole(block, STEPS)
+    return float_rows.unit_whole(block, STEPS)[0] if unit else float_rows.whole(block, STEPS)

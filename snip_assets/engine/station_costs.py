@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import ceil
 
-from . import choices, known_pairs, neighbours
+from . import choices, known_pairs, neighbours, threads
 from .calibration import QUERIES, budget
 from .rates import WIDTH, Rates, net_size
 from .settings import Settings
@@ -229,7 +229,7 @@ def _features(case: Case) -> dict[str, Cost]:
         "metadata": Cost(alone=case.sealed, read=0.01 * case.metadata_bytes * rows),
         "clip_features": Cost(
             work=case.raw / rates.hash_bytes,
-            alone=case.sealed,
+            alone=case.sealed / threads.AT_ONCE,
             memory=4096 * 24 * row,
             read=case.raw,
             write=8.0 * rows,
@@ -238,7 +238,7 @@ def _features(case: Case) -> dict[str, Cost]:
         "snip_model": _net(case),
         "snip_features": Cost(
             work=on_cores,
-            alone=case.sealed,
+            alone=case.sealed / threads.AT_ONCE,
             memory=4096 * 10 * row,
             read=case.uncached(case.raw),
             write=2.0 * settings.dim * rows,
@@ -290,8 +290,8 @@ def _index(case: Case) -> dict[str, Cost]:
     return {
         "index_shards": Cost(
             work=rows * (1 / rates.encode + lists / rates.assign),
-            alone=case.sealed,
-            memory=rows / case.shards * 80.0 + 2 * lists * 4.0 * settings.dim,
+            alone=case.sealed / threads.AT_ONCE,
+            memory=threads.AT_ONCE * rows / case.shards * 80.0 + 2 * lists * 4.0 * settings.dim,
             read=case.uncached(2.0 * settings.dim * rows),
             write=shard * rows + 2 * tables * case.shards,
         ),

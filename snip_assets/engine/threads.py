@@ -14,12 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from functools import lru_cache
 from typing import TypeVar, cast
 
 import torch
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
+# Items of `overlapped`.
+AT_ONCE = 2
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -101,6 +104,40 @@ def _start(found: ThreadpoolController) -> None:
     found.select(user_api="openmp").limit(limits=1)
 
 
+class _Turn(threading.local):
+    """For a thread that works on an item of `overlapped`: where its blocks go, and when.
+
+    Attributes
+    ----------
+    pool
+        Threads that it shares with the other items; None in all other threads.
+    lock
+        Held by the one whose blocks go there now.
+    mine
+        Whether that is this thread.
+    """
+
+    pool: Executor | None = None
+    mine = False
+
+    def share(self, pool: Executor, lock: threading.Lock) -> None:
+        """Hand all blocks of this thread to a pool, when it is its turn."""
+        self.pool, self.lock = pool, lock
+
+    def take(self) -> None:
+        """Wait for it, unless this thread has it."""
+        self.mine = self.mine or self.lock.acquire()
+
+    def leave(self) -> None:
+        """Let another begin."""
+        if self.mine:
+            self.mine = False
+            self.lock.release()
+
+
+_turn = _Turn()
+
+
 def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0) -> Iterator[B]:
     """Apply a function to items in a thread pool; yield results in the order of the items.
 
@@ -108,18 +145,63 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
     are drawn from the iterable in the calling thread.
     """
     workers = count(workers)
-    with one_thread() as found, ThreadPoolExecutor(workers, "", _start, (found,)) as pool:
-        waiting: deque[Future[B]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    with one_thread() as found:
+        if _turn.pool is None:
+            with ThreadPoolExecutor(workers, "", _start, (found,)) as pool:
+                yield from _in_order(pool, function, items, 2 * workers)
+        else:
+            yield from _in_order(_turn.pool, function, _in_turn(items), 2 * workers)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[A], B], items: Iterable[A], most: int
+) -> Iterator[B]:
+    """Results in the order of the items, `most` of which are in flight beside the next."""
+    waiting: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > most:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _in_turn(items: Iterable[A]) -> Iterator[A]:
+    """The items, when it is this thread's turn; after the last one it is another's."""
+    _turn.take()
+    yield from items
+    _turn.leave()
+
+
+def overlapped(function: Callable[[A], B], items: Iterable[A], workers: int = 0) -> Iterator[B]:
+    """As `ordered_map`, for a function that calls that itself: the next item begins as one ends.
+
+    `AT_ONCE` items are under way, whose blocks go to the same threads: all of one, then all of the
+    other. So the threads have work while one item is finished, which takes one thread alone.
+    """
+
+    def one(call: tuple[Context, A]) -> B:
+        try:
+            # Progress is shown where the caller wants it.
+            return call[0].run(function, call[1])
         finally:
-            for future in waiting:
-                future.cancel()
+            _turn.leave()
+
+    with (
+        one_thread() as found,
+        ThreadPoolExecutor(count(workers), "", _start, (found,)) as pool,
+        ThreadPoolExecutor(AT_ONCE, "", _turn.share, (pool, threading.Lock())) as some,
+    ):
+        try:
+            yield from _in_order(some, one, ((copy_context(), item) for item in items), AT_ONCE)
+        except BaseException:
+            # Nobody waits for the others to end.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def prefetch(items: Iterator[A], pool: Executor) -> Iterator[A]:

@@ -118,6 +118,12 @@ def rint(builder: Any, vector: Any) -> Any:
     return _named(builder, f"llvm.rint.v{vector.type.count}f32", vector.type, [vector])
 
 
+def fma(builder: Any, one: Any, other: Any, more: Any) -> Any:
+    """one * other + more of vectors of float32, rounded once on every processor."""
+    name = f"llvm.fma.v{one.type.count}f32"
+    return _named(builder, name, one.type, [one, other, more])
+
+
 def clamped(builder: Any, vector: Any, top: Any) -> Any:
     """A vector of floats, none further from 0 than `top`, a vector too."""
     for order, edge in (("<", top), (">", builder.fneg(top))):

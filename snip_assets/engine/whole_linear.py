@@ -10,10 +10,14 @@ numbers of 16 bits twice as fast (`kernels.FASTER`).
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import njit
 from torch import nn
 
+from . import float_rows
+from .gelu import gelu_unit_whole
 from .kernels import LANES
+from .vectors import WIDTH
 from .whole_rows import column_panels, products, room
 
 STEPS = 32_767.0
@@ -77,9 +81,21 @@ class WholeLinear:
         -------
         float32[n, outputs]
         """
-        whole, lengths = room(*rows.shape), np.empty(len(rows), np.float32)
-        _unit_whole(rows, np.float32(STEPS), lengths, whole)
-        out = np.empty((len(rows), self.outputs), np.float32)
+        if float_rows.readable(rows):
+            whole, lengths = float_rows.unit_whole(rows, STEPS)
+        else:
+            whole, lengths = room(*rows.shape), np.empty(len(rows), np.float32)
+            _unit_whole(rows, np.float32(STEPS), lengths, whole)
+        return self._of_lengths(whole, lengths)
+
+    def of_gelu(self, rows: np.ndarray) -> np.ndarray:
+        """The same of the GELU of some rows, in C order, which are overwritten."""
+        if rows.shape[1] % WIDTH:
+            return self(torch.ops.aten.gelu_(torch.from_numpy(rows)).numpy())
+        return self._of_lengths(*gelu_unit_whole(rows, STEPS))
+
+    def _of_lengths(self, whole: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        out = np.empty((len(lengths), self.outputs), np.float32)
         unit = products(self._panels, whole, self._scale, self._none)
         _of_length(unit, lengths, self._bias, out)
         return out

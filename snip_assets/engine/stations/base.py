@@ -80,7 +80,8 @@ def each(
     work
         Makes it of a shard, at that place; returns facts for the manifest.
     alone
-        A shard takes all cores; otherwise one, and some shards are worked on side by side.
+        A shard takes all cores, and the next one begins as it ends; otherwise one core, and some
+        shards are worked on side by side.
 
     Returns
     -------
@@ -92,7 +93,8 @@ def each(
         Of a bad shard, or one for all of them.
     """
     shards = run.registry.only(keys)
-    at_once = 1 if alone else min(threads.count(run.settings.workers), choices.SIDE_BY_SIDE)
+    workers = run.settings.workers
+    at_once = threads.AT_ONCE if alone else min(threads.count(workers), choices.SIDE_BY_SIDE)
 
     def one(shard: Shard) -> Manifest | BadInputError:
         output = output_of(shard.key)
@@ -102,7 +104,8 @@ def each(
         except BadInputError as error:
             return error
 
-    found = map(one, shards) if at_once == 1 else threads.ordered_map(one, shards, at_once)
+    side_by_side = threads.overlapped if alone else threads.ordered_map
+    found = side_by_side(one, shards, workers if alone else at_once)
     result: dict[str, Manifest] = {}
     refused: list[BadInputError] = []
     for shard, made in zip(shards, found, strict=True):

@@ -1,9 +1,9 @@
-"""Rows in half precision: the kernels against NumPy, from the smallest to the largest numbers."""
+"""Rows of floats: the kernels against NumPy, from the smallest to the largest numbers."""
 
 import numpy as np
 import pytest
 
-from snip_assets.engine.half_rows import lengths, readable, unit_whole, whole
+from snip_assets.engine.float_rows import lengths, readable, unit_whole, whole
 from snip_assets.engine.whole_rows import STEPS, whole_rows
 
 pytestmark = pytest.mark.skipif(
@@ -13,8 +13,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("scale", [1e-7, 1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("dim", [16, 48, 768])
-def test_unit_rows_are_those_of_numpy(scale, dim):
-    rows = (np.random.default_rng(dim).normal(size=(37, dim)) * scale).astype(np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_unit_rows_are_those_of_numpy(scale, dim, dtype):
+    rows = (np.random.default_rng(dim).normal(size=(37, dim)) * scale).astype(dtype)
     rows[3, 0] = 1e-7
     wide = rows.astype(np.float64)
     true = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -28,8 +29,9 @@ def test_unit_rows_are_those_of_numpy(scale, dim):
     assert not steps[len(rows) :].any() and not steps[:, dim:].any()
 
 
-def test_rows_are_rounded_as_whole_rows_are():
-    rows = np.random.default_rng(0).normal(size=(37, 48)).astype(np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_rows_are_rounded_as_whole_rows_are(dtype):
+    rows = np.random.default_rng(0).normal(size=(37, 48)).astype(dtype)
     np.testing.assert_array_equal(whole(rows, STEPS), whole_rows(rows.astype(np.float32)))
 
 
@@ -43,5 +45,5 @@ def test_what_is_not_finite_is_seen():
 
 def test_other_rows_are_left_to_others():
     assert not readable(np.zeros((2, 17), np.float16))
-    assert not readable(np.zeros((2, 16), np.float32))
+    assert not readable(np.zeros((2, 16), np.float64))
     assert not readable(np.zeros((32, 16), np.float16)[::2])
