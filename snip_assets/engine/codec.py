@@ -44,6 +44,34 @@ def _pq_concat(codes, book, origin, out):
                 out[i, m * dsub + d] = origin[m * dsub + d] + book[m, code, d]
 
 
+class Words:
+    """The words of a product quantiser of 8 bits.
+
+    Parameters
+    ----------
+    book
+        float32[parts, 256, dim / parts].
+    """
+
+    def __init__(self, book: np.ndarray) -> None:
+        self.book = book
+        self._table = aligned(book.transpose(0, 2, 1))
+        norms = (book.astype(np.float64) ** 2).sum(2)
+        self._norms = aligned((0.5 * norms).astype(np.float32))
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Nearest words, the first of equals: uint8[n, parts] of float32[n, dim] in C order."""
+        codes = np.empty((len(rows), len(self.book)), np.uint8)
+        _pq_encode(rows, self._table, self._norms, codes)
+        return codes
+
+    def decode(self, codes: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """Rows that words make, each added to an origin: float32[n, dim]."""
+        out = np.empty((len(codes), self.book.shape[0] * self.book.shape[2]), np.float32)
+        _pq_concat(codes, self.book, origin, out)
+        return out
+
+
 class Codec:
     """A trained codec over residuals.
 
@@ -62,9 +90,7 @@ class Codec:
             pq = index.pq
             book = faiss.vector_to_array(pq.centroids)
             self.book = book.reshape(pq.M, pq.ksub, pq.dsub).astype(np.float32)
-            self._table = aligned(self.book.transpose(0, 2, 1))
-            norms = (self.book.astype(np.float64) ** 2).sum(2)
-            self._norms = aligned((0.5 * norms).astype(np.float32))
+            self._words = Words(self.book)
 
     def encode(self, residuals: np.ndarray) -> np.ndarray:
         """Codes of residuals.
@@ -81,9 +107,7 @@ class Codec:
         residuals = np.ascontiguousarray(residuals, np.float32)
         if self.book is None:
             return self.index.sq.compute_codes(residuals)
-        codes = np.empty((len(residuals), self.size), np.uint8)
-        _pq_encode(residuals, self._table, self._norms, codes)
-        return codes
+        return self._words.encode(residuals)
 
     def decode(self, codes: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
         """Residuals of codes, or vectors when an origin is given: float32[n, dim].
@@ -97,9 +121,7 @@ class Codec:
         origin = np.zeros(self.dim, np.float32) if origin is None else origin
         if self.book is None:
             return self.index.sq.decode(codes) + origin
-        out = np.empty((len(codes), self.dim), np.float32)
-        _pq_concat(codes, self.book, origin, out)
-        return out
+        return self._words.decode(codes, origin)
 
 
 def empty_index(codec: str, quantizer: faiss.Index, lists: int) -> faiss.IndexIVF:

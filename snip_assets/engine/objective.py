@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from .codec import Words
+from .kernels import WORDS
+
 _CODE_ROWS = 16_384
 
 
@@ -151,6 +154,8 @@ class Codes:
         self.parts, self.lists = parts, lists
         self.coarse = torch.empty(0)
         self.fine = torch.empty(0)
+        # On the processor, where kernels find the nearest of 256.
+        self._words: Words | None = None
 
     @property
     def ready(self) -> bool:
@@ -165,14 +170,19 @@ class Codes:
         residuals = (rows - coarse[lists[:, 0]]).reshape(len(rows), self.parts, -1)
         size = min(256, len(rows))
         fine = [_kmeans(residuals[:, part], size, seed + part) for part in range(self.parts)]
-        self.load({"coarse": torch.from_numpy(coarse), "fine": torch.from_numpy(np.stack(fine))})
-        self.coarse, self.fine = self.coarse.to(short.device), self.fine.to(short.device)
+        state = {"coarse": torch.from_numpy(coarse), "fine": torch.from_numpy(np.stack(fine))}
+        self.load({name: words.to(short.device) for name, words in state.items()})
 
     @torch.no_grad()
     def decode(self, short: torch.Tensor) -> torch.Tensor:
         """Encode rows and decode them again, float32[n, dim]."""
         scores = 2 * short @ self.coarse.T - self.coarse.square().sum(1)
         centroids = self.coarse[scores.argmax(1)]
+        if self._words is not None:
+            residuals = (short - centroids).numpy()
+            origin = np.zeros(residuals.shape[1], np.float32)
+            words = self._words.decode(self._words.encode(residuals), origin)
+            return centroids + torch.from_numpy(words)
         residuals = (short - centroids).unflatten(1, (self.parts, -1)).transpose(0, 1)
         lengths = self.fine.square().sum(2)[:, None]
         distances = torch.baddbmm(lengths, residuals, self.fine.transpose(1, 2), alpha=-2)
@@ -202,6 +212,8 @@ class Codes:
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """From a checkpoint."""
         self.coarse, self.fine = state["coarse"], state["fine"]
+        known = self.ready and self.fine.device.type == "cpu" and self.fine.shape[1] == WORDS
+        self._words = Words(self.fine.numpy()) if known else None
 
 
 def _kmeans(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -238,7 +250,9 @@ def neighbourhoods(rows: np.ndarray, size: int, rng: np.random.Generator) -> lis
         if len(chosen) <= size:
             done.append(chosen)
             continue
-        one, other = rng.choice(chosen, 2, replace=False)
+        # Two that differ; `choice` takes as long as all the rest of a small cut.
+        first, on = rng.integers(len(chosen)), rng.integers(1, len(chosen))
+        one, other = chosen[first], chosen[(first + on) % len(chosen)]
         order = np.argpartition(rows[chosen] @ (rows[one] - rows[other]), len(chosen) // 2)
         half = len(chosen) // 2
         waiting += [chosen[order[:half]], chosen[order[half:]]]

@@ -23,6 +23,7 @@ from . import choices, progress, threads
 from .compress import device_of
 from .features import Features
 from .files import atomic_path, digest_of
+from .fused_loss import Terms, fits, fused_loss
 from .model import SnipNet, pca, save_model
 from .objective import (
     DEFAULT,
@@ -257,6 +258,11 @@ class Trainer:
 
     def _loss(self, images: torch.Tensor, short: torch.Tensor, codes: Codes | None) -> torch.Tensor:
         recipe, temperature = self.recipe, self.settings.temperature
+        if fits(len(images), self.device):
+            fixed = None if codes is None else codes.decode(short.detach())
+            weights = recipe.near_weight, recipe.near_distance, recipe.code_weight
+            terms = Terms(temperature, *weights, recipe.code_temperature, recipe.commit_weight)
+            return fused_loss(images, short, fixed, terms)
         raw, similar = images @ images.T, short @ short.T
         target = neighbour_target(raw, temperature)
         loss = neighbour_loss(target, similar, temperature)
