@@ -17,9 +17,23 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
+from .float_rows import row_of
 from .kernels import FASTER
-from .vectors import FLOATS, I32, INTS, WIDTH, arrays, constant, fma, intrinsic, load, rint, total
-from .vectors import splat as splatted
+from .vectors import (
+    FLOATS,
+    I32,
+    INTS,
+    WIDTH,
+    arrays,
+    constant,
+    fma,
+    intrinsic,
+    load,
+    rint,
+    same,
+    splat,
+    total,
+)
 
 # Below e^-87 float32 is nothing; what a row is to itself is put there.
 LOWEST, ITSELF = -87.0, -1e30
@@ -29,18 +43,14 @@ _LOG_HIGH = 0.693359375
 _LOG_LOW = log(2) - _LOG_HIGH
 
 
-def _same(value: float) -> Any:
-    return ir.Constant(FLOATS, [float(np.float32(value))] * WIDTH)
-
-
 def _exponential(builder: Any, value: Any) -> Any:
     """e^x of numbers from `LOWEST` to 80: 2^n times the series of what is left of x."""
-    whole = rint(builder, builder.fmul(value, _same(1 / log(2))))
-    left = fma(builder, whole, _same(-_LOG_HIGH), value)
-    left = fma(builder, whole, _same(-_LOG_LOW), left)
-    series = _same(_SERIES[0])
+    whole = rint(builder, builder.fmul(value, same(1 / log(2))))
+    left = fma(builder, whole, same(-_LOG_HIGH), value)
+    left = fma(builder, whole, same(-_LOG_LOW), left)
+    series = same(_SERIES[0])
     for factor in _SERIES[1:]:
-        series = fma(builder, series, left, _same(factor))
+        series = fma(builder, series, left, same(factor))
     exponent = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * WIDTH))
     bits = builder.shl(exponent, ir.Constant(INTS, [23] * WIDTH))
     return builder.fmul(series, builder.bitcast(bits, FLOATS))
@@ -57,17 +67,15 @@ def exponentials(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, target = arrays(context, builder, signature, arguments, 0, 4)
-        width = builder.extract_value(array.shape, 1)
-        start = builder.gep(array.data, [builder.mul(arguments[1], width)])
-        there = builder.gep(target.data, [builder.mul(arguments[5], width)])
-        times = splatted(builder, arguments[2])
-        less = builder.fneg(splatted(builder, arguments[3]))
-        sums = cgutils.alloca_once_value(builder, _same(0))
-        with cgutils.for_range(builder, builder.udiv(width, constant(WIDTH))) as loop:
+        start, count = row_of(builder, array, arguments[1])
+        there, _ = row_of(builder, target, arguments[5])
+        times, less = splat(builder, arguments[2]), builder.fneg(splat(builder, arguments[3]))
+        sums = cgutils.alloca_once_value(builder, same(0))
+        with cgutils.for_range(builder, count) as loop:
             at = builder.mul(loop.index, constant(WIDTH))
             value = fma(builder, load(builder, builder.gep(start, [at]), FLOATS), times, less)
-            low = builder.fcmp_ordered("<", value, _same(LOWEST))
-            value = _exponential(builder, builder.select(low, _same(LOWEST), value))
+            low = builder.fcmp_ordered("<", value, same(LOWEST))
+            value = _exponential(builder, builder.select(low, same(LOWEST), value))
             place = builder.bitcast(builder.gep(there, [at]), FLOATS.as_pointer())
             builder.store(value, place, align=4)
             builder.store(builder.fadd(builder.load(sums), value), sums)
@@ -83,10 +91,9 @@ def highest(typing_context: Any, values: Any, row: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (array,) = arrays(context, builder, signature, arguments, 0)
-        width = builder.extract_value(array.shape, 1)
-        start = builder.gep(array.data, [builder.mul(arguments[1], width)])
+        start, count = row_of(builder, array, arguments[1])
         tops = cgutils.alloca_once_value(builder, load(builder, start, FLOATS))
-        with cgutils.for_range(builder, builder.udiv(width, constant(WIDTH))) as loop:
+        with cgutils.for_range(builder, count) as loop:
             at = builder.mul(loop.index, constant(WIDTH))
             value, top = load(builder, builder.gep(start, [at]), FLOATS), builder.load(tops)
             larger = builder.fcmp_ordered(">", value, top)
@@ -235,17 +242,17 @@ def _loss_of(
     similar, coded = short @ short.T, short.new_empty((0, 0))
     if fixed is not None:
         coded = fixed @ fixed.T - fixed.square().sum(1) / 2
-    matrices = [matrix.numpy() for matrix in (raw, similar, coded)]
+    one, other, third = raw.numpy(), similar.numpy(), coded.numpy()
     least, near = number(1 - terms.near_distance / 2), number(0)
     if terms.near_weight:
-        pairs = max(1, count_near(*matrices[:2], least))
+        pairs = max(1, count_near(one, other, least))
         near = number(4 * terms.near_weight / pairs / terms.near_distance**2)
     sharp, wide = number(1 / terms.temperature), number(1 / terms.code_temperature)
     weights = number(1 / rows), number(terms.code_weight / rows)
-    loss = _of_rows(*matrices, sharp, wide, least, near, *weights)
+    loss = _of_rows(one, other, third, sharp, wide, least, near, *weights)
     gradient = torch.addmm(similar @ short, similar.T, short)
     if fixed is not None:
-        # Not in place: the codes stand for the rows, whose gradient passes them.
+        # Codes stand for the rows: their gradient passes on to these.
         gradient = gradient.addmm_(coded, fixed).addmm_(coded.T, fixed)
         apart, commitment = short - fixed, terms.code_weight * terms.commit_weight / rows
         gradient += 2 * commitment * apart - coded.sum(0)[:, None] * fixed

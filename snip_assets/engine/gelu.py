@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
 from .float_rows import row_of, scaled
-from .vectors import FLOATS, WIDTH, arrays, clamped, constant, fma, intrinsic, load, total
+from .vectors import FLOATS, WIDTH, arrays, clamped, constant, fma, intrinsic, load, same, total
 from .whole_rows import room
 
 # erf(x / sqrt 2) / x for |x| <= EDGE, by powers of 2 (x / EDGE)^2 - 1: times x it is off by 3.1e-8
@@ -29,17 +28,13 @@ ERF = (
 )
 
 
-def _same(value: float) -> Any:
-    return ir.Constant(FLOATS, [float(np.float32(value))] * WIDTH)
-
-
 def _gelu(builder: Any, value: Any) -> Any:
-    near = clamped(builder, value, _same(EDGE))
-    square = fma(builder, builder.fmul(near, near), _same(2 / EDGE**2), _same(-1))
-    factor = _same(ERF[-1])
+    near = clamped(builder, value, same(EDGE))
+    square = fma(builder, builder.fmul(near, near), same(2 / EDGE**2), same(-1))
+    factor = same(ERF[-1])
     for power in reversed(ERF[:-1]):
-        factor = fma(builder, factor, square, _same(power))
-    half = builder.fmul(value, _same(0.5))
+        factor = fma(builder, factor, square, same(power))
+    half = builder.fmul(value, same(0.5))
     return fma(builder, half, builder.fmul(near, factor), half)
 
 
@@ -50,7 +45,7 @@ def _activate(typing_context: Any, rows: Any, row: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (array,) = arrays(context, builder, signature, arguments, 0)
         start, count = row_of(builder, array, arguments[1])
-        sums = cgutils.alloca_once_value(builder, _same(0))
+        sums = cgutils.alloca_once_value(builder, same(0))
         with cgutils.for_range(builder, count) as loop:
             place = builder.gep(start, [builder.mul(loop.index, constant(WIDTH))])
             value = _gelu(builder, load(builder, place, FLOATS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from llvmlite import ir
@@ -29,6 +30,12 @@ FEATURES = frozenset(
 def constant(value: int) -> Any:
     """A whole number, as places in memory are counted."""
     return ir.Constant(I64, value)
+
+
+def same(value: float) -> Any:
+    """A number known beforehand in all lanes, as float32."""
+    single = ctypes.c_float(value).value
+    return ir.Constant(FLOATS, [single] * WIDTH)
 
 
 def arrays(context: Any, builder: Any, signature: Any, arguments: Any, *numbers: int) -> list[Any]:
