@@ -85,7 +85,7 @@ def net_rows(row_bytes: int, settings: Settings) -> int:
 
 
 def steps(rows: int, settings: Settings) -> int:
-    """Training steps for a number of rows: two minutes on two cores for 40 thousand of 512."""
+    """Training steps for a number of rows: a minute on two cores for 40 thousand of 512."""
     return settings.steps or int(np.clip(rows // 25, 400, 4000))
 
 
