@@ -1,13 +1,12 @@
 """The loss of a batch and its gradient, on the processor: row by row of its similarities.
 
-What `objective` says in terms of torch, which goes through all similarities of a batch some thirty
-times for it, and through memory each time. Here a row stays near the core until it is done. On one
-core, since those of torch wait for its next product without giving way to other threads.
+What `objective` says in terms of torch, which goes through all similarities of a batch, and through
+memory, for each operation. Here a row stays near the core until it is done. On one core, since
+those of torch wait for its next product without giving way to other threads.
 """
 
 from __future__ import annotations
 
-from functools import reduce
 from math import log
 from typing import Any, NamedTuple
 
@@ -18,10 +17,9 @@ from numba import njit, types
 from numba.core import cgutils
 
 from .float_rows import row_of
-from .kernels import FASTER
+from .kernels import FASTER, LANES, lane_maxima
 from .vectors import (
     FLOATS,
-    I32,
     INTS,
     WIDTH,
     arrays,
@@ -85,27 +83,6 @@ def exponentials(
     return number(values, types.int64, number, number, out, types.int64), generate
 
 
-@intrinsic
-def highest(typing_context: Any, values: Any, row: Any) -> Any:
-    """The largest number of a row of float32[n, 16 k]."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (array,) = arrays(context, builder, signature, arguments, 0)
-        start, count = row_of(builder, array, arguments[1])
-        tops = cgutils.alloca_once_value(builder, load(builder, start, FLOATS))
-        with cgutils.for_range(builder, count) as loop:
-            at = builder.mul(loop.index, constant(WIDTH))
-            value, top = load(builder, builder.gep(start, [at]), FLOATS), builder.load(tops)
-            larger = builder.fcmp_ordered(">", value, top)
-            builder.store(builder.select(larger, value, top), tops)
-        lanes = [
-            builder.extract_element(builder.load(tops), ir.Constant(I32, k)) for k in range(WIDTH)
-        ]
-        return reduce(lambda a, b: builder.select(builder.fcmp_ordered(">", b, a), b, a), lanes)
-
-    return types.float32(values, types.int64), generate
-
-
 _FAST = {"reassoc", "nsz", "contract"}
 
 
@@ -118,13 +95,14 @@ def _dot(one, other):
 
 
 @njit(nogil=True, cache=True)
-def _softmax(values, i, factor, buffers, line):
+def _softmax(values, i, factor, tops, buffers, line):
     """Numerators of the softmax of a row times a factor, without the row itself, to a line.
 
     Returns their sum, and the logarithm of the denominator.
     """
     kept, values[i, i] = values[i, i], np.float32(ITSELF)
-    shift = factor * highest(values, i)
+    lane_maxima(values, i * values.shape[1], values.shape[1], tops)
+    shift = factor * tops.max()
     sum_ = exponentials(values, i, factor, shift, buffers, line)
     values[i, i], buffers[line, i] = kept, 0
     return sum_, np.log(sum_) + shift
@@ -148,7 +126,7 @@ def _add_near(raw, similar, least, factor, out):
 
 
 @njit(nogil=True, cache=True)
-def count_near(raw, similar, least):
+def _count_near(raw, similar, least):
     """Pairs of different rows above a similarity on either side."""
     count = 0
     for i in range(raw.shape[0]):
@@ -159,13 +137,13 @@ def count_near(raw, similar, least):
 
 
 @njit(nogil=True, cache=True)
-def _entropy(raw, other, i, factor, weight, buffers, out):
+def _entropy(raw, other, i, factor, weight, tops, buffers, out):
     """Cross-entropy of the softmax of row i of both, times a weight; `out` receives its gradient.
 
     Divisions are of float64 in Numba, and so would be loops with their results.
     """
-    wanted, _ = _softmax(raw, i, factor, buffers, 0)
-    now, denominator = _softmax(other, i, factor, buffers, 1)
+    wanted, _ = _softmax(raw, i, factor, tops, buffers, 0)
+    now, denominator = _softmax(other, i, factor, tops, buffers, 1)
     entropy = denominator - factor * _dot(buffers[0], other[i]) / wanted
     have, want = np.float32(weight * factor / now), np.float32(weight * factor / wanted)
     _difference(have, buffers[1], want, buffers[0], out)
@@ -189,10 +167,10 @@ def _of_rows(raw, similar, coded, sharp, wide, least, near, one, code):
     one, code
         Weight of the cross-entropy of a row, of the neighbours and of the codes.
     """
-    width, loss = raw.shape[1], 0.0
+    width, loss, tops = raw.shape[1], 0.0, np.empty(LANES, np.float32)
     buffers, gradient = np.empty((2, width), np.float32), np.empty(width, np.float32)
     for i in range(len(raw)):
-        loss += _entropy(raw, similar, i, sharp, one, buffers, gradient)
+        loss += _entropy(raw, similar, i, sharp, one, tops, buffers, gradient)
         if near > 0:
             kept, raw[i, i] = raw[i, i], similar[i, i]
             twice = np.float32(2 * near)
@@ -200,7 +178,7 @@ def _of_rows(raw, similar, coded, sharp, wide, least, near, one, code):
             raw[i, i] = kept
         similar[i] = gradient
         if len(coded):
-            loss += _entropy(raw, coded, i, wide, code, buffers, gradient)
+            loss += _entropy(raw, coded, i, wide, code, tops, buffers, gradient)
             coded[i] = gradient
     return loss
 
@@ -245,7 +223,7 @@ def _loss_of(
     one, other, third = raw.numpy(), similar.numpy(), coded.numpy()
     least, near = number(1 - terms.near_distance / 2), number(0)
     if terms.near_weight:
-        pairs = max(1, count_near(one, other, least))
+        pairs = max(1, _count_near(one, other, least))
         near = number(4 * terms.near_weight / pairs / terms.near_distance**2)
     sharp, wide = number(1 / terms.temperature), number(1 / terms.code_temperature)
     weights = number(1 / rows), number(terms.code_weight / rows)
@@ -278,4 +256,4 @@ class _Known(torch.autograd.Function):
 
 def fits(rows: int, device: torch.device) -> bool:
     """Whether batches of so many rows can have it there."""
-    return FASTER and device.type == "cpu" and rows % WIDTH == 0
+    return FASTER and device.type == "cpu" and rows % LANES == 0

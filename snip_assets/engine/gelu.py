@@ -2,7 +2,7 @@
 
 GELU(x) = x / 2 (1 + erf(x / sqrt 2)). A polynomial stands for erf, so that 16 numbers at a time go
 from one layer's products to their GELU and to its length without a library's passes over memory
-in between: a block goes through the whole net in five sixths of the time.
+in between: a block goes through the whole net in seven eighths of the time (a Xeon with AMX).
 """
 
 from __future__ import annotations

@@ -142,7 +142,8 @@ def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0
     """Apply a function to items in a thread pool; yield results in the order of the items.
 
     At most two items a worker are in flight, so memory is bounded by the size of a block; items
-    are drawn from the iterable in the calling thread.
+    are drawn from the iterable in the calling thread. Within an item of `overlapped`, the pool is
+    the one that all its items share.
     """
     workers = count(workers)
     with one_thread() as found:

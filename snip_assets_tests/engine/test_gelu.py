@@ -29,7 +29,7 @@ def test_as_close_to_float64_as_float32_allows() -> None:
 def test_a_layer_after_gelu_is_the_layer_of_its_gelu(width: int) -> None:
     torch.manual_seed(width)
     layer, x = nn.Linear(width, 33), torch.randn(70, width)
-    # No length at all, and all of it in one number.
+    # No length, hardly any, and all of it in one number.
     x[3], x[4] = 0, 1e-9
     x[5] = -80
     x[5, 0] = 3

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
@@ -56,7 +57,7 @@ def test_overlapped_items_share_the_threads_and_take_turns(workers: int) -> None
         return item
 
     def of(item: int) -> tuple[int, str]:
-        def blocks() -> range:
+        def blocks() -> Iterator[int]:
             for number in range(7):
                 asked.append(item)
                 yield number

@@ -104,8 +104,10 @@ def each(
         except BadInputError as error:
             return error
 
-    side_by_side = threads.overlapped if alone else threads.ordered_map
-    found = side_by_side(one, shards, workers if alone else at_once)
+    if alone:
+        found = threads.overlapped(one, shards, workers)
+    else:
+        found = threads.ordered_map(one, shards, at_once)
     result: dict[str, Manifest] = {}
     refused: list[BadInputError] = []
     for shard, made in zip(shards, found, strict=True):
