@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import cores, table, write
 from snip_assets.engine import threads
-from snip_assets.engine.byte_kernels import Short
+from snip_assets.engine.byte_kernels import Short, panels, queries
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.join import scanned, scanned_on
 from snip_assets.engine.model import SnipNet
@@ -67,11 +67,14 @@ def joined(device: str, workers: int, repeats: int) -> tuple[dict[str, Any], int
     stop, error = np.full(QUERIES, LISTED), np.zeros(QUERIES, np.int64)
     x, whole = np.zeros((QUERIES, 128), np.int16), np.zeros((LISTED, 128), np.int16)
     operands = (x, Decoded.all(whole), error, 0)
-    compare = scanned if device == "cpu" else partial(scanned_on, torch.device(device))
     found = 0
 
     def one(_: int) -> int:
-        return sum(len(h.query) for h in compare(listed, short, bound, stop, operands))
+        if device == "cpu":
+            hits = scanned(panels(listed), queries(short, bound), stop, operands)
+        else:
+            hits = scanned_on(torch.device(device), listed, short, bound, stop, operands)
+        return sum(len(h.query) for h in hits)
 
     def work() -> None:
         nonlocal found

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .aligned import aligned
-from .byte_kernels import BALL, TOP, Short
+from .byte_kernels import BALL, TOP, Short, as_steps, fill, panels, panels_room
 from .codec import Codec
 from .kernels import LANES
 from .vectors import WIDTH as VECTOR
@@ -49,6 +49,16 @@ def _code_steps(codes, book, factor, out, half):
     top = np.float32(TOP)
     for i in range(codes.shape[0]):
         half[i] = _halved(out[i], rounded_sum(book, codes, i, factor, top, out))
+
+
+@njit(nogil=True, cache=True)
+def _code_panels(codes, book, factor, steps, words, half, out, starts):
+    """Panels of codes; the steps of one stay in the nearest cache meanwhile."""
+    for panel in range(out.shape[0]):
+        here = codes[panel * LANES : (panel + 1) * LANES]
+        _code_steps(here, book, factor, steps, half)
+        own = slice(panel, panel + 1)
+        fill(words[: len(here)], steps, half, TOP, out[own], starts[own])
 
 
 class Axes:
@@ -125,6 +135,18 @@ class Axes:
         out = self._room(len(codes))
         _code_steps(codes, book, self._factor, out.steps, out.half)
         return out
+
+    def decoded_panels(
+        self, codec: Codec, book: np.ndarray | None, codes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `panels` makes of what `decode` gives."""
+        if book is None:
+            return panels(self.decode(codec, book, codes))
+        some = self._room(LANES)
+        out, starts = panels_room(len(codes), some.groups)
+        operands = some.steps, some.words, some.half, out, starts
+        _code_panels(codes, book, self._factor, *operands)
+        return as_steps(out), starts
 
 
 def leading_axes(residuals: np.ndarray, width: int) -> np.ndarray:

@@ -73,6 +73,11 @@ class Short(NamedTuple):
         """Groups of numbers that one instruction reads."""
         return -(-self.width // TOGETHER)
 
+    @property
+    def words(self) -> np.ndarray:
+        """The steps, those that one instruction reads as one number."""
+        return self.steps.view(_WORD)
+
 
 def _plus(builder: Any, sums: Any, query: Any, row: Any) -> Any:
     if SUMS is INTS:
@@ -260,7 +265,8 @@ def compare(
 
 
 @njit(nogil=True, cache=True)
-def _fill(words, steps, half, top, out, starts):
+def fill(words, steps, half, top, out, starts):
+    """Write rows into panels: their steps, and the same as words."""
     for i in range(words.shape[0]):
         panel, lane = i // LANES, i % LANES
         total = 0
@@ -282,14 +288,22 @@ def panels(rows: Short) -> tuple[np.ndarray, np.ndarray]:
     int32[p, LANES] or int16[p, LANES]
         What sums start from, modulo 2^32 or 2^16.
     """
-    words = rows.steps.view(_WORD)
-    count = -(-len(words) // LANES)
-    out = room((count, rows.groups, LANES), _WORD)
-    out[-1:] = 0
-    starts = room((count, LANES), _SUM)
-    starts[-1:] = 0
-    _fill(words, rows.steps, rows.half, TOP, out, starts)
-    return out.view(np.int8).reshape(*out.shape, TOGETHER), starts
+    out, starts = panels_room(len(rows.half), rows.groups)
+    fill(rows.words, rows.steps, rows.half, TOP, out, starts)
+    return as_steps(out), starts
+
+
+def panels_room(rows: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Panels to `fill`, coordinates as words, and what sums start from; zeros in the last one."""
+    count = -(-rows // LANES)
+    out, starts = room((count, groups, LANES), _WORD), room((count, LANES), _SUM)
+    out[-1:], starts[-1:] = 0, 0
+    return out, starts
+
+
+def as_steps(words: np.ndarray) -> np.ndarray:
+    """Filled panels as `compare` reads them."""
+    return words.view(np.int8).reshape(*words.shape, TOGETHER)
 
 
 @njit(nogil=True, cache=True)

@@ -22,23 +22,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from numba import njit
 
-from .axes import Axes
-from .byte_kernels import Short, compare, panels, queries
+from .asking import UNIT, Asking, Rule, slack_steps
+from .byte_kernels import Short, compare, queries
 from .index import SnipIndex
 from .kernels import LANES, lowest_bit, squared_steps
-from .whole_rows import STEPS, Decoded, decode, whole_rows
+from .whole_rows import Decoded, decode
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of `AT_ONCE`.
 GROUP = 256
 ROOM = 1 << 18
-# Squared steps of a squared distance of 1.
-UNIT = STEPS**2
 # Products held on another device at once: 64 MB, and a quarter of it for comparing them. Where a
 # list has fewer than the least, they are made here: the way there takes longer.
 DEVICE_SCORES, DEVICE_LEAST = 1 << 24, 1 << 21
@@ -109,30 +106,6 @@ def scan(
     return start, count
 
 
-@dataclass(frozen=True)
-class Rule:
-    """When a pair is a candidate, and how to find it quickly.
-
-    Attributes
-    ----------
-    slack
-        Largest ADC(i, j) - ADC(i, i).
-    short_slack
-        The same on the leading axes alone.
-    axes
-        The leading axes.
-    """
-
-    slack: float
-    short_slack: float
-    axes: Axes
-
-    @cached_property
-    def short_steps(self) -> float:
-        """`short_slack` in squared steps of the axes."""
-        return self.axes.steps(self.short_slack)
-
-
 @dataclass
 class Hits:
     """Candidates in one list, by (query, row): positions, and ADC(i, j) - ADC(i, i)."""
@@ -184,67 +157,56 @@ class ListJoin:
     ) -> None:
         rows, codes = index.read_list(number, is_copy)
         self.rows, self.rule, self.device = rows, rule, device
-        self.centroid = index.trained.centroids[number]
-        self._own = rule.axes.project(self.centroid[None])[0]
-        codec = index.trained.codec
-        self._short = rule.axes.decode(codec, book, codes)
-        self._whole = Decoded.of(codec, codes, self.centroid)
+        self._decoded = index.trained.codec, book, codes
+        self._whole = Decoded.of(index.trained.codec, codes, index.trained.centroids[number])
 
-    def hits(self, ids: np.ndarray, x: np.ndarray, error: np.ndarray) -> Iterator[Hits]:
+    def hits(self, stop: np.ndarray, asking: Asking) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
 
         Parameters
         ----------
-        ids
-            uint64[q], ascending row ids of the queries.
-        x
-            float32[q, dim], their SNIP features.
-        error
-            float32[q, 2], their ADC(i, i): squared steps on the leading axes, and as a whole.
+        stop
+            int64[q]: position in `self.rows` before which each query looks.
+        asking
+            The queries.
 
         Yields
         ------
-        Hits with positions in `ids` and in `self.rows`.
+        Hits with positions among the queries and in `self.rows`.
         """
-        stop = np.searchsorted(self.rows, ids)
+        short, bound, whole, error = asking
+        operands = whole, self._whole, error, slack_steps(self.rule.slack)
         axes = self.rule.axes
-        whole = whole_rows(x)
-        short = axes.coordinates(axes.project_whole(whole, len(x)), self._own)
-        bound = -short.half - np.float32(0.5) * (error[:, 0] + np.float32(self.rule.short_steps))
-        operands = (whole, self._whole, *in_steps(error[:, 1], self.rule.slack))
-        if self.device.type != "cpu" and len(ids) * len(self.rows) >= DEVICE_LEAST:
-            yield from scanned_on(self.device, self._short, short, bound, stop, operands)
+        if self._elsewhere(len(stop)):
+            own = axes.decode(*self._decoded)
+            yield from scanned_on(self.device, own, short, bound, stop, operands)
         else:
-            yield from scanned(self._short, short, bound, stop, operands)
+            rows = axes.decoded_panels(*self._decoded)
+            yield from scanned(rows, queries(short, bound), stop, operands)
+
+    def _elsewhere(self, asked: int) -> bool:
+        """Whether products of so many queries are made on another device."""
+        return self.device.type != "cpu" and asked * len(self.rows) >= DEVICE_LEAST
 
 
 def scanned(
-    listed: Short, short: Short, bound: np.ndarray, stop: np.ndarray, operands: tuple
-) -> Iterator[Hits]:
-    """Candidates, some hundred thousand at a time; those of a query together.
-
-    Parameters
-    ----------
-    listed, short
-        Rows of the list and queries on the leading axes.
-    bound
-        float32[q]: least product of both.
-    stop
-        int64[q]: rows before which each query looks.
-    operands
-        Whole rows of the queries (see `whole_rows`), those of the list as `Decoded`; error and
-        slack `in_steps`.
-    """
-    yield from scanned_by(panels(listed), queries(short, bound), stop, operands)
-
-
-def scanned_by(
     rows: tuple[np.ndarray, np.ndarray],
     asked: tuple[np.ndarray, np.ndarray],
     stop: np.ndarray,
     operands: tuple,
 ) -> Iterator[Hits]:
-    """The same, of what `panels` and `queries` make of rows and queries."""
+    """Candidates, some hundred thousand at a time; those of a query together.
+
+    Parameters
+    ----------
+    rows, asked
+        What `panels` and `queries` make of rows of the list and of queries.
+    stop
+        int64[q]: rows before which each query looks.
+    operands
+        Whole rows of the queries (see `whole_rows`), those of the list as `Decoded`; error
+        (int64[q]) and slack in squared steps.
+    """
     found, start = _scratch(), 0
     while start < len(asked[1]):
         where = (*rows, *asked, stop, *operands, start, GROUP)
@@ -274,7 +236,11 @@ def scanned_on(
 
     Parameters
     ----------
-    listed, short, bound, stop, operands
+    listed, short
+        Rows of the list and queries on the leading axes.
+    bound
+        float32[q]: least product of both.
+    stop, operands
         As for `scanned`.
     """
     x, whole, error, slack = operands
@@ -303,11 +269,6 @@ def _columns(rows: Short, last: np.ndarray | float, device: torch.device) -> tor
     wide[:, :-1] = torch.from_numpy(rows.steps[:, : rows.width]).to(device)
     wide[:, -1] = torch.from_numpy(last).to(device) if isinstance(last, np.ndarray) else last
     return wide
-
-
-def in_steps(error: np.ndarray, slack: float) -> tuple[np.ndarray, int]:
-    """Squared distances in squared steps: int64[q], and the slack."""
-    return np.rint(error.astype(np.float64) * UNIT).astype(np.int64), int(np.floor(slack * UNIT))
 
 
 _local = threading.local()

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from . import float_rows
+from .asking import slack_steps
 from .axes import Axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import BLOCK, Features, as_float32, normalised, search_blocks, take_rows
-from .join import in_steps, scanned_by
+from .join import scanned
 from .sample import GOLDEN, mixed
 from .threads import ordered_map
 from .whole_rows import STEPS, Decoded, whole_rows
@@ -214,7 +215,7 @@ def _found(
     apart = ROUNDING * limit**0.5 + onto.width**0.5 / onto.scale
     bound = -short.half - np.float32(0.5 * onto.steps(apart**2))
     asked = as_queries(short, bound)
-    error, most = in_steps(np.zeros(len(queries)), limit + _rounding(limit, dim))
+    error, most = np.zeros(len(queries), np.int64), slack_steps(limit + _rounding(limit, dim))
     none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -225,7 +226,7 @@ def _found(
             own = _whole(part, unit)
             listed = onto.coordinates(onto.project_whole(own, len(part)), origin)
             stop = np.full(len(queries), len(part))
-            for hits in scanned_by(
+            for hits in scanned(
                 panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
             ):
                 place = hits.row.astype(np.int64) + start

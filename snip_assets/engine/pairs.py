@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from .asking import Asked, Asking, Rule, asking
 from .choices import query_rows, together
 from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
-from .join import CPU, ListJoin, Rule
+from .join import CPU, ListJoin
 from .listed_pairs import Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
@@ -73,19 +73,15 @@ class Join:
         """The codec's words on the leading axes."""
         return self.rule.axes.book(self.index.trained.codec)
 
+    @cached_property
+    def origins(self) -> np.ndarray:
+        """The centroids on the leading axes."""
+        return self.rule.axes.project(self.index.trained.centroids)
+
     @property
     def own_verifier(self) -> Verifier:
         """The verifier, which need not read the vectors of queries again."""
         return self.verifier.asked_by(self.queries) if self.exact_queries else self.verifier
-
-
-@dataclass
-class Asked:
-    """What is asked of a list: its number, and row ids and errors of the rows that probe it."""
-
-    number: int
-    ids: np.ndarray
-    error: np.ndarray
 
 
 def _asked(join: Join, shards: list[QueryShard], number: int) -> Asked:
@@ -114,8 +110,8 @@ def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joi
     if not asked:
         return joined
     ids, places = _together(asked)
-    x = as_float32(join.queries.take(ids))
-    for position, found in _candidates(join, asked, (x[place] for place in places), counts):
+    some = asking(join.rule, join.origins, asked, as_float32(join.queries.take(ids)), places)
+    for position, found in _candidates(join, asked, some, counts):
         counts.candidates += len(found)
         joined.wait(position, found)
         if len(joined) >= VERIFY_BLOCK:
@@ -124,24 +120,23 @@ def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joi
     return joined
 
 
-def _together(asked: list[Asked]) -> tuple[np.ndarray, list[Any]]:
+def _together(asked: list[Asked]) -> tuple[np.ndarray, list[np.ndarray]]:
     """All rows that probe some lists, ascending, and places of those of each list."""
-    if len(asked) == 1:
-        return asked[0].ids, [slice(None)]
     ids, place = np.unique(np.concatenate([a.ids for a in asked]), return_inverse=True)
     return ids, np.split(place, np.cumsum([len(a.ids) for a in asked[:-1]]))
 
 
 def _candidates(
-    join: Join, asked: list[Asked], vectors: Iterator[np.ndarray], counts: Counts
+    join: Join, asked: list[Asked], askings: Iterator[Asking], counts: Counts
 ) -> Iterator[tuple[int, Pairs]]:
     """Position in `asked` and candidates, sorted by (row, earlier_row)."""
-    for position, (one, x) in enumerate(zip(asked, vectors, strict=True)):
+    for position, (one, own) in enumerate(zip(asked, askings, strict=True)):
         listed = ListJoin(join.index, join.rule, join.book, one.number, join.is_copy, join.device)
         if not len(listed.rows):
             continue
-        counts.products += int(np.searchsorted(listed.rows, one.ids).sum())
-        for hits in listed.hits(one.ids, x, one.error):
+        stop = np.searchsorted(listed.rows, one.ids)
+        counts.products += int(stop.sum())
+        for hits in listed.hits(stop, own):
             yield position, Pairs(one.ids[hits.query], listed.rows[hits.row], hits.excess)
 
 
@@ -187,7 +182,7 @@ def find_pairs(
         for bundles in _passes(join, shards, None if reader is None else most):
             own = join if reader is None else replace(join, queries=reader.read(*bundles))
             # Made once, here, and not by each thread.
-            _ = own.book
+            _ = own.book, own.origins
             waiting = Waiting(own.own_verifier, merged)
             work = (partial(join_lists, own, shards, numbers) for numbers in bundles)
             for done in ordered_map(lambda work: work(), waiting.beside(work), workers):

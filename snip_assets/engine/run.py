@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 
 from . import choices, comparisons, copies, keep_rule, remote_files, shards, threads
+from .asking import Rule
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -22,7 +23,6 @@ from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
-from .join import Rule
 from .layout import Layout, local
 from .pair_files import Copies
 from .pairs import Join

@@ -31,18 +31,26 @@ BYTES = ir.VectorType(ir.IntType(8), WIDTH)
 _ZEROS = ir.Constant(FLOATS, [0.0] * WIDTH)
 
 
-def _rounded(builder: Any, width: Any, row: Any, factor: Any, top: Any, value: Any) -> Any:
-    """Write `value(first)`, lanes from the first number on, in steps; the row's squared norm."""
+# Vectors of a row whose sums the registers hold: one alone waits for each sum.
+_TOGETHER = 4
+
+
+def _rounded(builder: Any, width: Any, row: Any, factor: Any, top: Any, values: Any) -> Any:
+    """Write `values(first, count)`, vectors of a row, in steps; its squared norm."""
     norms = cgutils.alloca_once_value(builder, _ZEROS)
-    with cgutils.for_range(builder, builder.udiv(width, constant(WIDTH))) as loop:
-        first = builder.mul(loop.index, constant(WIDTH))
-        scaled = builder.fmul(value(first), splat(builder, factor))
-        steps = clamped(builder, rint(builder, scaled), splat(builder, top))
-        square = builder.fmul(steps, steps)
-        builder.store(builder.fadd(builder.load(norms), square), norms)
-        short = builder.trunc(builder.fptosi(steps, INTS), BYTES)
-        there = builder.bitcast(builder.gep(row, [first]), BYTES.as_pointer())
-        builder.store(short, there, align=1)
+    block = constant(_TOGETHER * WIDTH)
+    whole = builder.mul(builder.udiv(width, block), block)
+    for begin, end, count in ((constant(0), whole, _TOGETHER), (whole, width, 1)):
+        step = constant(count * WIDTH)
+        with cgutils.for_range_slice(builder, begin, end, step) as (first, _):
+            for k, value in enumerate(values(first, count)):
+                scaled = builder.fmul(value, splat(builder, factor))
+                steps = clamped(builder, rint(builder, scaled), splat(builder, top))
+                square = builder.fmul(steps, steps)
+                builder.store(builder.fadd(builder.load(norms), square), norms)
+                short = builder.trunc(builder.fptosi(steps, INTS), BYTES)
+                place = builder.gep(row, [builder.add(first, constant(k * WIDTH))])
+                builder.store(short, builder.bitcast(place, BYTES.as_pointer()), align=1)
     return total(builder, builder.load(norms))
 
 
@@ -74,20 +82,22 @@ def rounded_sum(
         number, factor, top = arguments[2:5]
         parts, size, width = cgutils.unpack_tuple(builder, words.shape)
         code = builder.gep(own.data, [builder.mul(number, parts)])
-        sums = cgutils.alloca_once(builder, FLOATS)
 
-        def value(first: Any) -> Any:
-            builder.store(_ZEROS, sums)
+        def values(first: Any, count: int) -> list[Any]:
+            sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(count)]
+            for so_far in sums:
+                builder.store(_ZEROS, so_far)
             with cgutils.for_range(builder, parts) as loop:
                 word = builder.zext(builder.load(builder.gep(code, [loop.index])), I64)
                 place = builder.add(builder.mul(loop.index, size), word)
-                at = builder.add(builder.mul(place, width), first)
-                part = load(builder, builder.gep(words.data, [at]), FLOATS)
-                builder.store(builder.fadd(builder.load(sums), part), sums)
-            return builder.load(sums)
+                at = builder.gep(words.data, [builder.add(builder.mul(place, width), first)])
+                for k, so_far in enumerate(sums):
+                    part = load(builder, builder.gep(at, [constant(k * WIDTH)]), FLOATS)
+                    builder.store(builder.fadd(builder.load(so_far), part), so_far)
+            return [builder.load(so_far) for so_far in sums]
 
         row = builder.gep(rows.data, [builder.mul(number, width)])
-        return _rounded(builder, width, row, factor, top, value)
+        return _rounded(builder, width, row, factor, top, values)
 
     arguments = (book, codes, types.int64, types.float32, types.float32, out)
     return types.float32(*arguments), generate
@@ -115,19 +125,21 @@ def rounded_difference(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values, begins, rows = arrays(context, builder, signature, arguments, 0, 1, 5)
+        array, begins, rows = arrays(context, builder, signature, arguments, 0, 1, 5)
         number, factor, top = arguments[2:5]
-        width = builder.extract_value(values.shape, 1)
+        width = builder.extract_value(array.shape, 1)
         at = builder.mul(number, width)
-        own, row = builder.gep(values.data, [at]), builder.gep(rows.data, [at])
+        own, row = builder.gep(array.data, [at]), builder.gep(rows.data, [at])
 
-        def value(first: Any) -> Any:
+        def values(first: Any, count: int) -> list[Any]:
+            at = [builder.add(first, constant(k * WIDTH)) for k in range(count)]
             here, there = (
-                load(builder, builder.gep(data, [first]), FLOATS) for data in (own, begins.data)
+                [load(builder, builder.gep(data, [place]), FLOATS) for place in at]
+                for data in (own, begins.data)
             )
-            return builder.fsub(here, there)
+            return [builder.fsub(one, other) for one, other in zip(here, there, strict=True)]
 
-        return _rounded(builder, width, row, factor, top, value)
+        return _rounded(builder, width, row, factor, top, values)
 
     arguments = (x, origin, types.int64, types.float32, types.float32, out)
     return types.float32(*arguments), generate

@@ -1,6 +1,5 @@
 """The join against brute force: every codec, any blocks, threads and grouping of shards."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from snip_assets.engine import (
+    asking,
     encode,
     index,
     join,
@@ -82,7 +82,7 @@ class World:
         snip = Shifted(self.paths, self.offsets, self.start)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
-            rule=join.Rule(SLACK, SHORT_SLACK, self.axes),
+            rule=asking.Rule(SLACK, SHORT_SLACK, self.axes),
             verifier=verify.Verifier(snip, None, 4.0, 4.0),
             queries=snip,
             exact_queries=True,
@@ -161,7 +161,7 @@ def test_another_device_finds_the_same(
     monkeypatch.setattr(join, "DEVICE_SCORES", products)
 
     # The path of a GPU, on this processor.
-    monkeypatch.setattr(join, "scanned", partial(join.scanned_on, join.CPU))
+    monkeypatch.setattr(join.ListJoin, "_elsewhere", lambda *_: True)
     found, _ = pairs.find_pairs(world.join(), world.shards)
     for one, other in zip(reference, found, strict=True):
         for name in verify.FIELDS:
@@ -291,7 +291,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),
-        rule=join.Rule(1.0, 1.0, axes),
+        rule=asking.Rule(1.0, 1.0, axes),
         verifier=verify.Verifier(snip, None, 0.1, 0.1),
         queries=snip,
         exact_queries=True,
