@@ -17,13 +17,48 @@ from .vectors import WIDTH
 from .whole_rows import write_products
 
 BLOCK = 2048
+# Times the lists that a row may probe: of more within reach, the nearest are chosen by score first.
+MANY = 2
+
+
+@njit(nogil=True, cache=True)
+def _smallest(values, count):
+    """The last of the `count` smallest of some float32, and the next one, infinite if none is left.
+
+    By halves of the range that it is in: to count what is below is several times as fast as to
+    sort. No value is NaN.
+    """
+    keys = np.empty(values.shape[0], np.int32)
+    bits = values.view(np.int32)
+    for k in range(values.shape[0]):
+        # Whole numbers in the same order.
+        keys[k] = bits[k] ^ ((bits[k] >> 31) & np.int32(0x7FFFFFFF))
+    low, high = np.int64(keys.min()), np.int64(keys.max())
+    while low < high:
+        middle = (low + high) >> 1
+        key, below = np.int32(middle), 0
+        for k in range(keys.shape[0]):
+            below += keys[k] <= key
+        if below >= count:
+            high = middle
+        else:
+            low = middle + 1
+    last, beyond, held = np.float32(0.0), np.float32(np.inf), 0
+    for k in range(keys.shape[0]):
+        if keys[k] == low:
+            last = values[k]
+        elif keys[k] > low:
+            beyond = min(beyond, values[k])
+        held += keys[k] <= low
+    return last, last if held > count else beyond
 
 
 @njit(nogil=True, cache=True)
 def _floor(score, i, count, tops, value):
-    """A number that at least `count` scores of a row exceed, not far below the last of them."""
-    if count > LANES:
-        return LOWEST
+    """A number that at least `count` scores of a row exceed, not far below the last of them.
+
+    There is one for `LANES` at the most.
+    """
     lane_maxima(score, i * score.shape[1], score.shape[1], tops)
     value[:] = LOWEST
     for lane in range(LANES):
@@ -45,6 +80,8 @@ def _last_of_best(score, i, tops, value):
     Columns are filled up with `LOWEST` to a multiple of `LANES`.
     """
     columns, count = score.shape[1], len(value)
+    if count > LANES:
+        return -_smallest(-score[i], count)[0]
     floor = _floor(score, i, count, tops, value)
     value[:] = floor
     for base in range(0, columns, LANES):
@@ -114,45 +151,56 @@ def _shortlist(score, i, floor, words, bases, found):
 
 @njit(nogil=True, cache=True)
 def _nearest_of(found, apart, lists, distance):
-    """Nearest lists among some, ascending; how many, and the least gap between two in order."""
+    """Nearest lists among some, ascending; how many. Of equals the first is ahead."""
     most, count = lists.shape[0], 0
-    left = np.inf
+    if most > LANES:
+        # Insertion would move half of them for each.
+        order = np.argsort(apart, kind="mergesort")[:most]
+        for k in order:
+            distance[count], lists[count] = apart[k], found[k]
+            count += 1
+        return count
     for k in range(found.shape[0]):
         value = apart[k]
-        if count == most:
-            left = min(left, max(value, distance[most - 1]))
-            if value >= distance[most - 1]:
-                continue
+        if count == most and value >= distance[most - 1]:
+            continue
         count = min(count + 1, most)
         p = count - 1
-        # Lists come in order: of equals the first stays ahead.
         while p > 0 and distance[p - 1] > value:
             distance[p], lists[p] = distance[p - 1], lists[p - 1]
             p -= 1
         distance[p], lists[p] = value, found[k]
-    gap = left - distance[count - 1]
-    for p in range(1, count):
-        gap = min(gap, distance[p] - distance[p - 1])
-    return count, gap
+    return count
 
 
 @njit(nogil=True, cache=True)
-def _clear(x, i, centroids, near, radius, apart, lists, distance):
-    """How many lists a row probes, moved to the front; 0 where rounding may have a say."""
+def _clear(x, i, centroids, near, radius, apart, lists):
+    """How many lists a row probes, home first; 0 where rounding may have a say."""
+    home, second = 0, np.float32(np.inf)
     # In a loop of its own: no centroid waits for another then.
     for k in range(near.shape[0]):
         apart[k] = _apart(x, i, centroids, near[k])
-    count, least = _nearest_of(near, apart, lists, distance)
+    for k in range(1, near.shape[0]):
+        if apart[k] < apart[home]:
+            home, second = k, apart[home]
+        else:
+            second = min(second, apart[k])
+    last, least = np.float32(np.inf), second - apart[home]
+    if near.shape[0] > lists.shape[0]:
+        last, beyond = _smallest(apart[: near.shape[0]], lists.shape[0])
+        least = min(least, beyond - last)
     if least < DOUBT:
         return 0
-    kept = 1
-    for p in range(1, count):
-        between = _apart(centroids, lists[0], centroids, lists[p])
-        over = distance[p] - distance[0] - radius * 2.0 * np.sqrt(between)
+    lists[0], kept = near[home], 1
+    for k in range(near.shape[0]):
+        if k == home or apart[k] > last:
+            continue
+        between = _apart(centroids, near[home], centroids, near[k])
+        over = apart[k] - apart[home] - radius * 2.0 * np.sqrt(between)
         if abs(over) < DOUBT:
             return 0
         if over < 0.0:
-            lists[kept] = lists[p]
+            lists[kept] = near[k]
             kept += 1
     return kept
 
@@ -163,7 +211,7 @@ def _decided(x, i, centroids, near, radius, lists):
     apart, distance = np.empty(near.shape[0]), np.empty((1, lists.shape[0]))
     for k in range(near.shape[0]):
         apart[k] = _exact_apart(x, i, centroids, near[k])
-    count, _ = _nearest_of(near, apart, lists, distance[0])
+    count = _nearest_of(near, apart, lists, distance[0])
     margin, kept = np.empty((1, count)), 1
     _margins(centroids, lists[:count].reshape((1, count)), distance, margin)
     for p in range(1, count):
@@ -184,11 +232,16 @@ def _tighter(score, i, error, reach, norm, x, row, centroids, near):
         if score[i, near[k]] > score[i, best]:
             best = near[k]
     apart = _apart(x, row, centroids, best) + DOUBT
-    floor, count = np.float32(0.5 * (norm - apart) - reach - error), 0
+    return _at_least(score, i, np.float32(0.5 * (norm - apart) - reach - error), near)
+
+
+@njit(nogil=True, cache=True)
+def _at_least(score, i, floor, near):
+    """Keep those lists whose score is no less than a floor; how many there are."""
+    count = 0
     for k in range(near.shape[0]):
-        if score[i, near[k]] >= floor:
-            near[count] = near[k]
-            count += 1
+        near[count] = near[k]
+        count += score[i, near[k]] >= floor
     return count
 
 
@@ -210,7 +263,7 @@ def _nearest(rows, x, centroids, lists, distance):
         near = found[: _shortlist(score, own, floor, words, bases, found)]
         for k in range(near.shape[0]):
             apart[k] = _exact_apart(x, i, centroids, near[k])
-        _nearest_of(near, apart, lists[i], distance[i])
+        _nearest_of(near, apart[: near.shape[0]], lists[i], distance[i])
 
 
 @njit(nogil=True, cache=True)
@@ -218,7 +271,8 @@ def _probed(rows, x, centroids, reach, radius, lists, probes):
     """The lists that each row probes, home first, and how many they are."""
     panels, whole, scale, bias, norm, error, part = rows
     columns = len(scale)
-    tops, distance = np.empty(LANES, np.float32), np.empty(lists.shape[1], np.float32)
+    most = lists.shape[1]
+    tops, value = np.empty(LANES, np.float32), np.empty(most, np.float32)
     words, bases = np.empty((2, columns // LANES + 1), np.uint32)
     found, apart = np.empty(columns, np.int32), np.empty(columns, np.float32)
     score = np.empty((part, columns), np.float32)
@@ -230,7 +284,11 @@ def _probed(rows, x, centroids, reach, radius, lists, probes):
         floor = np.float32(tops.max() - reach - np.float32(2.0) * error[i])
         near = found[: _shortlist(score, own, floor, words, bases, found)]
         count = _tighter(score, own, error[i], reach, norm[i], x, i, centroids, near)
-        probes[i] = _clear(x, i, centroids, near[:count], radius, apart, lists[i], distance)
+        if count > MANY * most:
+            last = _last_of_best(score, own, tops, value)
+            floor = np.float32(last - np.float32(2.0) * error[i])
+            count = _at_least(score, own, floor, near[:count])
+        probes[i] = _clear(x, i, centroids, near[:count], radius, apart, lists[i])
         if probes[i] == 0:
             probes[i] = _decided(x, i, centroids, near[:count], radius, lists[i])
 
@@ -283,7 +341,7 @@ class Assigner:
         -------
         home : int32[n]
         row, lists : [m]
-            A probe each: position in `x`, ascending, and the list, home first.
+            A probe each: position in `x`, ascending, and the list: home first, others in any order.
         """
         count = min(count, len(self.centroids))
         # What lies within the margin is no more than so much less alike.

@@ -211,9 +211,7 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
     count = min(count, _holdable(sample, settings))
     for every in (False, True):
         queries = sample.queries(count, settings.seed, every=every)
-        later, earlier, _ = exact_pairs(
-            sample.raw, queries, settings.max_distance, settings.workers
-        )
+        later, earlier = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
         if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
             break
     return queries, later, earlier

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .features import at_least
+from .features import BLOCK
+from .neighbours import AXES, Near, rounding
 from .threads import ordered_map
 
 
 def exact_pairs(
-    x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x: np.ndarray,
+    queries: np.ndarray,
+    limit: float,
+    workers: int = 0,
+    axes: tuple[float, int] = AXES,
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (a query, another row) within a squared distance, by exact search.
 
     Parameters
@@ -19,30 +24,32 @@ def exact_pairs(
     x
         float32[n, dim], unit length.
     queries
-        int64[q], positions.
+        int64[q], positions, one or more.
+    axes
+        See `neighbours.Near`.
 
     Returns
     -------
     later, earlier : int64[m]
-        Positions, each pair once.
-    distance : float32[m]
+        Positions, each pair once, ascending.
     """
-    columns = torch.from_numpy(x).T
-    floor = 1 - limit / 2
+    near = Near(x[queries], limit, axes, workers)
+    # Squared distances of rounded rows that leave a pair in doubt.
+    sure = max(0.0, limit**0.5 - rounding(x.shape[1])) ** 2
 
-    def work(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        score = (torch.from_numpy(x[part]) @ columns).numpy()
-        query, row = at_least(score, floor)
-        return part[query], row, 2 - 2 * score[query, row]
+    def work(start: int) -> np.ndarray:
+        query, row, apart = near.of(x[start : start + BLOCK])
+        one, other = queries[query], row + start
+        doubtful = np.flatnonzero(apart > sure)
+        ends = one[doubtful], other[doubtful]
+        kept = apart <= sure
+        kept[doubtful] = sum_squares(*(x[end].astype(np.float64) for end in ends)) <= limit
+        kept &= one != other
+        one, other = one[kept], other[kept]
+        return np.maximum(one, other) * len(x) + np.minimum(one, other)
 
-    blocks = (queries[i : i + 64] for i in range(0, len(queries), 64))
-    found = list(ordered_map(work, blocks, workers))
-    query, row, distance = (np.concatenate(p) for p in zip(*found, strict=True))
-    later, earlier = np.maximum(query, row), np.minimum(query, row)
-    key = later.astype(np.int64) * len(x) + earlier
-    once = np.unique(key, return_index=True)[1]
-    once = once[later[once] != earlier[once]]
-    return later[once], earlier[once], distance[once].astype(np.float32)
+    found = [*ordered_map(work, range(0, len(x), BLOCK), workers)]
+    return np.divmod(np.unique(np.concatenate(found)), len(x))
 
 
 def count_near(x: np.ndarray, queries: np.ndarray, limit: float, workers: int = 0) -> int:

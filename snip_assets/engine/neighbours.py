@@ -199,42 +199,81 @@ def _found(
     """Query, row and squared distance, block by block."""
     if not len(queries):
         return
-    rows = take_rows(features, queries, workers)
-    dim = rows.shape[1]
-    some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
-    mean = some.mean(0, keepdims=True)
-    leading = _leading_axes(some - mean, axes_of(dim, axes))
-    onto = Axes(leading, scale_of(some - mean, leading))
-    origin = onto.project(mean)[0]
-    # Parts of whole blocks: the last one alone is filled up.
-    parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-    whole = np.concatenate([*ordered_map(lambda part: _whole(part, unit), parts, workers)])
-    del rows
-    short = onto.coordinates(onto.project_whole(whole, len(queries)), origin)
-    # Whole coordinates are off by half a step, of either row.
-    apart = ROUNDING * limit**0.5 + onto.width**0.5 / onto.scale
-    bound = -short.half - np.float32(0.5 * onto.steps(apart**2))
-    asked = as_queries(short, bound)
-    error, most = np.zeros(len(queries), np.int64), slack_steps(limit + _rounding(limit, dim))
-    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    near = Near(take_rows(features, queries, workers), limit, axes, workers, unit=unit)
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = [none]
+        query, row, apart = near.of(block)
+        return queries[query], row, apart
+
+    yield from search_blocks(features, ordinals, work, title, workers)
+
+
+class Near:
+    """Rows that others are near to.
+
+    Memory: beside the rows, two bytes a number.
+
+    Parameters
+    ----------
+    rows
+        float16 or float32[q, dim], one or more; of unit length, or of any but zero with `unit`.
+    limit
+        As in `near_rows`.
+    axes
+        `AXES` or `FAR_AXES`.
+    unit
+        Bring rows to unit length first.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        limit: float,
+        axes: tuple[float, int],
+        workers: int = 0,
+        *,
+        unit: bool = False,
+    ) -> None:
+        self.count, dim, self.unit = len(rows), rows.shape[1], unit
+        some = _rows(rows[:: -(-len(rows) // FOR_AXES)], unit)
+        mean = some.mean(0, keepdims=True)
+        leading = _leading_axes(some - mean, axes_of(dim, axes))
+        self.axes = Axes(leading, scale_of(some - mean, leading))
+        self.origin = self.axes.project(mean)[0]
+        # Parts of whole blocks: the last one alone is filled up.
+        parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+        whole = np.concatenate([*ordered_map(lambda part: _whole(part, unit), parts, workers)])
+        short = self.axes.coordinates(self.axes.project_whole(whole, len(rows)), self.origin)
+        # Whole coordinates are off by half a step, of either row.
+        apart = ROUNDING * limit**0.5 + self.axes.width**0.5 / self.axes.scale
+        bound = -short.half - np.float32(0.5 * self.axes.steps(apart**2))
+        self.asked, self.whole = as_queries(short, bound), whole
+        self.error = np.zeros(len(rows), np.int64)
+        self.most = slack_steps((limit**0.5 + rounding(dim)) ** 2)
+
+    def of(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is near them in a block of rows of the same kind.
+
+        Returns
+        -------
+        row, other : int64[m]
+            Positions in the rows and in the block.
+        apart : float32[m]
+            Squared distance, as far as rounded rows tell it.
+        """
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
         size = max(1, PART // block.shape[1])
         for start in range(0, len(block), size):
             part = block[start : start + size]
-            own = _whole(part, unit)
-            listed = onto.coordinates(onto.project_whole(own, len(part)), origin)
-            stop = np.full(len(queries), len(part))
-            for hits in scanned(
-                panels(listed), asked, stop, (whole, Decoded.all(own), error, most)
-            ):
-                place = hits.row.astype(np.int64) + start
-                found.append((queries[hits.query], place, hits.excess))
-        query, row, far = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return query, row, far
-
-    yield from search_blocks(features, ordinals, work, title, workers)
+            own = _whole(part, self.unit)
+            listed = self.axes.coordinates(self.axes.project_whole(own, len(part)), self.origin)
+            stop = np.full(self.count, len(part))
+            operands = self.whole, Decoded.all(own), self.error, self.most
+            for hits in scanned(panels(listed), self.asked, stop, operands):
+                row, other = hits.query.astype(np.int64), hits.row.astype(np.int64)
+                found.append((row, other + start, hits.excess))
+        row, other, apart = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return row, other, apart
 
 
 def _leading_axes(rows: np.ndarray, width: int) -> np.ndarray:
@@ -246,10 +285,9 @@ def _leading_axes(rows: np.ndarray, width: int) -> np.ndarray:
     return axes[:, :width].numpy()
 
 
-def _rounding(limit: float, dim: int) -> float:
-    """What rounding both rows may take off a squared distance."""
-    most = dim**0.5 / STEPS
-    return 2 * limit**0.5 * most + most**2
+def rounding(dim: int) -> float:
+    """What rounding both rows may add to a distance (not squared), or take off it."""
+    return dim**0.5 / STEPS
 
 
 def _rows(block: np.ndarray, unit: bool) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from .code_distance import POWERS, relative
 from .exact import exact_pairs, sum_squares
 from .known_pairs import NEAR, KnownPairs
+from .neighbours import FAR_AXES
 from .settings import Settings
 
 # Precision that the threshold of a tier is chosen for: a little above the 0.97 and 0.85 that are
@@ -51,7 +52,7 @@ def accuracy(
     found = {}
     for name, x in (("snip", snip), ("codes", decoded)):
         limit = NEAR * settings.max_distance
-        later, earlier, _ = exact_pairs(_unit(x), queries, limit, settings.workers)
+        later, earlier = exact_pairs(_unit(x), queries, limit, settings.workers, FAR_AXES)
         right = np.isin(later.astype(np.int64) * len(x) + earlier, true)
         weight = np.ones(len(later))
         apart = _apart(x, later, earlier)

@@ -55,15 +55,20 @@ def test_a_score_is_no_further_off_than_its_error(
 
 
 @settings(deadline=None, max_examples=20)
-@given(lists=st.integers(1, 200), dim=st.integers(2, 130), seed=st.integers(0, 9))
-def test_the_nearest_lists(lists: int, dim: int, seed: int) -> None:
+@given(
+    lists=st.integers(1, 200),
+    dim=st.integers(2, 130),
+    count=st.sampled_from([1, 5, 60]),
+    seed=st.integers(0, 9),
+)
+def test_the_nearest_lists(lists: int, dim: int, count: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     x, centroids = random.standard_normal((300, dim)), 0.8 * random.standard_normal((lists, dim))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     centroids /= dim**0.5
-    found = Assigner(centroids).nearest(x.astype(np.float32), min(5, lists))
+    found = Assigner(centroids).nearest(x.astype(np.float32), min(count, lists))
     distance = np.sort(((x[:, None] - centroids.astype(np.float32)) ** 2).sum(2), axis=1)
-    np.testing.assert_allclose(found[1], distance[:, :5], atol=1e-6)
+    np.testing.assert_allclose(found[1], distance[:, :count], atol=1e-6)
 
 
 def test_the_nearest_of_many_lists() -> None:
@@ -83,11 +88,12 @@ def test_the_nearest_of_many_lists() -> None:
     lists=st.integers(1, 200),
     dim=st.integers(2, 130),
     radius=st.sampled_from([0.0, 0.01, 0.1, 3.0]),
+    count=st.sampled_from([1, 5, 60]),
     seed=st.integers(0, 9),
 )
-@example(lists=89, dim=29, radius=0.1, seed=1).via("a margin of 0.1 and a hundred-millionth")
+@example(lists=89, dim=29, radius=0.1, count=5, seed=1).via("a margin of 0.1 and 1e-8")
 def test_the_probed_lists_are_those_within_the_margin(
-    lists: int, dim: int, radius: float, seed: int
+    lists: int, dim: int, radius: float, count: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     x, centroids = random.standard_normal((300, dim)), 0.8 * random.standard_normal((lists, dim))
@@ -95,12 +101,14 @@ def test_the_probed_lists_are_those_within_the_margin(
     centroids[lists // 2] = centroids[0]
     x, centroids = x.astype(np.float32), (centroids / dim**0.5).astype(np.float32)
     assigner = Assigner(centroids)
-    near, distance = assigner.nearest(x, min(5, lists))
+    near, distance = assigner.nearest(x, min(count, lists))
     row, rank = np.nonzero(assigner.margins(near, distance) <= radius)
-    home, found_row, found = assigner.probed(x, 5, radius)
+    home, found_row, found = assigner.probed(x, count, radius)
     np.testing.assert_array_equal(home, near[:, 0])
     np.testing.assert_array_equal(found_row, row)
-    np.testing.assert_array_equal(found, near[row, rank])
+    assert set(zip(found_row, found, strict=True)) == set(zip(row, near[row, rank], strict=True))
+    # Home is the first of each row.
+    np.testing.assert_array_equal(found[np.unique(found_row, return_index=True)[1]], home)
 
 
 def test_a_code_names_the_nearest_word_of_each_part() -> None:

@@ -32,11 +32,25 @@ def brute_force(x: np.ndarray, limit: float) -> set[tuple[int, int]]:
 
 def test_exact_pairs_equals_brute_force() -> None:
     x = rows(1, 700)
-    later, earlier, distance = exact_pairs(x, np.arange(0, 700, 3), 0.1)
+    later, earlier = exact_pairs(x, np.arange(0, 700, 3), 0.1)
     some = {p for p in brute_force(x, 0.1) if p[0] % 3 == 0 or p[1] % 3 == 0}
     assert set(zip(later.tolist(), earlier.tolist(), strict=True)) == some
     assert len(later) == len(some)
-    np.testing.assert_allclose(distance, ((x[later] - x[earlier]) ** 2).sum(1), atol=1e-5)
+
+
+def test_exact_pairs_decide_exactly_at_the_threshold() -> None:
+    random = np.random.default_rng(0)
+    x, other = (random.normal(size=(400, 300)) for _ in range(2))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    other -= (other * x).sum(1, keepdims=True) * x
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    # Half of them a hundred-thousandth of the threshold below it, half above.
+    cosine = 1 - 0.1 * (1 + 1e-5 * np.repeat([-1, 1], 200)[:, None]) / 2
+    both = np.concatenate([x, cosine * x + np.sqrt(1 - cosine**2) * other]).astype(np.float32)
+    later, earlier = exact_pairs(both, np.arange(800), 0.1)
+    assert set(zip(later.tolist(), earlier.tolist(), strict=True)) == {
+        (400 + i, i) for i in range(200)
+    }
 
 
 def test_a_large_group_of_near_copies_does_not_fill_the_memory(monkeypatch) -> None:
@@ -65,7 +79,7 @@ def test_target_is_reached_on_other_rows() -> None:
     assert axes.shape == (48, found.width)
     np.testing.assert_allclose(axes.T @ axes, np.eye(found.width), atol=1e-5)
     placed = evidence.Placed.of(trained, other, found.probes, 1)
-    later, earlier, _ = exact_pairs(other, np.arange(len(other)), 0.1)
+    later, earlier = exact_pairs(other, np.arange(len(other)), 0.1)
     at = placed.lists[later] == placed.lists[earlier, :1]
     margin = np.where(at.any(1), placed.margin[later, at.argmax(1)], np.inf)
     excess = ((other[later] - placed.decoded[earlier]) ** 2).sum(1) - placed.error[later]
@@ -135,7 +149,7 @@ def test_each_limit_loses_no_more_than_its_share() -> None:
 def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     x = rows(1)
     trained = TrainedIndex.train(x, 20, "PQ8")
-    later, earlier, _ = exact_pairs(x, np.arange(len(x)), 0.1)
+    later, earlier = exact_pairs(x, np.arange(len(x)), 0.1)
     some = x[:40]
     sample = calibration.Sample(some, some, np.ones(40, bool), len(x))
     alone, _ = calibrate.calibrate(trained, sample, Settings())
@@ -151,7 +165,7 @@ def test_it_is_chance_which_row_of_a_pair_is_the_later_one() -> None:
     x, settings = rows(3, 2000), Settings(max_distance=0.1)
     trained = TrainedIndex.train(rows(4), 16, "PQ4", 0)
     sample = calibration.Sample(None, rows(5, 1000), np.ones(1000, bool), 100_000)
-    one, other, _ = exact_pairs(x, np.arange(len(x)), settings.max_distance)
+    one, other = exact_pairs(x, np.arange(len(x)), settings.max_distance)
     every = np.ones(len(one))
     found = [
         calibrate.calibrate(
@@ -185,7 +199,7 @@ def test_the_radius_reaches_beyond_the_pairs_that_were_seen() -> None:
     found, _ = calibrate.calibrate(trained, sample, settings)
     assert not found.planted
     placed = evidence.Placed.of(trained, x, found.probes, 1)
-    later, earlier, _ = exact_pairs(x, np.arange(len(x)), settings.max_distance)
+    later, earlier = exact_pairs(x, np.arange(len(x)), settings.max_distance)
     margin = evidence.Needs.either_way(x, placed, later, earlier, np.eye(48)).margin
     assert found.radius > 1.2 * margin.max()
 

@@ -51,7 +51,7 @@ def test_the_power_that_tells_most_pairs_is_taken(monkeypatch: pytest.MonkeyPatc
     trained = TrainedIndex.train(x, 16, "PQ8")
     errors = CodeErrors.learn(trained, x)
     codes, decoded = coded(trained, x)
-    later, earlier, _ = exact_pairs(x, np.arange(len(x)), 0.1)
+    later, earlier = exact_pairs(x, np.arange(len(x)), 0.1)
     true = np.sort(later.astype(np.int64) * len(x) + earlier)
     own, recall = errors.of(codes), {}
     for powers in ((0.0,), (0.5,), POWERS):
