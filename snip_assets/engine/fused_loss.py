@@ -33,6 +33,8 @@ from .vectors import (
     total,
 )
 
+# Rows whose products are made at once.
+BLOCK = 256
 # Below e^-87 float32 is nothing; what a row is to itself is put there.
 LOWEST, ITSELF = -87.0, -1e30
 _SERIES = [1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0]
@@ -195,7 +197,12 @@ class Terms(NamedTuple):
 
 
 def fused_loss(
-    images: torch.Tensor, short: torch.Tensor, fixed: torch.Tensor | None, terms: Terms
+    images: torch.Tensor,
+    short: torch.Tensor,
+    fixed: torch.Tensor | None,
+    terms: Terms,
+    *,
+    half: bool = False,
 ) -> torch.Tensor:
     """The loss of `objective`, with the gradient that autograd finds for it, but for rounding.
 
@@ -207,16 +214,29 @@ def fused_loss(
         float32[b, dim], unit rows; a gradient flows to them.
     fixed
         float32[b, dim], what decodes from their codes; None without that term.
+    half
+        Make the products of the gradient in bfloat16, as those of the layers that it goes to.
     """
     with torch.no_grad():
-        loss, gradient = _loss_of(images @ images.T, short.detach(), fixed, terms)
+        loss, gradient = _loss_of(_with_itself(images), short.detach(), fixed, terms, half)
     return _Known.apply(short, loss, gradient)
 
 
+def _with_itself(rows: torch.Tensor) -> torch.Tensor:
+    """Products of all rows with all; those of two blocks are made once, and mirrored."""
+    out = rows.new_empty((len(rows), len(rows)))
+    for start in range(0, len(rows), BLOCK):
+        own, later = slice(start, start + BLOCK), slice(start + BLOCK, None)
+        torch.mm(rows[start:], rows[own].T, out=out[start:, own])
+        out[own, later] = out[later, own].T
+    return out
+
+
 def _loss_of(
-    raw: torch.Tensor, short: torch.Tensor, fixed: torch.Tensor | None, terms: Terms
+    raw: torch.Tensor, short: torch.Tensor, fixed: torch.Tensor | None, terms: Terms, half: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, number = len(short), np.float32
+    kind = torch.bfloat16 if half else torch.float32
     similar, coded = short @ short.T, short.new_empty((0, 0))
     if fixed is not None:
         coded = fixed @ fixed.T - fixed.square().sum(1) / 2
@@ -228,14 +248,19 @@ def _loss_of(
     sharp, wide = number(1 / terms.temperature), number(1 / terms.code_temperature)
     weights = number(1 / rows), number(terms.code_weight / rows)
     loss = _of_rows(one, other, third, sharp, wide, least, near, *weights)
-    gradient = torch.addmm(similar @ short, similar.T, short)
+    gradient = _both_ways(similar.to(kind), short.to(kind))
     if fixed is not None:
         # Codes stand for the rows: their gradient passes on to these.
-        gradient = gradient.addmm_(coded, fixed).addmm_(coded.T, fixed)
+        gradient += _both_ways(coded.to(kind), fixed.to(kind))
         apart, commitment = short - fixed, terms.code_weight * terms.commit_weight / rows
         gradient += 2 * commitment * apart - coded.sum(0)[:, None] * fixed
         loss += commitment * float(apart.square().sum())
     return torch.tensor(loss, dtype=torch.float32), gradient
+
+
+def _both_ways(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(weights + weights.T) @ rows: float32."""
+    return torch.addmm(weights @ rows, weights.T, rows).float()
 
 
 class _Known(torch.autograd.Function):

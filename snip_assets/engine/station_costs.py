@@ -53,7 +53,7 @@ ROW_SEARCHED, CALIBRATED = 1.4e-6, 4.0
 # A number of a raw row read, normalised and rounded for an exact search, on one of all cores.
 NUMBER_PREPARED = 2.5e-9
 # Work of a training step against its products: softmax, its gradient, optimiser, validation.
-TRAINING_OVERHEAD = 1.9
+TRAINING_OVERHEAD = 1.6
 
 
 @dataclass(frozen=True)

@@ -99,11 +99,13 @@ class Validation:
 
 def _distances(rows: torch.Tensor) -> np.ndarray:
     """float32[v * (v - 1) / 2]: squared distances of all pairs, row by row."""
-    parts, lengths = [], rows.square().sum(1)
+    lengths, end = rows.square().sum(1), 0
+    out = np.empty(len(rows) * (len(rows) - 1) // 2, np.float32)
     for start in range(0, len(rows), 1024):
         block = rows[start : start + 1024]
         squared = lengths[start : start + 1024, None] + lengths[None, start:]
         squared -= 2 * (block @ rows[start:].T)
-        keep = torch.ones_like(squared, dtype=torch.bool).triu(1)
-        parts.append(squared[keep].cpu().numpy())
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        for place, row in enumerate(squared.cpu().numpy(), 1):
+            out[end : end + len(row) - place] = row[place:]
+            end += len(row) - place
+    return out

@@ -48,7 +48,7 @@ class _Fixed(Codes):
         return self.fixed.to(short.dtype)
 
 
-@pytest.mark.parametrize("count", [32, 96])
+@pytest.mark.parametrize("count", [32, 96, 288])
 @pytest.mark.parametrize("temperature", [1e-3, 0.045, 1.0, 100.0])
 @pytest.mark.parametrize("near_weight", [0.0, 1.3])
 @pytest.mark.parametrize("coded", [False, True])
@@ -68,6 +68,18 @@ def test_loss_and_gradient_are_those_of_autograd(
     assert abs(loss - exact) <= 3 * abs(torch_loss - exact) + 2e-6 * (1 + abs(exact))
     off = (torch_slope - steep).abs().max()
     assert (slope - steep).abs().max() <= 3 * off + 1e-7 * steep.abs().max()
+
+
+def test_products_in_bfloat16_leave_the_loss_and_hardly_touch_its_gradient() -> None:
+    torch.manual_seed(0)
+    terms = Terms(0.045, 1.0, 0.3, 2.0, 0.5, 0.36)
+    # Of more than one block.
+    images, short = (_rows(640, dim).float() for dim in (40, 24))
+    fixed = nn.functional.normalize(short + 0.1 * torch.randn(640, 24), dim=1)
+    loss, slope = _slope(short, lambda rows: fused_loss(images, rows, fixed, terms))
+    same, near = _slope(short, lambda rows: fused_loss(images, rows, fixed, terms, half=True))
+    assert same == loss
+    assert (near - slope).norm() < 0.01 * slope.norm()
 
 
 def _slope(
