@@ -228,32 +228,3 @@ def code_sample(rows: np.ndarray, seed: int, step: int) -> np.ndarray:
     """The rows (of `rows`) on which the centroids of a step are trained, ascending."""
     rng = np.random.default_rng([seed, 7, step])
     return np.sort(rng.choice(rows, min(_CODE_ROWS, len(rows)), replace=False))
-
-
-def neighbourhoods(rows: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut rows into neighbourhoods of at most `size`: halves along random pairs of rows.
-
-    Parameters
-    ----------
-    rows
-        float32[n, d].
-
-    Returns
-    -------
-    list of int64 arrays
-        Positions; each comes once. Another generator gives other cuts, so that near rows which
-        are parted in one epoch meet in another.
-    """
-    waiting, done = [np.arange(len(rows))], []
-    while waiting:
-        chosen = waiting.pop()
-        if len(chosen) <= size:
-            done.append(chosen)
-            continue
-        # Two that differ; `choice` takes as long as all the rest of a small cut.
-        first, on = rng.integers(len(chosen)), rng.integers(1, len(chosen))
-        one, other = chosen[first], chosen[(first + on) % len(chosen)]
-        order = np.argpartition(rows[chosen] @ (rows[one] - rows[other]), len(chosen) // 2)
-        half = len(chosen) // 2
-        waiting += [chosen[order[:half]], chosen[order[half:]]]
-    return done

@@ -25,6 +25,7 @@ from .features import Features
 from .files import atomic_path, digest_of
 from .fused_loss import Terms, fits, fused_loss
 from .model import SnipNet, pca, save_model
+from .neighbourhoods import neighbourhoods
 from .objective import (
     DEFAULT,
     Codes,
@@ -33,7 +34,6 @@ from .objective import (
     near_loss,
     neighbour_loss,
     neighbour_target,
-    neighbourhoods,
     text_loss,
 )
 from .sample import most_rows, read_rows, sample_rows

@@ -17,7 +17,6 @@ from snip_assets.engine.objective import (
     near_loss,
     neighbour_loss,
     neighbour_target,
-    neighbourhoods,
 )
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.train import train
@@ -205,16 +204,6 @@ def test_codes_decode_what_they_were_trained_on() -> None:
     codes.fit(short, 0)
     error = (codes.decode(short) - short).square().sum(1).mean()
     assert codes.ready and error < 0.2
-
-
-def test_neighbourhoods_hold_every_row_once_and_keep_copies_together() -> None:
-    rng = np.random.default_rng(0)
-    rows = np.repeat(rng.normal(size=(100, 8)).astype(np.float32), 3, axis=0)
-    cut = neighbourhoods(rows, 40, rng)
-    assert max(map(len, cut)) <= 40
-    assert sorted(np.concatenate(cut)) == list(range(300))
-    together = sum(len(np.unique(part // 3)) for part in cut)
-    assert together < 130
 
 
 def test_validation_of_a_perfect_and_of_a_useless_net() -> None:
