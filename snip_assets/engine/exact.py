@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import njit
 
 from .features import BLOCK
 from .neighbours import AXES, Near, rounding
 from .threads import ordered_map
+
+
+@njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
+def _decide(x, one, other, limit, near):
+    """Which of some pairs are within a squared distance, of those that are not known to be."""
+    for k in range(len(near)):
+        if not near[k]:
+            total = 0.0
+            for d in range(x.shape[1]):
+                apart = np.float64(x[one[k], d]) - np.float64(x[other[k], d])
+                total += apart * apart
+            near[k] = total <= limit
 
 
 def exact_pairs(
@@ -40,10 +53,8 @@ def exact_pairs(
     def work(start: int) -> np.ndarray:
         query, row, apart = near.of(x[start : start + BLOCK])
         one, other = queries[query], row + start
-        doubtful = np.flatnonzero(apart > sure)
-        ends = one[doubtful], other[doubtful]
         kept = apart <= sure
-        kept[doubtful] = sum_squares(*(x[end].astype(np.float64) for end in ends)) <= limit
+        _decide(x, one, other, limit, kept)
         kept &= one != other
         one, other = one[kept], other[kept]
         return np.maximum(one, other) * len(x) + np.minimum(one, other)

@@ -244,8 +244,8 @@ class Near:
         parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
         whole = np.concatenate([*ordered_map(lambda part: _whole(part, unit), parts, workers)])
         short = self.axes.coordinates(self.axes.project_whole(whole, len(rows)), self.origin)
-        # Whole coordinates are off by half a step, of either row.
-        apart = ROUNDING * limit**0.5 + self.axes.width**0.5 / self.axes.scale
+        # Whole rows and whole coordinates are off by half a step, of either row.
+        apart = ROUNDING * (limit**0.5 + rounding(dim)) + self.axes.width**0.5 / self.axes.scale
         bound = -short.half - np.float32(0.5 * self.axes.steps(apart**2))
         self.asked, self.whole = as_queries(short, bound), whole
         self.error = np.zeros(len(rows), np.int64)

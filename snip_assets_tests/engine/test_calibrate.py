@@ -53,6 +53,20 @@ def test_exact_pairs_decide_exactly_at_the_threshold() -> None:
     }
 
 
+@pytest.mark.parametrize("spread, limit", [(2.5e-4, 1e-6), (1e-3, 2e-5), (0.07, 0.1)])
+def test_exact_pairs_of_a_tight_cluster(spread: float, limit: float) -> None:
+    random = np.random.default_rng(0)
+    x = np.zeros((300, 64))
+    x[:, :16] = random.normal(size=(300, 16)) * spread
+    x += random.normal(size=64) / 8
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    later, earlier = exact_pairs(x, np.arange(300), limit)
+    apart = ((x.astype(np.float64)[:, None] - x[None]) ** 2).sum(2)
+    expected = np.nonzero(np.tril(apart <= limit, -1))
+    assert 100 < len(expected[0]) < 44_000
+    np.testing.assert_array_equal([later, earlier], expected)
+
+
 def test_a_large_group_of_near_copies_does_not_fill_the_memory(monkeypatch) -> None:
     x = rows(1, 900)
     x[:600] = x[0] + 1e-3 * x[:600]
