@@ -17,8 +17,6 @@ from .vectors import WIDTH
 from .whole_rows import write_products
 
 BLOCK = 2048
-# Times the lists that a row may probe: of more within reach, the nearest are chosen by score first.
-MANY = 2
 
 
 @njit(nogil=True, cache=True)
@@ -232,16 +230,11 @@ def _tighter(score, i, error, reach, norm, x, row, centroids, near):
         if score[i, near[k]] > score[i, best]:
             best = near[k]
     apart = _apart(x, row, centroids, best) + DOUBT
-    return _at_least(score, i, np.float32(0.5 * (norm - apart) - reach - error), near)
-
-
-@njit(nogil=True, cache=True)
-def _at_least(score, i, floor, near):
-    """Keep those lists whose score is no less than a floor; how many there are."""
-    count = 0
+    floor, count = np.float32(0.5 * (norm - apart) - reach - error), 0
     for k in range(near.shape[0]):
-        near[count] = near[k]
-        count += score[i, near[k]] >= floor
+        if score[i, near[k]] >= floor:
+            near[count] = near[k]
+            count += 1
     return count
 
 
@@ -271,8 +264,7 @@ def _probed(rows, x, centroids, reach, radius, lists, probes):
     """The lists that each row probes, home first, and how many they are."""
     panels, whole, scale, bias, norm, error, part = rows
     columns = len(scale)
-    most = lists.shape[1]
-    tops, value = np.empty(LANES, np.float32), np.empty(most, np.float32)
+    tops = np.empty(LANES, np.float32)
     words, bases = np.empty((2, columns // LANES + 1), np.uint32)
     found, apart = np.empty(columns, np.int32), np.empty(columns, np.float32)
     score = np.empty((part, columns), np.float32)
@@ -284,10 +276,6 @@ def _probed(rows, x, centroids, reach, radius, lists, probes):
         floor = np.float32(tops.max() - reach - np.float32(2.0) * error[i])
         near = found[: _shortlist(score, own, floor, words, bases, found)]
         count = _tighter(score, own, error[i], reach, norm[i], x, i, centroids, near)
-        if count > MANY * most:
-            last = _last_of_best(score, own, tops, value)
-            floor = np.float32(last - np.float32(2.0) * error[i])
-            count = _at_least(score, own, floor, near[:count])
         probes[i] = _clear(x, i, centroids, near[:count], radius, apart, lists[i])
         if probes[i] == 0:
             probes[i] = _decided(x, i, centroids, near[:count], radius, lists[i])

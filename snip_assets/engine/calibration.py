@@ -19,7 +19,7 @@ class Calibration:
     Attributes
     ----------
     slack, radius, probes
-        See `asking.Rule` and `assign`; `probes` is the most lists a row probes.
+        See `list_queries.Rule` and `assign`; `probes` is the most lists a row probes.
     width, axis_scale, short_slack
         Leading axes that preselect, their steps a unit of length, and the slack on them.
     snip_limit

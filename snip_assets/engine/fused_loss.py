@@ -17,7 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 
 from .float_rows import row_of
-from .kernels import FASTER, LANES, lane_maxima
+from .kernels import FASTER, LANES, dot, lane_maxima
 from .vectors import (
     FLOATS,
     INTS,
@@ -88,14 +88,6 @@ def exponentials(
 _FAST = {"reassoc", "nsz", "contract"}
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _dot(one, other):
-    sum_ = np.float32(0.0)
-    for j in range(len(one)):
-        sum_ += one[j] * other[j]
-    return sum_
-
-
 @njit(nogil=True, cache=True)
 def _softmax(values, i, factor, tops, buffers, line):
     """Numerators of the softmax of a row times a factor, without the row itself, to a line.
@@ -146,7 +138,7 @@ def _entropy(raw, other, i, factor, weight, tops, buffers, out):
     """
     wanted, _ = _softmax(raw, i, factor, tops, buffers, 0)
     now, denominator = _softmax(other, i, factor, tops, buffers, 1)
-    entropy = denominator - factor * _dot(buffers[0], other[i]) / wanted
+    entropy = denominator - factor * dot(buffers[0], other[i]) / wanted
     have, want = np.float32(weight * factor / now), np.float32(weight * factor / wanted)
     _difference(have, buffers[1], want, buffers[0], out)
     return weight * entropy
@@ -202,7 +194,7 @@ def fused_loss(
     fixed: torch.Tensor | None,
     terms: Terms,
     *,
-    half: bool = False,
+    bfloat16: bool = False,
 ) -> torch.Tensor:
     """The loss of `objective`, with the gradient that autograd finds for it, but for rounding.
 
@@ -214,11 +206,11 @@ def fused_loss(
         float32[b, dim], unit rows; a gradient flows to them.
     fixed
         float32[b, dim], what decodes from their codes; None without that term.
-    half
+    bfloat16
         Make the products of the gradient in bfloat16, as those of the layers that it goes to.
     """
     with torch.no_grad():
-        loss, gradient = _loss_of(_with_itself(images), short.detach(), fixed, terms, half)
+        loss, gradient = _loss_of(_with_itself(images), short.detach(), fixed, terms, bfloat16)
     return _Known.apply(short, loss, gradient)
 
 
@@ -233,10 +225,14 @@ def _with_itself(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _loss_of(
-    raw: torch.Tensor, short: torch.Tensor, fixed: torch.Tensor | None, terms: Terms, half: bool
+    raw: torch.Tensor,
+    short: torch.Tensor,
+    fixed: torch.Tensor | None,
+    terms: Terms,
+    bfloat16: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, number = len(short), np.float32
-    kind = torch.bfloat16 if half else torch.float32
+    kind = torch.bfloat16 if bfloat16 else torch.float32
     similar, coded = short @ short.T, short.new_empty((0, 0))
     if fixed is not None:
         coded = fixed @ fixed.T - fixed.square().sum(1) / 2

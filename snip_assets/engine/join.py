@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from numba import njit
 
-from .asking import UNIT, Asking, Rule, slack_steps
 from .byte_kernels import Short, compare, queries
 from .index import SnipIndex
 from .kernels import LANES, lowest_bit, squared_steps
+from .list_queries import UNIT, ListQueries, Rule, slack_steps
 from .whole_rows import Decoded, decode
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of `AT_ONCE`.
@@ -160,21 +160,21 @@ class ListJoin:
         self._decoded = index.trained.codec, book, codes
         self._whole = Decoded.of(index.trained.codec, codes, index.trained.centroids[number])
 
-    def hits(self, stop: np.ndarray, asking: Asking) -> Iterator[Hits]:
+    def hits(self, stop: np.ndarray, asked: ListQueries) -> Iterator[Hits]:
         """Candidates, a block of queries at a time.
 
         Parameters
         ----------
         stop
             int64[q]: position in `self.rows` before which each query looks.
-        asking
+        asked
             The queries.
 
         Yields
         ------
         Hits with positions among the queries and in `self.rows`.
         """
-        short, bound, whole, error = asking
+        short, bound, whole, error = asked
         operands = whole, self._whole, error, slack_steps(self.rule.slack)
         axes = self.rule.axes
         if self._elsewhere(len(stop)):
@@ -184,9 +184,9 @@ class ListJoin:
             rows = axes.decoded_panels(*self._decoded)
             yield from scanned(rows, queries(short, bound), stop, operands)
 
-    def _elsewhere(self, asked: int) -> bool:
+    def _elsewhere(self, count: int) -> bool:
         """Whether products of so many queries are made on another device."""
-        return self.device.type != "cpu" and asked * len(self.rows) >= DEVICE_LEAST
+        return self.device.type != "cpu" and count * len(self.rows) >= DEVICE_LEAST
 
 
 def scanned(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 
 from .vectors import (
@@ -197,6 +198,15 @@ def nearest_word(
         return builder.zext(_first_smallest(builder, best, best_number), I64)
 
     return types.int64(x, types.int64, types.int64, table, types.int64, norms), generate
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def dot(one, other):
+    """Product of two rows of float32, summed in any order."""
+    sum_ = np.float32(0.0)
+    for d in range(len(one)):
+        sum_ += one[d] * other[d]
+    return sum_
 
 
 @intrinsic

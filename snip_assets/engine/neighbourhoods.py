@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _along(row, direction):
-    total = np.float32(0.0)
-    for d in range(len(row)):
-        total += row[d] * direction[d]
-    return total
+from .kernels import dot
 
 
 @njit(nogil=True, cache=True)
@@ -55,7 +49,7 @@ def _cut(x, size, drawn, rows, starts):
         used += 1
         direction = x[rows[low + first]] - x[rows[low + (first + on) % (high - low)]]
         for k in range(low, high):
-            values[k] = _along(x[rows[k]], direction)
+            values[k] = dot(x[rows[k]], direction)
         middle = (low + high) // 2
         _halve(values, rows, low, high, middle)
         waiting.append((middle, high))

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from . import float_rows
-from .asking import slack_steps
 from .axes import Axes, scale_of
 from .byte_kernels import panels
 from .byte_kernels import queries as as_queries
 from .features import BLOCK, Features, as_float32, normalised, search_blocks, take_rows
 from .join import scanned
+from .list_queries import slack_steps
 from .sample import GOLDEN, mixed
 from .threads import ordered_map
 from .whole_rows import STEPS, Decoded, whole_rows

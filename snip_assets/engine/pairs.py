@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .asking import Asked, Asking, Rule, asking
 from .choices import query_rows, together
 from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin
+from .list_queries import ListProbes, ListQueries, Rule, list_queries
 from .listed_pairs import Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
@@ -84,7 +84,7 @@ class Join:
         return self.verifier.asked_by(self.queries) if self.exact_queries else self.verifier
 
 
-def _asked(join: Join, shards: list[QueryShard], number: int) -> Asked:
+def _asked(join: Join, shards: list[QueryShard], number: int) -> ListProbes:
     """The rows of these shards that probe a list."""
     ids, errors = [], []
     for shard in shards:
@@ -95,7 +95,7 @@ def _asked(join: Join, shards: list[QueryShard], number: int) -> Asked:
     if join.is_copy is not None and len(row):
         first = ~join.is_copy[row.astype(np.int64)]
         row, error = row[first], error[first]
-    return Asked(number, row, error if join.exact_queries else np.zeros_like(error))
+    return ListProbes(number, row, error if join.exact_queries else np.zeros_like(error))
 
 
 def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joined:
@@ -110,7 +110,7 @@ def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joi
     if not asked:
         return joined
     ids, places = _together(asked)
-    some = asking(join.rule, join.origins, asked, as_float32(join.queries.take(ids)), places)
+    some = list_queries(join.rule, join.origins, asked, as_float32(join.queries.take(ids)), places)
     for position, found in _candidates(join, asked, some, counts):
         counts.candidates += len(found)
         joined.wait(position, found)
@@ -120,17 +120,17 @@ def join_lists(join: Join, shards: list[QueryShard], numbers: np.ndarray) -> Joi
     return joined
 
 
-def _together(asked: list[Asked]) -> tuple[np.ndarray, list[np.ndarray]]:
+def _together(asked: list[ListProbes]) -> tuple[np.ndarray, list[np.ndarray]]:
     """All rows that probe some lists, ascending, and places of those of each list."""
     ids, place = np.unique(np.concatenate([a.ids for a in asked]), return_inverse=True)
     return ids, np.split(place, np.cumsum([len(a.ids) for a in asked[:-1]]))
 
 
 def _candidates(
-    join: Join, asked: list[Asked], askings: Iterator[Asking], counts: Counts
+    join: Join, asked: list[ListProbes], queries: Iterator[ListQueries], counts: Counts
 ) -> Iterator[tuple[int, Pairs]]:
     """Position in `asked` and candidates, sorted by (row, earlier_row)."""
-    for position, (one, own) in enumerate(zip(asked, askings, strict=True)):
+    for position, (one, own) in enumerate(zip(asked, queries, strict=True)):
         listed = ListJoin(join.index, join.rule, join.book, one.number, join.is_copy, join.device)
         if not len(listed.rows):
             continue

@@ -12,7 +12,6 @@ from typing import get_args
 import numpy as np
 
 from . import choices, comparisons, copies, keep_rule, remote_files, shards, threads
-from .asking import Rule
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -24,6 +23,7 @@ from .features import Features
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .layout import Layout, local
+from .list_queries import Rule
 from .pair_files import Copies
 from .pairs import Join
 from .query_rows import QueryShard

@@ -262,7 +262,7 @@ class Trainer:
             fixed = None if codes is None else codes.decode(short.detach())
             weights = recipe.near_weight, recipe.near_distance, recipe.code_weight
             terms = Terms(temperature, *weights, recipe.code_temperature, recipe.commit_weight)
-            return fused_loss(images, short, fixed, terms, half=fast_bf16(self.device))
+            return fused_loss(images, short, fixed, terms, bfloat16=fast_bf16(self.device))
         raw, similar = images @ images.T, short @ short.T
         target = neighbour_target(raw, temperature)
         loss = neighbour_loss(target, similar, temperature)

@@ -77,7 +77,7 @@ def test_products_in_bfloat16_leave_the_loss_and_hardly_touch_its_gradient() -> 
     images, short = (_rows(640, dim).float() for dim in (40, 24))
     fixed = nn.functional.normalize(short + 0.1 * torch.randn(640, 24), dim=1)
     loss, slope = _slope(short, lambda rows: fused_loss(images, rows, fixed, terms))
-    same, near = _slope(short, lambda rows: fused_loss(images, rows, fixed, terms, half=True))
+    same, near = _slope(short, lambda rows: fused_loss(images, rows, fixed, terms, bfloat16=True))
     assert same == loss
     assert (near - slope).norm() < 0.01 * slope.norm()
 

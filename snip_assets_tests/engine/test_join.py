@@ -10,10 +10,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from snip_assets.engine import (
-    asking,
     encode,
     index,
     join,
+    list_queries,
     listed_pairs,
     pairs,
     query_rows,
@@ -82,7 +82,7 @@ class World:
         snip = Shifted(self.paths, self.offsets, self.start)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
-            rule=asking.Rule(SLACK, SHORT_SLACK, self.axes),
+            rule=list_queries.Rule(SLACK, SHORT_SLACK, self.axes),
             verifier=verify.Verifier(snip, None, 4.0, 4.0),
             queries=snip,
             exact_queries=True,
@@ -291,7 +291,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),
-        rule=asking.Rule(1.0, 1.0, axes),
+        rule=list_queries.Rule(1.0, 1.0, axes),
         verifier=verify.Verifier(snip, None, 0.1, 0.1),
         queries=snip,
         exact_queries=True,

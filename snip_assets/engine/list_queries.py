@@ -1,6 +1,6 @@
-"""What asks an inverted list: the rows that probe it, as the kernels of the join read them.
+"""The queries of inverted lists: rows that probe them, as the kernels of the join read them.
 
-A list is asked by few rows of a shard that arrives alone. So those of some lists are prepared
+Few rows of a shard that arrives alone probe a list. So the queries of some lists are prepared
 together, and only what is left is done list by list.
 """
 
@@ -56,8 +56,8 @@ class Rule:
 
 
 @dataclass
-class Asked:
-    """What is asked of a list: its number, and row ids and errors of the rows that probe it.
+class ListProbes:
+    """The number of a list, and row ids and errors of the rows that probe it.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Asked:
     error: np.ndarray
 
 
-class Asking(NamedTuple):
+class ListQueries(NamedTuple):
     """The vectors of these rows, as the kernels read them.
 
     Attributes
@@ -93,10 +93,14 @@ class Asking(NamedTuple):
     error: np.ndarray
 
 
-def asking(
-    rule: Rule, origins: np.ndarray, asked: list[Asked], x: np.ndarray, places: list[np.ndarray]
-) -> Iterator[Asking]:
-    """For each of some lists, what asks it; made together, as each is asked by few.
+def list_queries(
+    rule: Rule,
+    origins: np.ndarray,
+    probes: list[ListProbes],
+    x: np.ndarray,
+    places: list[np.ndarray],
+) -> Iterator[ListQueries]:
+    """The queries of each of some lists; made together, as each has few.
 
     Parameters
     ----------
@@ -109,14 +113,14 @@ def asking(
     """
     whole = whole_rows(x)
     projected = rule.axes.project_whole(whole, len(x))
-    sizes = [len(one.ids) for one in asked]
-    origin = np.repeat(origins[[one.number for one in asked]], sizes, axis=0)
+    sizes = [len(one.ids) for one in probes]
+    origin = np.repeat(origins[[one.number for one in probes]], sizes, axis=0)
     short = rule.axes.coordinates(projected[np.concatenate(places)] - origin)
-    error = np.concatenate([one.error for one in asked])
+    error = np.concatenate([one.error for one in probes])
     bound = -short.half - np.float32(0.5) * (error[:, 0] + np.float32(rule.short_steps))
     steps = in_steps(error[:, 1])
     end = 0
     for size, place in zip(sizes, places, strict=True):
         own = slice(end, end := end + size)
         some = Short(short.steps[own], short.half[own], short.width)
-        yield Asking(some, bound[own], whole[place], steps[own])
+        yield ListQueries(some, bound[own], whole[place], steps[own])
