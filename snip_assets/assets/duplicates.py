@@ -11,6 +11,7 @@ from dagster._core.definitions.data_version import (
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
 from snip_assets.engine.files import require
+from snip_assets.event_batches import log_together
 from snip_assets.partitions import shards
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
@@ -134,9 +135,15 @@ def decisions(
         yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(manifest.version))
         # The code and the bitmap that this run's own records name hold for all shards.
         tags = _tags(context, asset, context.partition_keys[0])
-        for key, version in slices.items():
-            tags[DATA_VERSION_TAG] = version
-            context.log_event(dg.AssetMaterialization(asset, partition=key, tags=dict(tags)))
+        log_together(
+            context,
+            (
+                dg.AssetMaterialization(
+                    asset, partition=key, tags={**tags, DATA_VERSION_TAG: version}
+                )
+                for key, version in slices.items()
+            ),
+        )
 
 
 def _tags(context: dg.AssetExecutionContext, asset: dg.AssetKey, key: str) -> dict[str, str]:
