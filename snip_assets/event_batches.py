@@ -27,7 +27,7 @@ def install() -> None:
     os.environ.setdefault(VARIABLE, str(SIZE))
     # Unless a later version of Dagster has come to do it.
     if SqliteEventLogStorage.store_event_batch is SqlEventLogStorage.store_event_batch:
-        SqliteEventLogStorage.store_event_batch = _store_together  # type: ignore[method-assign]
+        SqliteEventLogStorage.store_event_batch = _store_together  # type: ignore[assignment,method-assign]
 
 
 def log_together(
