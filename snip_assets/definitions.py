@@ -11,20 +11,11 @@ import dagster as dg
 # Backfill policies are marked beta in each Dagster release so far; pinned by our tests instead.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
-from . import (  # noqa: E402
-    assets,
-    automation,
-    checks,
-    event_batches,
-    kubernetes,
-    sensors,
-    sqlite_engines,
-)
+from . import assets, automation, checks, kubernetes, sensors, sqlite_engines  # noqa: E402
 from .report import marks_check  # noqa: E402
 from .resources import Audit, DataSet, Watch  # noqa: E402
 
 sqlite_engines.install()
-event_batches.install()
 
 
 def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:

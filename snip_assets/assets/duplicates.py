@@ -11,8 +11,8 @@ from dagster._core.definitions.data_version import (
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
 from snip_assets.engine.files import require
-from snip_assets.event_batches import log_together
 from snip_assets.partitions import shards
+from snip_assets.record_batch import log_together
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
 from snip_assets.resources import DataSet
@@ -137,12 +137,12 @@ def decisions(
         tags = _tags(context, asset, context.partition_keys[0])
         log_together(
             context,
-            (
+            [
                 dg.AssetMaterialization(
                     asset, partition=key, tags={**tags, DATA_VERSION_TAG: version}
                 )
                 for key, version in slices.items()
-            ),
+            ],
         )
 
 
