@@ -35,7 +35,6 @@ def test_others_are_as_pillow_has_them(tmp_path: Path, mode: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.tif")
     with Image.open(tmp_path / "a.tif") as image:
-        assert image.mode == mode
         assert open_image(tmp_path / "a.tif").tobytes() == image.convert("RGB").tobytes()
 
 

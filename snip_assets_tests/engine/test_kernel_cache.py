@@ -19,7 +19,7 @@ def _used(environment: dict[str, str]) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(kernel_cache.sys, "modules", {})
+    monkeypatch.delitem(kernel_cache.sys.modules, "numba", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     return tmp_path
