@@ -61,7 +61,10 @@ def test_no_home_at_all(elsewhere: Path) -> None:
 
 
 def test_no_home_and_no_entry_of_the_user(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_cache.os.path, "expanduser", lambda path: path)
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernel_cache.Path, "home", nowhere)
     assert _used({}).is_relative_to(elsewhere / "tmp")
 
 
