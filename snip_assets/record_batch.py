@@ -37,7 +37,10 @@ def log_together(
     entries = [_entry(context, *both) for both in zip(records, times, strict=True)]
     for start in range(0, len(entries), SIZE):
         some = entries[start : start + SIZE]
-        if isinstance(storage, SqliteEventLogStorage):
+        # Early versions of 1.13 have no such method.
+        if isinstance(storage, SqliteEventLogStorage) and hasattr(
+            storage, "_store_asset_event_tags"
+        ):
             _store(storage, some)
         else:
             storage.store_event_batch(some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,13 @@ def _gib(text: str) -> float:
     if found is None:
         raise typer.BadParameter(f"{text!r}; give GiB, as 32 or 32GB.")
     return float(found[1]) * _GIB[(found[2] or "G").upper()]
+
+
+def _number(value: float) -> float:
+    # Of no bound can it be said on which side NaN lies.
+    if math.isnan(value):
+        raise typer.BadParameter("not a number.")
+    return value
 
 
 def plan(
@@ -66,6 +74,7 @@ def plan(
             "--disk",
             help="0: as measured here.",
             min=0,
+            callback=_number,
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
@@ -75,6 +84,7 @@ def plan(
             help="What a GPU does in the net's products; 0: as measured, where there is one. What "
             "is given holds for training and compression, not for the join.",
             min=0,
+            callback=_number,
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
