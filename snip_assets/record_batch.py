@@ -18,6 +18,11 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from sqlalchemy import func, select
 
 SIZE = 500
+# Not public: where another version of Dagster lacks one, records are stored one by one.
+_NEEDED = (
+    *("run_connection", "index_transaction"),
+    *("_event_to_row", "_store_asset_event_tags", "_store_asset_event"),
+)
 
 
 def log_together(
@@ -37,10 +42,7 @@ def log_together(
     entries = [_entry(context, *both) for both in zip(records, times, strict=True)]
     for start in range(0, len(entries), SIZE):
         some = entries[start : start + SIZE]
-        # Early versions of 1.13 have no such method.
-        if isinstance(storage, SqliteEventLogStorage) and hasattr(
-            storage, "_store_asset_event_tags"
-        ):
+        if isinstance(storage, SqliteEventLogStorage) and all(hasattr(storage, n) for n in _NEEDED):
             _store(storage, some)
         else:
             storage.store_event_batch(some)
