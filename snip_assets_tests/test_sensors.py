@@ -309,7 +309,7 @@ def test_a_url_is_watched_as_a_folder_is(tmp_path: Path) -> None:
             assert isinstance(event, dg.AssetCheckEvaluation)
             assert "img_emb_0000.npy has changed" in str(event.description)
     finally:
-        source.features.fs.store.clear()  # type: ignore[attr-defined]
+        source.features.fs.store.clear()
 
 
 def test_failed_arrivals_are_tried_again_without_what_cannot_be_read() -> None:

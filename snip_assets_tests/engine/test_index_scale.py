@@ -33,7 +33,7 @@ def test_lists_beyond_four_billion_bytes(tmp_path: Path) -> None:
     rows[-3:], codes[-3:] = last, [[1] * 8, [2] * 8, [3] * 8]
     rows.flush(), codes.flush()
     assert (folder / "codes.npy").stat().st_blocks < 1 << 16
-    merged = index.SnipIndex(NoTraining(), [index.ListFolder(folder, 0)])  # type: ignore[arg-type]
+    merged = index.SnipIndex(NoTraining(), [index.ListFolder(folder, 0)])
     ids, found = merged.read_list(2)
     assert ids.dtype == np.uint64 and ids.tolist() == last.tolist()
     assert found[:, 0].tolist() == [1, 2, 3]

@@ -116,7 +116,7 @@ def test_interrupted_training_ends_with_the_same_net(
     train(features, TINY, tmp_path / "whole")
     step = train_module.Trainer._step
 
-    def crash(self, net, optimiser, number):  # type: ignore[no-untyped-def]
+    def crash(self, net, optimiser, number):
         if number == 29:
             raise KeyboardInterrupt
         return step(self, net, optimiser, number)
@@ -215,7 +215,7 @@ def test_validation_of_a_perfect_and_of_a_useless_net() -> None:
     # Without the copies there is no true pair: the closest stand in.
     alone = Validation(base, 0.001, torch.device("cpu")).facts()
     assert alone["pairs"] == 37 and alone["distance"] > 0.1
-    perfect = validation.measure(torch.nn.functional.normalize)  # type: ignore[arg-type]
+    perfect = validation.measure(torch.nn.functional.normalize)
     assert perfect["precision"] == 1.0 and perfect["recall"] >= 0.99
-    noise = validation.measure(lambda x: torch.randn(len(x), 4))  # type: ignore[arg-type]
+    noise = validation.measure(lambda x: torch.randn(len(x), 4))
     assert noise["precision"] < 0.1 and noise["recall"] < 0.1
