@@ -20,6 +20,7 @@ from .code_distance import CodeErrors
 from .evidence import MANY_ROWS, Evidence, Placed, gather, widths_of
 from .known_pairs import KnownPairs
 from .settings import Settings
+from .threads import ordered_map
 from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
@@ -64,7 +65,7 @@ def calibrate(
     """
     probes = min(trained.lists, choices.probes(sample.rows, settings))
     seen = gather(trained, sample, settings, known, probes)
-    limits = _Limits.choose(seen, choices.loss(sample.rows, settings))
+    limits = _Limits.choose(seen, choices.loss(sample.rows, settings), settings.workers)
     chosen_axes = np.ascontiguousarray(seen.axes[:, : limits.width])
     if expected is None:
         expected = CodeErrors.learn(trained, sample.snip, settings.workers)
@@ -102,16 +103,16 @@ class _Limits:
     curve: list[dict[str, float]]
 
     @classmethod
-    def choose(cls, seen: Evidence, loss: float) -> _Limits:
+    def choose(cls, seen: Evidence, loss: float, workers: int) -> _Limits:
         """The cheapest that lose no more of the sampled pairs than they may."""
         sample, placed, needs = seen.sample, seen.placed, seen.needs
         n, rows = len(sample.snip), sample.rows
         # Stand-ins are no farther apart than pairs may be.
         beyond = partial(exceeded_by, bounded=seen.planted)
-        short = _Short.of(sample, placed, needs, seen.axes, loss, beyond)
+        short = _Short.of(needs, seen.axes, loss, beyond)
         width, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
         margin, excess, snip = needs.margin, needs.excess, needs.snip
-        histogram = _candidate_curve(placed, sample, seen.queries[:512])
+        histogram = _candidate_curve(placed, sample, seen.queries[:512], workers)
         slack, radius, snip_limit = _choose(
             *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
             *(rows, loss, beyond),
@@ -177,19 +178,22 @@ def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> f
 GRID = np.linspace(-0.2, 1.0, 481)
 
 
-def _candidate_curve(placed: Placed, sample: Sample, queries: np.ndarray) -> np.ndarray:
+def _candidate_curve(
+    placed: Placed, sample: Sample, queries: np.ndarray, workers: int
+) -> np.ndarray:
     """Candidates a query over the grid of slacks, among the sampled rows of all probed lists."""
-    home = placed.lists[:, 0]
-    counts = np.zeros(len(GRID))
-    norms = (placed.decoded**2).sum(1)
-    for start in range(0, len(queries), 64):
-        part = queries[start : start + 64]
+    home, norms = placed.lists[:, 0], (placed.decoded**2).sum(1)
+
+    def work(part: np.ndarray) -> np.ndarray:
         x = sample.snip[part]
         adc = (x**2).sum(1)[:, None] + norms - 2 * x @ placed.decoded.T
         excess = adc - placed.error[part][:, None]
         probed = (placed.lists[part][:, :2, None] == home[None, None, :]).any(1)
         probed[np.arange(len(part)), part] = False
-        counts += np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
+        return np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
+
+    parts = (queries[start : start + 32] for start in range(0, len(queries), 32))
+    counts = sum(ordered_map(work, parts, workers), np.zeros(len(GRID)))
     return np.cumsum(counts) / max(len(queries), 1)
 
 
@@ -257,29 +261,30 @@ class _Short:
     widths: list[int]
     slacks: list[float]
     lost: list[np.ndarray]
-    errors: np.ndarray
 
     @classmethod
-    def of(cls, sample, placed, needs, axes, loss, beyond) -> _Short:
+    def of(cls, needs, axes, loss, beyond) -> _Short:
         widths = widths_of(axes)
         # A tenth of the allowed loss may be due to the preselection.
         allowed = loss / 10
-        ends = np.array(widths) - 1
-        errors = np.cumsum(((sample.snip - placed.decoded) @ axes) ** 2, axis=1)[:, ends]
         slacks = [ALLOWANCE * beyond(own, allowed) + 1e-4 for own in needs.short.T]
         lost = [e > s for e, s in zip(needs.short.T, slacks, strict=True)]
-        return cls(axes, widths, slacks, lost, errors)
+        return cls(axes, widths, slacks, lost)
 
     def choose(self, placed, sample, queries) -> tuple[int, float, np.ndarray]:
         """The width that makes product, scan and exact ADC cheapest together."""
-        home = placed.lists[:, 0]
+        home, ends = placed.lists[:, 0], np.array(self.widths) - 1
+
+        def short(apart: np.ndarray) -> np.ndarray:
+            return np.cumsum((apart @ self.axes) ** 2, axis=1)[:, ends]
+
+        errors = short(placed.decoded[queries] - sample.snip[queries])
         passed, pairs = np.zeros(len(self.widths)), 0
-        for query in queries:
+        for query, error in zip(queries, errors, strict=True):
             rows = np.flatnonzero(home == home[query])
             rows = rows[rows != query][:4096]
-            apart = (placed.decoded[rows] - sample.snip[query]) @ self.axes
-            short = np.cumsum(apart**2, axis=1)[:, np.array(self.widths) - 1]
-            passed += (short - self.errors[query] <= np.array(self.slacks)).sum(0)
+            near = short(placed.decoded[rows] - sample.snip[query]) - error
+            passed += (near <= np.array(self.slacks)).sum(0)
             pairs += len(rows)
         cost = NS_PER_PAIR + NS_PER_AXIS * np.array(self.widths)
         best = int(np.argmin(cost + NS_PER_EXCESS * passed / max(pairs, 1)))

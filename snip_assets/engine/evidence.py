@@ -178,7 +178,7 @@ def gather(
     n, workers = len(sample.snip), settings.workers
     queries, later, earlier = _own_pairs(sample, settings)
     placed = Placed.of(trained, sample.snip, probes, workers)
-    residuals = (sample.snip - trained.centroids[placed.lists[:, 0]])[:RESIDUALS]
+    residuals = sample.snip[:RESIDUALS] - trained.centroids[placed.lists[:RESIDUALS, 0]]
     axes = leading_axes(residuals, trained.dim)
     one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
     some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))

@@ -33,6 +33,8 @@ ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 18
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
+# Pieces of work that may be done while an earlier one, of a long list, is not.
+AHEAD = 12
 # Queries whose vectors are in memory at once, unless told otherwise.
 QUERIES_A_PASS = query_rows(Settings())
 # Differences of row ids take half the time of the ids themselves, to write and to read.
@@ -185,7 +187,7 @@ def find_pairs(
             _ = own.book, own.origins
             waiting = Waiting(own.own_verifier, merged)
             work = (partial(join_lists, own, shards, numbers) for numbers in bundles)
-            for done in ordered_map(lambda work: work(), waiting.beside(work), workers):
+            for done in ordered_map(lambda work: work(), waiting.beside(work), workers, AHEAD):
                 if isinstance(done, Joined):
                     total.products += done.counts.products
                     total.candidates += done.counts.candidates

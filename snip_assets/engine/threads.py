@@ -138,20 +138,29 @@ class _Turn(threading.local):
 _turn = _Turn()
 
 
-def ordered_map(function: Callable[[A], B], items: Iterable[A], workers: int = 0) -> Iterator[B]:
+def ordered_map(
+    function: Callable[[A], B], items: Iterable[A], workers: int = 0, ahead: int = 0
+) -> Iterator[B]:
     """Apply a function to items in a thread pool; yield results in the order of the items.
 
     At most two items a worker are in flight, so memory is bounded by the size of a block; items
     are drawn from the iterable in the calling thread. Within an item of `overlapped`, the pool is
     the one that all its items share.
+
+    Parameters
+    ----------
+    ahead
+        Items in flight beyond these: where one may take as long as many others, which would else
+        wait for it.
     """
     workers = count(workers)
+    most = 2 * workers + ahead
     with one_thread() as found:
         if _turn.pool is None:
             with ThreadPoolExecutor(workers, "", _start, (found,)) as pool:
-                yield from _in_order(pool, function, items, 2 * workers)
+                yield from _in_order(pool, function, items, most)
         else:
-            yield from _in_order(_turn.pool, function, _in_turn(items), 2 * workers)
+            yield from _in_order(_turn.pool, function, _in_turn(items), most)
 
 
 def _in_order(
