@@ -28,13 +28,25 @@ from .trained import TrainedIndex
 
 
 @njit(nogil=True, cache=True)
-def squared_norms(x):
-    """Squared norm of each row, summed in one fixed order."""
+def _less(x, rows, numbers):
+    """Each row of x less one of some rows, by number."""
+    out = np.empty(x.shape, np.float32)
+    for i in range(x.shape[0]):
+        own = rows[numbers[i]]
+        for d in range(x.shape[1]):
+            out[i, d] = x[i, d] - own[d]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def squared_distances(x, y):
+    """Squared distance of each two rows, summed in one fixed order."""
     out = np.empty(x.shape[0], np.float32)
     for i in range(x.shape[0]):
         total = 0.0
         for d in range(x.shape[1]):
-            total += np.float64(x[i, d]) * np.float64(x[i, d])
+            apart = np.float64(x[i, d] - y[i, d])
+            total += apart * apart
         out[i] = total
     return out
 
@@ -83,12 +95,12 @@ class Encoder:
         """
         trained, axes = self.trained, self.axes
         home, row, probed = trained.assigner.probed(x, self.probes, self.radius)
-        residuals = x - trained.centroids[home]
+        residuals = _less(x, trained.centroids, home)
         codes = trained.codec.encode(residuals)
-        lost = residuals - trained.codec.decode(codes)
-        short = axes.coordinates(axes.project(x) - self._centroids[home])
+        whole = squared_distances(residuals, trained.codec.decode(codes))
+        short = axes.coordinates(_less(axes.project(x), self._centroids, home))
         near = axes.decode(trained.codec, self._book, codes)
-        errors = np.stack([_apart(short.steps, near.steps), squared_norms(lost)], axis=1)
+        errors = np.stack([_apart(short.steps, near.steps), whole], axis=1)
         return home, codes, errors, row, probed
 
 
