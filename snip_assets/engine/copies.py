@@ -255,11 +255,46 @@ def first_of(
     return found[back]
 
 
+@njit(nogil=True, cache=True)
+def _count(hashes, low, times):
+    """Count hashes by their lowest bits, up to two: four counts a byte."""
+    for hash_ in hashes:
+        place = np.uint64(hash_) & low
+        shift = (place & np.uint64(3)) << np.uint64(1)
+        held = np.uint64(times[place >> np.uint64(2)])
+        more = np.uint64((held >> shift) & np.uint64(2) == 0)
+        times[place >> np.uint64(2)] = held + (more << shift)
+
+
+@njit(nogil=True, cache=True)
+def _counted_twice(hashes, low, times):
+    """Which hashes were counted twice, some of them with others."""
+    out = np.empty(len(hashes), np.bool_)
+    for i in range(len(hashes)):
+        place = np.uint64(hashes[i]) & low
+        shift = (place & np.uint64(3)) << np.uint64(1)
+        out[i] = (times[place >> np.uint64(2)] >> shift) & np.uint64(2)
+    return out
+
+
+def _perhaps_repeated(hashes: np.ndarray) -> np.ndarray:
+    """Places of hashes that may occur twice: all that do, and one in 16 of the others at the most.
+
+    Memory: 4 to 8 bytes a hash.
+    """
+    bits = max(20, 4 + len(hashes).bit_length())
+    low, times = np.uint64((1 << bits) - 1), np.zeros(1 << bits - 2, np.uint8)
+    _count(hashes, low, times)
+    return np.flatnonzero(_counted_twice(hashes, low, times))
+
+
 def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values that occur twice or more, with their rows, by value and row.
 
     Sorting numbers alone is several times faster than sorting places by them, and few repeat.
     """
+    some = _perhaps_repeated(value)
+    value, row = value[some], row[some]
     ordered = sorted_keys(value)
     twice = once(ordered[1:][ordered[1:] == ordered[:-1]])
     inside = Among(twice).places(value)
