@@ -47,6 +47,19 @@ def test_a_failed_map_gives_back_what_there_was() -> None:
     assert _set() == before
 
 
+def test_the_others_go_on_while_an_early_item_takes_long() -> None:
+    done = threading.Semaphore(0)
+
+    def work(item: int) -> int:
+        if item:
+            done.release()
+            return item
+        # Two a worker, the next, and those ahead; but for this one.
+        return -1 if all(done.acquire(timeout=60) for _ in range(2 * 2 + 6)) else 0
+
+    assert [*ordered_map(work, range(20), 2, ahead=6)] == [-1, *range(1, 20)]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_overlapped_items_share_the_threads_and_take_turns(workers: int) -> None:
     asked, threads, shown = [], set(), ContextVar("shown", default="")
