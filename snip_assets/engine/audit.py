@@ -19,6 +19,7 @@ from .files import digest_of, open_npy, read_manifest, require
 from .notes import note, noted
 from .pair_files import blocks
 from .run import Run
+from .sample import random_shards, rows_of
 from .shards import Shard
 from .truth import true_pairs
 from .verify import distances
@@ -163,8 +164,9 @@ def query_recall(run: Run, sample: int, seed: int) -> Interval:
     The result is noted, for `last_recall`.
     """
     ready = with_pairs(run)
-    some = random_shards(ready, choices.searched_rows(_rows(ready), sample), seed)
-    found = _recall(run, ready, some, min(1.0, sample / max(1, _rows(some))), seed)
+    searched = choices.searched_rows(rows_of(ready), sample)
+    some = random_shards(ready, searched, "audited", seed)
+    found = _recall(run, ready, some, min(1.0, sample / max(1, rows_of(some))), seed)
     _note(run, run.layout.recall, sample, seed, found)
     return found
 
@@ -176,7 +178,7 @@ def recall_into(run: Run, some: Sequence[Shard], sample: int, seed: int) -> Inte
     the rows of these shards, `MOST_DRAWN` at the most.
     """
     ready = with_pairs(run)
-    share = min(1.0, sample / max(1, _rows(some)), MOST_DRAWN / max(1, _rows(ready)))
+    share = min(1.0, sample / max(1, rows_of(some)), MOST_DRAWN / max(1, rows_of(ready)))
     return _recall(run, ready, some, share, seed)
 
 
@@ -222,23 +224,6 @@ def _recall(
     hit = np.fromiter((pair in found for pair in true), bool, len(true))
     counts = (np.bincount(which, minlength=len(sampled)) for which in (place[hit], place))
     return clustered(*counts)
-
-
-def random_shards(ready: Sequence[Shard], rows: int, seed: int) -> list[Shard]:
-    """Random shards of at least so many rows, by ordinal; mostly the same when others arrive.
-
-    All of them where they have fewer.
-    """
-    some: list[Shard] = []
-    for shard in sorted(ready, key=lambda s: digest_of(["audited", seed, s.key])):
-        if _rows(some) >= rows:
-            break
-        some.append(shard)
-    return sorted(some, key=lambda s: s.ordinal)
-
-
-def _rows(some: Sequence[Shard]) -> int:
-    return sum(shard.rows for shard in some)
 
 
 def _found(run: Run, ready: Sequence[Shard], wanted: set[tuple[int, int]]) -> set[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from . import choices
@@ -9,7 +11,7 @@ from .errors import BadInputError
 from .features import Features, as_float32
 from .files import digest_of, open_npy
 from .settings import Settings
-from .shards import TEXT_PATTERN, Registry
+from .shards import TEXT_PATTERN, Registry, Shard
 
 _TOP = (1 << 64) - 1
 # 2^64 over the golden ratio.
@@ -31,6 +33,24 @@ def sample_rows(rows: int, most: int, seed: int) -> np.ndarray:
         return np.arange(rows, dtype=np.int64)
     rng = np.random.default_rng([seed, 1])
     return np.sort(rng.choice(rows, most, replace=False, shuffle=False)).astype(np.int64)
+
+
+def random_shards(ready: Sequence[Shard], rows: int, purpose: str, seed: int) -> list[Shard]:
+    """Random shards of at least so many rows, by ordinal; mostly the same when others arrive.
+
+    All of them where they have fewer; others for another purpose.
+    """
+    some: list[Shard] = []
+    for shard in sorted(ready, key=lambda s: digest_of([purpose, seed, s.key])):
+        if rows_of(some) >= rows:
+            break
+        some.append(shard)
+    return sorted(some, key=lambda s: s.ordinal)
+
+
+def rows_of(some: Sequence[Shard]) -> int:
+    """Rows of some shards."""
+    return sum(shard.rows for shard in some)
 
 
 def mixed(values: np.ndarray) -> np.ndarray:

@@ -277,8 +277,9 @@ def _trained_index(case: Case) -> Cost:
         pairs = float(known_pairs.QUERIES) * rows
         axes = neighbours.axes_of(dim, neighbours.FAR_AXES)
         work += pairs * (axes / WIDTH / rates.join - 2 * axes / rates.product)
-        work += ROW_SEARCHED * case.pace * rows
-        read, raw = read + case.uncached(2.0 * dim * rows), 0
+        searched = choices.searched_rows(rows, known_pairs.QUERIES)
+        work += ROW_SEARCHED * case.pace * searched
+        read, raw = read + case.uncached(2.0 * dim * searched), 0
     memory = 8.0 * sample * dim + 4.0 * sampled * (raw + 3 * dim)
     return Cost(work, CALIBRATED * case.pace, memory, read, 8.0 * (case.lists + 1) * dim)
 

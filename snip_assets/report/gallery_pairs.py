@@ -13,7 +13,7 @@ from snip_assets.engine.files import digest_of
 from snip_assets.engine.notes import note, noted
 from snip_assets.engine.pair_files import PairBlock, stream
 from snip_assets.engine.run import Run
-from snip_assets.engine.sample import splitmix64
+from snip_assets.engine.sample import random_shards, splitmix64
 from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
 
@@ -111,7 +111,7 @@ def just_outside(run: Run, count: int = BORDERLINE) -> list[Pair]:
     mostly the same when others arrive, and then what was found in them is not searched for again.
     """
     # A shard without pairs may be one that was refused: its file may have other rows, or none.
-    some = audit.random_shards(audit.with_pairs(run), MOST_SEARCHED, run.settings.seed)
+    some = random_shards(audit.with_pairs(run), MOST_SEARCHED, "audited", run.settings.seed)
     read = [(s.key, s.start, run.version("clip_features", s.key)) for s in some]
     limits = run.settings.max_distance, run.settings.seed, count, QUERIES, REACHES
     subject = digest_of([read, limits])

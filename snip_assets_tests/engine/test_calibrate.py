@@ -153,7 +153,7 @@ def test_each_limit_loses_no_more_than_its_share() -> None:
         snip=np.where(place < 1900, 0.1, 0.5),
     )
     loss = 0.4
-    found = calibrate._Limits.choose(replace(seen, needs=needs, planted=False), loss)
+    found = calibrate._Limits.choose(replace(seen, needs=needs, planted=False), loss, 0)
     assert found.width == 8 and found.lost_by_short_code == 70 / 2000 <= loss / 10
     assert found.lost_by_snip_limit <= loss / 20
     held = (needs.excess <= found.slack) & (needs.short[:, 0] <= found.short_slack)

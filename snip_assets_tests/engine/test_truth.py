@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 
 from snip_assets.engine import audit, choices, shards, stations, truth
 from snip_assets.engine.files import read_manifest, seal
+from snip_assets.engine.known_pairs import known_pairs
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
@@ -137,3 +138,25 @@ def test_recall_counts_a_pair_at_its_first_copies(tmp_path: Path) -> None:
     pairs = [(one | other) for one, other in combinations(ends, 2)]
     assert (part.successes, part.trials) in [(len(p & stored), len(p)) for p in pairs]
     assert part.trials < whole.trials
+
+
+def test_known_pairs_of_many_rows_are_those_that_reach_into_random_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = arrive(tmp_path, ["0000", "0001", "0002", "0003"])
+    stations.snip_model(run)
+    stations.snip_features(run, run.registry.keys)
+    rows = np.arange(run.registry.rows)
+    hashes = run.hashes(rows)
+    true = {(a, b) for a, b in brute_force(run) if hashes[a] != hashes[b]}
+    whole = known_pairs(run, rows)
+    assert whole is not None and whole.true.sum() == len(true)
+    assert set(whole.weight[whole.true]) == {1.0}
+    monkeypatch.setattr(choices, "LEAST_SEARCHED", 501)
+    part = known_pairs(run, rows)
+    assert part is not None and set(part.weight[part.true]) == {2.0}
+    inside = [
+        {p for p in true for row in p if s.start <= row < s.stop} for s in run.registry.shards
+    ]
+    counts = [len(one | other) for one, other in combinations(inside, 2)]
+    assert part.true.sum() in counts and part.true.sum() < len(true)
