@@ -176,24 +176,26 @@ def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> f
 
 
 GRID = np.linspace(-0.2, 1.0, 481)
+# Rows that are held against the queries at once, by a thread: 20 MB.
+COUNTED_ROWS = 2048
 
 
 def _candidate_curve(
     placed: Placed, sample: Sample, queries: np.ndarray, workers: int
 ) -> np.ndarray:
     """Candidates a query over the grid of slacks, among the sampled rows of all probed lists."""
-    home, norms = placed.lists[:, 0], (placed.decoded**2).sum(1)
+    x, near = sample.snip[queries], placed.lists[queries, :2, None]
+    own = (x**2).sum(1) - placed.error[queries]
 
-    def work(part: np.ndarray) -> np.ndarray:
-        x = sample.snip[part]
-        adc = (x**2).sum(1)[:, None] + norms - 2 * x @ placed.decoded.T
-        excess = adc - placed.error[part][:, None]
-        probed = (placed.lists[part][:, :2, None] == home[None, None, :]).any(1)
-        probed[np.arange(len(part)), part] = False
+    def work(start: int) -> np.ndarray:
+        rows = np.arange(start, min(len(sample.snip), start + COUNTED_ROWS))
+        decoded, home = placed.decoded[rows], placed.lists[rows, 0]
+        excess = own[:, None] + (decoded**2).sum(1) - 2 * x @ decoded.T
+        probed = (near == home).any(1) & (queries[:, None] != rows)
         return np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
 
-    parts = (queries[start : start + 32] for start in range(0, len(queries), 32))
-    counts = sum(ordered_map(work, parts, workers), np.zeros(len(GRID)))
+    starts = range(0, len(sample.snip), COUNTED_ROWS)
+    counts = sum(ordered_map(work, starts, workers), np.zeros(len(GRID)))
     return np.cumsum(counts) / max(len(queries), 1)
 
 

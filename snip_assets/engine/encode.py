@@ -39,7 +39,7 @@ def _less(x, rows, numbers):
 
 
 @njit(nogil=True, cache=True)
-def squared_distances(x, y):
+def _squared_distances(x, y):
     """Squared distance of each two rows, summed in one fixed order."""
     out = np.empty(x.shape[0], np.float32)
     for i in range(x.shape[0]):
@@ -97,7 +97,7 @@ class Encoder:
         home, row, probed = trained.assigner.probed(x, self.probes, self.radius)
         residuals = _less(x, trained.centroids, home)
         codes = trained.codec.encode(residuals)
-        whole = squared_distances(residuals, trained.codec.decode(codes))
+        whole = _squared_distances(residuals, trained.codec.decode(codes))
         short = axes.coordinates(_less(axes.project(x), self._centroids, home))
         near = axes.decode(trained.codec, self._book, codes)
         errors = np.stack([_apart(short.steps, near.steps), whole], axis=1)
