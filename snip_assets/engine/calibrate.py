@@ -176,7 +176,7 @@ def exceeded_by(values: np.ndarray, share: float, *, bounded: bool = False) -> f
 
 
 GRID = np.linspace(-0.2, 1.0, 481)
-# Rows that are held against the queries at once, by a thread: 20 MB.
+# Rows that are held against the queries at once, by a thread: about 20 MB.
 COUNTED_ROWS = 2048
 
 

@@ -16,13 +16,14 @@ from numba import njit
 
 from . import float_rows
 from .errors import BadInputError
-from .external_sort import distinct, once, sorted_keys
+from .external_sort import distinct
 from .features import Features
 from .files import NpyWriter, open_npy
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
 from .row_file import RowFile
 from .row_hashes import row_hashes
+from .tally import mark_again
 from .threads import ordered_map
 
 BLOCK = 4096
@@ -255,51 +256,27 @@ def first_of(
     return found[back]
 
 
-@njit(nogil=True, cache=True)
-def _count(hashes, low, times):
-    """Count hashes by their lowest bits, up to two: four counts a byte."""
-    for hash_ in hashes:
-        place = np.uint64(hash_) & low
-        shift = (place & np.uint64(3)) << np.uint64(1)
-        held = np.uint64(times[place >> np.uint64(2)])
-        more = np.uint64((held >> shift) & np.uint64(2) == 0)
-        times[place >> np.uint64(2)] = held + (more << shift)
-
-
-@njit(nogil=True, cache=True)
-def _counted_twice(hashes, low, times):
-    """Which hashes were counted twice, some of them with others."""
-    out = np.empty(len(hashes), np.bool_)
-    for i in range(len(hashes)):
-        place = np.uint64(hashes[i]) & low
-        shift = (place & np.uint64(3)) << np.uint64(1)
-        out[i] = (times[place >> np.uint64(2)] >> shift) & np.uint64(2)
-    return out
-
-
 def _perhaps_repeated(hashes: np.ndarray) -> np.ndarray:
     """Places of hashes that may occur twice: all that do, and one in 16 of the others at the most.
 
-    Memory: 4 to 8 bytes a hash.
+    They are counted by their lowest bits. Memory: 12 to 16 bytes a hash.
     """
     bits = max(20, 4 + len(hashes).bit_length())
-    low, times = np.uint64((1 << bits) - 1), np.zeros(1 << bits - 2, np.uint8)
-    _count(hashes, low, times)
-    return np.flatnonzero(_counted_twice(hashes, low, times))
+    low = np.uint64((1 << bits) - 1)
+    marks, again = np.zeros((2, 1 << bits - 3), np.uint8)
+    mark_again(hashes & low, 0, 1 << bits, marks, again)
+    return np.flatnonzero(_marked(hashes, low, again))
 
 
 def _repeated(value: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values that occur twice or more, with their rows, by value and row.
-
-    Sorting numbers alone is several times faster than sorting places by them, and few repeat.
-    """
+    """Values that occur twice or more, with their rows, by value and row."""
     some = _perhaps_repeated(value)
+    some = some[np.argsort(value[some], kind="stable")]
     value, row = value[some], row[some]
-    ordered = sorted_keys(value)
-    twice = once(ordered[1:][ordered[1:] == ordered[:-1]])
-    inside = Among(twice).places(value)
-    order = inside[np.argsort(value[inside], kind="stable")]
-    return value[order], row[order]
+    same, twice = value[1:] == value[:-1], np.zeros(len(value), bool)
+    twice[1:] = same
+    twice[:-1] |= same
+    return value[twice], row[twice]
 
 
 def of_pairs(pair_files: list[Path], rows: int, hashes: Features) -> Iterator[np.ndarray]:

@@ -149,7 +149,8 @@ def _look_at(path: Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     try:
         with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            weights = {name: file.get_tensor(name) for name in names}
             activation = (file.metadata() or {}).get("activation", "gelu")
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInputError(f"{path}: no safetensors file ({error}); fetch it again.") from error

@@ -33,7 +33,8 @@ ROW_GROUP = 1 << 20
 VERIFY_BLOCK = 1 << 18
 # Lists are joined together until they have so many rows, or so many queries.
 ROWS_TOGETHER, QUERIES_TOGETHER = 1 << 17, 1 << 11
-# Pieces of work that may be done while an earlier one, of a long list, is not; 5 MB each at worst.
+# Pieces of work that may be done while an earlier one, of a long list, is not. Each holds its
+# pairs, and candidates as above.
 AHEAD = 12
 # Queries whose vectors are in memory at once, unless told otherwise.
 QUERIES_A_PASS = query_rows(Settings())

@@ -39,7 +39,7 @@ def tally(parts: Sequence[tuple[np.ndarray, int]], rows: int) -> tuple[np.ndarra
         beyond = set()
         for position, (own, start) in enumerate(parts):
             for first in range(number * BLOCK_ROWS, len(own), len(marks) * BLOCK_ROWS):
-                if _tally(own[first : first + BLOCK_ROWS], start, rows, *marks[number]):
+                if mark_again(own[first : first + BLOCK_ROWS], start, rows, *marks[number]):
                     beyond.add(position)
                 trim()
         return beyond
@@ -56,8 +56,21 @@ def tally(parts: Sequence[tuple[np.ndarray, int]], rows: int) -> tuple[np.ndarra
 
 
 @njit(nogil=True, cache=True)
-def _tally(own, start, rows, once, again):
-    """Mark rows by bits, those that were marked before as well; how many are beyond the last."""
+def mark_again(own, start, rows, once, again):
+    """Mark rows by bits, those that were marked before as well; how many are beyond the last.
+
+    Parameters
+    ----------
+    own
+        Whole numbers [n].
+    start
+        Row id of number 0.
+    rows
+        Rows that there are.
+    once, again
+        uint8[rows / 8 or more], a bit a row, the lowest first: those that occur, those that occur
+        twice or more.
+    """
     beyond = 0
     for row in own:
         place = np.int64(row) + start

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from snip_assets_tests.e2e.services import ROOT, free_port
@@ -70,8 +71,9 @@ def main() -> int:
     if found is None:
         return _absent("PostgreSQL is not installed: apt-get install postgresql")
     try:
-        import dagster_postgres  # noqa: F401
         import psycopg2
+
+        import_module("dagster_postgres")
     except ImportError:
         return _absent("pip install 'snip_assets[postgres]'")
     with tempfile.TemporaryDirectory(prefix="snip-postgres-") as name:

@@ -53,16 +53,15 @@ class Services:
                 *("-h", "127.0.0.1", "-p", str(self.port), "--live-data-poll-rate", "10000"),
             ],
         }[name]
-        log = open(self.folder / f"{name}.log", "ab")  # noqa: SIM115
-        self.processes[name] = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=self.folder,
-            env=self.variables,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        log.close()
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=self.folder,
+                env=self.variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def kill(self, name: str) -> int:
         """SIGKILL a service with all that it started: code server, runs. Returns how many."""
