@@ -131,7 +131,7 @@ def our_join(
     index.merge(parts, segment, len(x))
     return pairs.Join(
         index=index.SnipIndex(trained, [index.ListFolder(segment, 0)]),
-        rule=list_queries.Rule(chosen.slack, chosen.short_slack, own),
+        rule=list_queries.CandidateRule(chosen.slack, chosen.short_slack, own),
         verifier=verify.Verifier(None, None, MAX_DISTANCE, MAX_DISTANCE),
         queries=Features(paths, cuts),
         exact_queries=True,

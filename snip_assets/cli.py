@@ -18,6 +18,7 @@ from .engine.errors import BadInputError, SnipError, without_secrets
 
 # What the system says of a place that cannot be what a command wants of it.
 _PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_STOPPED = 130
 _EPILOG = """
 [bold]Examples[/bold]
 
@@ -103,9 +104,11 @@ def main() -> None:
         place = error.filename2 or error.filename
         reason = f"{place}: {error.strerror}; give another place, or make this one usable."
         _say(without_secrets(reason), BadInputError.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        # Ctrl-C: typer exits with this code, and without a word.
+        if stop.code == _STOPPED:
+            print("stopped; the same command again goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def noted_settings(layout: Layout) -> dict[str, Any]:
 
 
 def _of_outputs(layout: Layout) -> dict[str, Any]:
-    """What decides which rows go, as groups and pairs name it that are older than any note."""
+    """What decides which rows go, as the outputs of a notebook name it: groups and pairs."""
     # The station that needs a damaged output reports it.
     with suppress(SnipError, OSError):
         groups = read_manifest(layout.duplicate_groups)

@@ -8,7 +8,7 @@ from itertools import dropwhile
 import dagster as dg
 
 from .engine import shards as engine_shards
-from .engine.errors import StaleOutputError
+from .engine.errors import BadInputError, StaleOutputError
 from .engine.layout import Layout
 from .engine.shards import Shard, Source
 from .engine.withdraw import withdraw as engine_withdraw
@@ -46,7 +46,7 @@ def register(layout: Layout, source: Source, limit: int = 0) -> list[Shard]:
     Raises
     ------
     BadInputError
-        A shard is malformed, changed or gone.
+        A shard is malformed, changed or gone; or more than `limit` are registered.
     StaleOutputError
         The output folder belongs to another data set.
     """
@@ -125,8 +125,14 @@ def _tell_of(instance: dg.DagsterInstance, withdrawn: list[str]) -> None:
 
 def _first(layout: Layout, source: Source, limit: int) -> list[str]:
     known = engine_shards.load(layout).keys if layout.registry.exists() else []
+    if len(known) > limit:
+        raise BadInputError(
+            f"{layout.root}: {len(known)} shards are registered, more than the limit of {limit}. A "
+            "run is about all of them: leave the limit out, forget the last ones (`snip shards "
+            "withdraw`), or choose another output folder."
+        )
     fresh = [key for key in engine_shards.discover(source) if key not in set(known)]
-    return fresh[: max(0, limit - len(known))]
+    return fresh[: limit - len(known)]
 
 
 def chosen(context: dg.AssetExecutionContext) -> list[str]:

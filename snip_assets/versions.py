@@ -8,6 +8,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from .engine.files import CODE_VERSION, digest_of, read_manifest
+from .engine.run import PAIR_SETTINGS
 from .engine.shards import load
 from .resources import DataSet
 
@@ -31,7 +32,7 @@ def made_with(data: DataSet) -> dict[str, tuple[str, ...]]:
         "clip_features": (),
         "snip_features": (model,),
         "index_shards": (trained,),
-        "duplicate_pairs": (trained, str(data.max_distance), str(data.max_partners)),
+        "duplicate_pairs": (trained, data.run().digest(PAIR_SETTINGS)),
     }
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import typer
 
 from snip_assets import cli
 from snip_assets.commands import dagster_commands
@@ -25,6 +27,7 @@ from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from .engine.station_tools import until_pairs
 
 ROWS = 40
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU.")
 
 
 @dataclass
@@ -136,6 +139,56 @@ def test_bad_input_is_refused_with_its_cure(
     assert not (tmp_path / "out" / "snip_model").exists()
 
 
+def _damage_inside(path: Path) -> None:
+    """Leave head and footer as they are."""
+    content = bytearray(path.read_bytes())
+    content[100:2000] = bytes(1900)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("command", ["dedup", "check"])
+def test_metadata_that_is_damaged_inside_is_named(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]], command: str
+) -> None:
+    out, folders = tmp_path / "out", _dedup(small, tmp_path / "out")[1:]
+    assert snip("shards", "sync", *folders)[0] == 0
+    _damage_inside(small.parquet("0001"))
+    code, _, err = snip(command, "--out", out)
+    assert code == 2 and "metadata_0001.parquet: cannot be read" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("out", ["", "img_emb", "metadata"])
+def test_outputs_do_not_go_among_the_sources(
+    small: Small, snip: Callable[..., tuple[int, str, str]], out: str
+) -> None:
+    before = sorted(small.root.rglob("*"))
+    code, _, err = snip(*_dedup(small, small.root / out))
+    assert code == 2 and "choose another output folder" in err
+    assert sorted(small.root.rglob("*")) == before
+
+
+def test_a_limit_below_what_is_registered_is_refused(
+    small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert snip("shards", "sync", *_dedup(small, tmp_path / "out")[1:])[0] == 0
+    code, _, err = snip("dedup", "--out", tmp_path / "out", "--limit-shards", 1)
+    assert code == 2 and "2 shards are registered, more than the limit of 1" in err
+
+
+def test_ctrl_c_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, snip: Callable[..., tuple[int, str, str]]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", app)
+    code, _, err = snip()
+    assert code == 130 and "the same command again goes on from here" in err
+
+
 def test_an_output_folder_of_another_data_set_is_refused(
     small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -147,7 +200,14 @@ def test_an_output_folder_of_another_data_set_is_refused(
 
 
 @pytest.mark.parametrize(
-    "given", [("--codec", "PQ9"), ("--model", "none.safetensors"), ("--keep", "largest(none)")]
+    "given",
+    [
+        ("--codec", "PQ9"),
+        ("--model", "none.safetensors"),
+        ("--keep", "largest(none)"),
+        ("--dim", "100"),
+        pytest.param(("--device", "cuda"), marks=NO_GPU),
+    ],
 )
 def test_settings_that_no_run_can_have_are_refused_once(
     small: Small, tmp_path: Path, snip: Callable[..., tuple[int, str, str]], given: tuple[str, str]
@@ -264,5 +324,5 @@ def test_a_file_where_a_folder_should_be_is_named(small: Small, tmp_path: Path, 
     }
     code, _, err = snip(command, *arguments[command])
     assert code == 2
-    assert str(file) in err and "give another place" in err
+    assert str(file) in err and ("give another place" in err or "another output folder" in err)
     assert "Traceback" not in err

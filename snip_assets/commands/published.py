@@ -70,7 +70,7 @@ def download(
     bitmap: Annotated[
         str | None,
         typer.Option(
-            help="Bitmap of duplicates, .npy: url, Drive id or file.",
+            help="Bitmap of duplicates, .npy or .bits: url, Drive id or file.",
             show_default=f"that of {DATA_SET}",
         ),
     ] = None,
@@ -92,6 +92,7 @@ def download(
     again: Annotated[
         bool, typer.Option(help="Fetch and write what is there once more: the files may differ.")
     ] = False,
+    bit_order: BitOrderOption = Order.little,
     catalogue: OwnCatalogue = None,
     json: Json = False,
 ) -> None:
@@ -116,6 +117,7 @@ def download(
         keep_originals=keep_originals,
         shards=known.shards if whole else None,
         again=again,
+        bit_order=bit_order.value,
     )
     with terminal.bars():
         done = published.download(request, Policy(at_once=at_once))
@@ -218,13 +220,15 @@ def verify(
     from snip_assets.engine import verify_bitmap as engine
     from snip_assets.engine.contents import format_of
     from snip_assets.engine.fetch import localise
+    from snip_assets.engine.published import bitmap_name
     from snip_assets.engine.searcher import open_searcher
     from snip_assets.report import terminal
 
     with terminal.bars():
         known = use_noted(out)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
-        marks = localise(bitmap, to, "is_dup.npy", format_of(bitmap))
+        name = bitmap_name(bitmap)
+        marks = localise(bitmap, to, name, format_of(name))
         near = known.max_distance if max_distance is None else max_distance
         found = engine.verify_bitmap(
             marks,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from snip_assets.options import Json
 
 PANEL = "After a run"
 
@@ -23,7 +22,6 @@ class Match(str, Enum):
     key = "key"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Memory = Annotated[float, typer.Option(help="Memory to plan with, in GiB.")]
 
 
@@ -57,7 +55,7 @@ def recut(
         bool, typer.Option("--keep-captions", help="Keep captions of dropped rows on survivors.")
     ] = False,
     memory_gb: Annotated[float, typer.Option(help="Memory to plan the table with, in GiB.")] = 4.0,
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
     """Groups and outputs for a smaller threshold or another keep rule, without a new search.
 
@@ -65,34 +63,38 @@ def recut(
     """
     from snip_assets.engine import recut as engine
     from snip_assets.engine.errors import BadInputError
+    from snip_assets.report import terminal
 
     keep = keep or engine.rule_of(root)
     if out is None and (duplicate_count or keep_captions):
         raise BadInputError("--duplicate-count and --keep-captions are of outputs; give --out.")
     if out is None:
         cuts = max_distance or engine.thresholds(root)
-        rows = engine.run_curve(root, cuts, rule=keep, memory_gb=memory_gb)
-        _print(rows, as_json)
-        if not as_json:
-            typer.echo(f"keep rule: {keep}")
+        with terminal.bars():
+            rows = engine.run_curve(root, cuts, rule=keep, memory_gb=memory_gb)
+        if json:
+            terminal.as_json(rows)
+        else:
+            _table(f"Thresholds (keep rule: {keep})", rows)
         return
     # Another keep rule alone is cut where the pairs were found.
     cuts = max_distance or engine.thresholds(root)[-1:]
     if len(cuts) != 1:
         raise BadInputError("--out takes one --max-distance; several give a table, without --out.")
-    facts = engine.recut(
-        root,
-        out,
-        cuts[0],
-        rule=keep,
-        duplicate_count=duplicate_count,
-        keep_captions=keep_captions,
-    )
-    if as_json:
-        typer.echo(json.dumps(facts))
+    with terminal.bars():
+        facts = engine.recut(
+            root,
+            out,
+            cuts[0],
+            rule=keep,
+            duplicate_count=duplicate_count,
+            keep_captions=keep_captions,
+        )
+    if json:
+        terminal.as_json(facts)
         return
     shown = ("max_distance", "rule", "rows", "groups", "kept", "dropped", "chained_groups")
-    _print([{name: facts[name] for name in shown}], False)
+    _table("Groups", [{name: facts[name] for name in shown}])
     for note in facts["notes"]:
         typer.echo(note)
 
@@ -106,29 +108,28 @@ def apply(
         bool, typer.Option("--every", help="Drop rows too whose kept row this copy lacks.")
     ] = False,
     memory_gb: Memory = 4.0,
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
     """Apply drop lists to another copy of the metadata, whatever its files and row order."""
     from snip_assets.engine.apply_drop_list import On, apply_drop_list, summary
+    from snip_assets.report import terminal
 
-    result = apply_drop_list(
-        drop_list, metadata, out, on=cast(On, on.value), every=every, memory_gb=memory_gb
-    )
-    if as_json:
-        typer.echo(json.dumps(result))
+    with terminal.bars():
+        result = apply_drop_list(
+            drop_list, metadata, out, on=cast(On, on.value), every=every, memory_gb=memory_gb
+        )
+    if json:
+        terminal.as_json(result)
         return
-    _print(result["files"], False)
+    _table("De-duplicated metadata", result["files"])
     for line in summary(result):
         typer.echo(line)
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name == "file" else "right")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()))
-    Console().print(table)
+def _table(title: str, rows: list[dict[str, Any]]) -> None:
+    from snip_assets.report import terminal
+
+    # A threshold is shown as it was given, whatever its decimals.
+    rows = [{k: f"{v:g}" if k == "max_distance" else v for k, v in row.items()} for row in rows]
+    columns = [name.replace("_", " ") for name in rows[0]]
+    terminal.table(title, columns, [terminal.cells(row) for row in rows])

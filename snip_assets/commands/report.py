@@ -48,15 +48,16 @@ def report(
 
 
 def review(
-    labels: Annotated[
-        Path, typer.Option(help="CSV of marks, exported from the report's pages of pairs.")
+    file: Annotated[
+        Path,
+        typer.Option("--marks", help="CSV of marks, exported from the report's pages of pairs."),
     ],
     out: Out = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
     """Take in what people marked right or wrong; the next report and its check count it.
 
-    Example: snip review --labels marks.csv
+    Example: snip review --marks marks.csv
     """
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.recut import thresholds
@@ -64,7 +65,7 @@ def review(
 
     use_noted(out)
     layout = Layout(out)
-    taken = marks.take_in(layout, labels)
+    taken = marks.take_in(layout, file)
     found = marks.shares(marks.current(layout), thresholds(out)[-1])
     if json:
         shares = {kind: interval.__dict__ for kind, interval in found.items()}

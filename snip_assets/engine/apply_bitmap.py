@@ -18,6 +18,7 @@ from . import row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
 from .files import Manifest, checksum, current, seal
+from .locks import lock
 from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_rows
 from .progress import track
@@ -112,9 +113,10 @@ def apply_bitmap(
 
 def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str]) -> Manifest:
     """Write one output file and seal it."""
-    filter_parquet(part.source, target, ~drop)
     kept = part.rows - int(np.count_nonzero(drop))
-    return seal(target, inputs, rows=part.rows, kept=kept, start=part.start)
+    with lock(target):
+        filter_parquet(part.source, target, ~drop)
+        return seal(target, inputs, rows=part.rows, kept=kept, start=part.start)
 
 
 def _parts(

@@ -19,7 +19,6 @@ the row goes.)
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,8 @@ import pyarrow as pa
 
 from . import progress
 from .errors import BadInputError
+from .files import scratch
+from .locks import lock
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .parquet_filter import filter_parquet, require_apart
 from .parquet_source import parquet_file
@@ -94,12 +95,12 @@ def apply_drop_list(
     for path in lists:
         _require_columns(path, on)
     selects = [_select(number, path, on) for number, path in enumerate(files)]
-    out.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as spill,
-        duckdb.connect(str(Path(spill) / "join.duckdb")) as connection,
+        lock(out / "join.duckdb"),
+        scratch(out / "join.duckdb") as spill,
+        duckdb.connect(str(spill / "join.duckdb")) as connection,
     ):
-        _set_limits(connection, Path(spill), memory_gb)
+        _set_limits(connection, spill, memory_gb)
         _execute(connection, _LISTS[on], drop_lists, [[_literal(path) for path in lists]])
         _execute(connection, _LOOKED_FOR, drop_lists)
         connection.execute("CREATE TABLE present (file INTEGER, place BIGINT, value VARCHAR)")

@@ -100,7 +100,7 @@ def _last_of_best(score, i, tops, value):
 
 @njit(nogil=True, cache=True, fastmath={"nsz", "reassoc", "contract"})
 def _exact_apart(a, i, b, j):
-    """Squared distance of two rows, summed in float64 in one fixed order."""
+    """Squared distance of two rows: float32 squares, summed in float64; the same on each thread."""
     total = 0.0
     for d in range(a.shape[1]):
         difference = a[i, d] - b[j, d]

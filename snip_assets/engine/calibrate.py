@@ -7,6 +7,7 @@ the thresholds and the accuracy of the coarser tiers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from .threads import ordered_map
 from .tiers import accuracy, known_accuracy
 from .trained import TrainedIndex
 
+# See `exceeded_by`.
+Beyond = Callable[[np.ndarray, float], float]
 # Of stand-ins among many rows.
 MOST_CANDIDATES = 16.0
 FEWEST_BEYOND, TAIL = 10, 0.05
@@ -78,7 +81,7 @@ def calibrate(
         code_max_distance=tiers["codes"]["max_distance"],
         code_power=tiers["codes"].get("power", 0.0),
         pairs=seen.pairs,
-        planted=seen.planted,
+        stand_ins=seen.stand_ins,
         tiers=tiers,
     )
     return calibration, chosen_axes
@@ -108,16 +111,17 @@ class _Limits:
         sample, placed, needs = seen.sample, seen.placed, seen.needs
         n, rows = len(sample.snip), sample.rows
         # Stand-ins are no farther apart than pairs may be.
-        beyond = partial(exceeded_by, bounded=seen.planted)
+        beyond = partial(exceeded_by, bounded=seen.stand_ins)
         short = _Short.of(needs, seen.axes, loss, beyond)
         width, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
         margin, excess, snip = needs.margin, needs.excess, needs.snip
         histogram = _candidate_curve(placed, sample, seen.queries[:512], workers)
-        slack, radius, snip_limit = _choose(
-            *(margin, np.where(lost_short, np.inf, excess), snip, placed, histogram),
-            *(rows, loss, beyond),
+        snip_limit = ALLOWANCE * beyond(snip, loss / 20) + 1e-4
+        reachable = np.where(lost_short, np.inf, excess)
+        slack, radius = _choose(
+            margin, reachable, placed, histogram, rows=rows, width=width, loss=loss, beyond=beyond
         )
-        if seen.planted and rows > MANY_ROWS:
+        if seen.stand_ins and rows > MANY_ROWS:
             # Hardly a row has a pair: what looking for them costs is bounded.
             slack = min(slack, _slack_for(MOST_CANDIDATES, histogram, rows, n))
         found = (margin <= radius) & (excess <= slack) & ~lost_short
@@ -192,7 +196,7 @@ def _candidate_curve(
         decoded, home = placed.decoded[rows], placed.lists[rows, 0]
         excess = own[:, None] + (decoded**2).sum(1) - 2 * x @ decoded.T
         probed = (near == home).any(1) & (queries[:, None] != rows)
-        return np.histogram(excess[probed], bins=np.append(GRID, np.inf))[0]
+        return np.histogram(excess[probed], bins=np.append(-np.inf, GRID))[0]
 
     starts = range(0, len(sample.snip), COUNTED_ROWS)
     counts = sum(ordered_map(work, starts, workers), np.zeros(len(GRID)))
@@ -211,17 +215,23 @@ def _slack_for(candidates: float, histogram: np.ndarray, rows: int, sampled: int
 
 
 def _choose(
-    margin, excess, snip, placed, histogram, rows, loss, beyond
-) -> tuple[float, float, float]:
+    margin: np.ndarray,
+    excess: np.ndarray,
+    placed: Placed,
+    histogram: np.ndarray,
+    *,
+    rows: int,
+    width: int,
+    loss: float,
+    beyond: Beyond,
+) -> tuple[float, float]:
     """The cheapest (slack, radius) that lose no more of the sampled pairs than they may."""
     # Half of the allowed loss is kept for the error of the sample.
     aim = 1 - loss / 2
-    lost_snip = (1 - aim) / 10
-    snip_limit = ALLOWANCE * beyond(snip, lost_snip) + 1e-4
     reached, finite = np.isfinite(margin), excess[np.isfinite(excess)]
     if not reached.any():
         # The few pairs that there are lie beyond all probes: none can be found.
-        return float(finite.max(initial=0.0)) + 1e-5, 1e-6, snip_limit
+        return float(finite.max(initial=0.0)) + 1e-5, 1e-6
     aim = min(aim, float(reached.mean()))
     list_length = rows / max(len(np.unique(placed.lists[:, 0])), 1)
     best: tuple[float, float, float] | None = None
@@ -235,18 +245,18 @@ def _choose(
         if not np.isfinite(slack):
             continue
         probes = float((placed.margin <= radius).sum(1).mean())
-        cost = probes * list_length / 2 * (NS_PER_PAIR + 32 * NS_PER_AXIS)
+        cost = probes * list_length / 2 * (NS_PER_PAIR + width * NS_PER_AXIS)
         cost += _candidates(histogram, slack, rows, len(placed.error)) * NS_PER_CANDIDATE
         if best is None or cost < best[0]:
             best = (cost, slack, radius)
     if best is None:
         radius = float(margin[reached].max()) + 1e-6
         slack = float(finite.max()) + 1e-5
-        return slack, radius, snip_limit
-    return best[1], best[2], snip_limit
+        return slack, radius
+    return best[1:]
 
 
-def _radius(margin: np.ndarray, share: float, beyond) -> float:
+def _radius(margin: np.ndarray, share: float, beyond: Beyond) -> float:
     """The radius that a share of the pairs may lie beyond."""
     farthest = beyond(margin, share)
     if not np.isfinite(farthest):

@@ -19,7 +19,7 @@ class Calibration:
     Attributes
     ----------
     slack, radius, probes
-        See `list_queries.Rule` and `assign`; `probes` is the most lists a row probes.
+        See `list_queries.CandidateRule` and `assign`; `probes` is the most lists a row probes.
     width, axis_scale, short_slack
         Leading axes that preselect, their steps a unit of length, and the slack on them.
     snip_limit
@@ -31,13 +31,13 @@ class Calibration:
         On the sampled pairs, with `pairs` of them.
     candidates_per_row, probes_per_row
         Expected at the size of the data set.
-    planted
+    stand_ins
         Whether there were so few pairs that rows moved towards others stood in for some.
     curve
         Recall and candidates over slack.
     code_power
         Distances of codes are divided by this power of their expected error (see
-        `code_distance.relative`). 0: as they are, which older outputs without this field have.
+        `code_distance.relative`). 0: as they are.
     tiers
         Precision and recall of the tiers at their thresholds, with their curves.
     """
@@ -59,7 +59,7 @@ class Calibration:
     pairs: int
     candidates_per_row: float
     probes_per_row: float
-    planted: bool
+    stand_ins: bool
     code_power: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     tiers: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +105,8 @@ class Sample:
 def affordable(rows: int, dim: int) -> float:
     """Floating-point operations that exact search may cost.
 
-    About a tenth of the work of compressing the data set, at least 0.4 and at most 4 TFLOP.
+    About a fifth of the work of compressing the data set with the default net, at least 0.4 and at
+    most 4 TFLOP.
     """
     return min(max(0.1 * 2.0 * rows * 1024 * (dim + 128), 4e11), 4e12)
 

@@ -122,21 +122,21 @@ def groupings(rows: int, settings: Settings) -> int:
     return max(1, min(threads.count(settings.workers), most, MOST_GROUPINGS))
 
 
-def together(items: Iterable[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:
-    """Consecutive items in groups of at most `most` rows; a larger one is a group of its own."""
-    group: list[Item] = []
+def batches(items: Iterable[Item], sizes: Sequence[int], most: int) -> Iterator[list[Item]]:
+    """Consecutive items in batches of at most `most` rows; a larger one is a batch of its own."""
+    batch: list[Item] = []
     held = 0
     for item, size in zip(items, sizes, strict=True):
-        if group and held + size > most:
-            yield group
-            group, held = [], 0
-        group.append(item)
+        if batch and held + size > most:
+            yield batch
+            batch, held = [], 0
+        batch.append(item)
         held += size
-    if group:
-        yield group
+    if batch:
+        yield batch
 
 
 def shards_a_run(rows: int, shards: int, settings: Settings) -> int:
     """Shards of equal size that are joined together."""
     sizes = np.diff(np.linspace(0, rows, shards + 1).astype(np.int64)).tolist()
-    return max(len(group) for group in together(sizes, sizes, join_rows(settings)))
+    return max(len(batch) for batch in batches(sizes, sizes, join_rows(settings)))

@@ -124,6 +124,17 @@ class Codec:
         return self._words.decode(codes, origin)
 
 
+def require_fits(codec: str, dim: int) -> None:
+    """Raise BadInputError if a codec is unknown or does not divide a dimension."""
+    if codec not in CODECS:
+        raise BadInputError(f"codec {codec!r} is unknown; choose one of {', '.join(CODECS)}.")
+    if codec.startswith("PQ") and dim % int(codec[2:]):
+        raise BadInputError(
+            f"{codec} does not divide {dim} numbers; choose another codec (--codec), or another "
+            "dimension of the SNIP features (--dim)."
+        )
+
+
 def empty_index(codec: str, quantizer: faiss.Index, lists: int) -> faiss.IndexIVF:
     """An untrained FAISS IVF index over residuals.
 
@@ -133,13 +144,9 @@ def empty_index(codec: str, quantizer: faiss.Index, lists: int) -> faiss.IndexIV
         The codec is unknown, or does not divide the dimension.
     """
     dim = quantizer.d
-    if codec not in CODECS:
-        raise BadInputError(f"codec {codec!r} is unknown; choose one of {', '.join(CODECS)}.")
+    require_fits(codec, dim)
     if codec.startswith("PQ"):
-        parts = int(codec[2:])
-        if dim % parts:
-            raise BadInputError(f"{codec} does not divide {dim} numbers; choose another codec.")
-        index = faiss.IndexIVFPQ(quantizer, dim, lists, parts, 8)
+        index = faiss.IndexIVFPQ(quantizer, dim, lists, int(codec[2:]), 8)
         index.pq.cp.seed = 1234
         index.pq.cp.min_points_per_centroid = 1
         return index

@@ -77,7 +77,7 @@ def compress_shard(net: SnipNet, source: Path, out: Path, settings: Settings) ->
 
     Blocks of 4,096 rows are computed by one thread each, so the result does not depend on the
     number of workers. Memory: about four blocks a worker, 60 MB at 768 numbers a row and a
-    hidden width of 1,024; twice that for shards that overlap.
+    hidden width of 1,024 (the default is 512); twice that for shards that overlap.
 
     Parameters
     ----------

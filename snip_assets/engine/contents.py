@@ -20,6 +20,7 @@ def format_of(name: str) -> str | None:
     """Format by the ending of a file name, None if it is not one of ours."""
     endings = {
         ".npy": "npy",
+        ".bits": "bits",
         ".parquet": "parquet",
         ".index": "faiss",
         ".faiss": "faiss",
@@ -38,7 +39,7 @@ def judge_head(head: bytes, form: str | None, name: str) -> None:
     head
         The first bytes, `HEAD` of them or the whole of a shorter file.
     form
-        npy, parquet, faiss, torch, safetensors; None checks nothing.
+        npy, bits, parquet, faiss, torch, safetensors; None checks nothing.
     name
         For the message.
 
@@ -65,6 +66,9 @@ def judge_head(head: bytes, form: str | None, name: str) -> None:
 def _fits(head: bytes, form: str) -> bool:
     if form == "npy":
         return head.startswith(b"\x93NUMPY")
+    if form == "bits":
+        # Packed bits may begin with anything but, in practice, a page.
+        return bool(head) and not head.lstrip().lower().startswith((b"<!doctype", b"<html"))
     if form == "parquet":
         return head.startswith(b"PAR1")
     if form == "torch":

@@ -66,8 +66,7 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
     if manifest is None:
         raise StaleOutputError(f"{run.layout.trained_index}: not made yet; train the index first.")
     ready = with_pairs(run)
-    # An index trained before this was noted counts as trained on all that is there.
-    keys = set(manifest.facts.get("shards_seen", [s.key for s in ready]))
+    keys = set(manifest.facts["shards_seen"])
     seen, fresh = ([s for s in ready if (s.key in keys) == known] for known in (True, False))
     rows = sum(s.rows for s in fresh)
     recall = recall_into(run, fresh, sample, seed) if rows else wilson(0, 0)

@@ -148,7 +148,7 @@ class Evidence:
         Of one pair a row, and of stand-ins.
     pairs
         True pairs among these, each counted once.
-    planted
+    stand_ins
         Whether there are stand-ins.
     """
 
@@ -162,7 +162,7 @@ class Evidence:
     axes: np.ndarray
     needs: Needs
     pairs: int
-    planted: bool
+    stand_ins: bool
 
 
 def gather(
@@ -191,13 +191,23 @@ def gather(
         needs += Needs.either_way(known.snip, theirs, one[some], other[some], axes)
     pairs = len(needs.snip) // 2
     _require_reach(needs.margin, settings.target_recall, probes)
-    if planted := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
+    if few := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
         x = stand_ins(sample, known, queries, settings.max_distance, settings.seed, workers)
         moved = Placed.of(trained, x, probes, workers)
         one, other = np.split(np.arange(len(x)), 2)
         needs += Needs.either_way(x, moved, one, other, axes)
     return Evidence(
-        *(sample, placed, theirs, queries, later, earlier, residuals, axes, needs, pairs, planted)
+        sample=sample,
+        placed=placed,
+        theirs=theirs,
+        queries=queries,
+        later=later,
+        earlier=earlier,
+        residuals=residuals,
+        axes=axes,
+        needs=needs,
+        pairs=pairs,
+        stand_ins=few,
     )
 
 

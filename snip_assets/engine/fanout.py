@@ -24,11 +24,10 @@ from .files import CODE_VERSION, Manifest, checksum, digest_of
 from .layout import Layout
 from .progress import task
 from .run import Run
-from .settings import Settings
+from .settings import LOCAL, Settings
 
-LOCAL = "local"
 # Joins read the whole index once a task: as few as keep all workers busy to the end.
-GROUPED = {"duplicate_pairs": 2}
+BATCHES_A_WORKER = {"duplicate_pairs": 2}
 # Of a task that failed by an error that may pass; a lost worker counts apart (`allowed-failures`).
 RETRIES = 2
 SECONDS_TO_CONNECT = 20
@@ -77,22 +76,26 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
     here = {"root": str(root), "registry": checksum(run.layout.registry), "code": _code()}
     settings = asdict(replace(run.settings, compute=LOCAL))
     with _client(run.settings.compute) as client, task(name, len(wanted), "shards") as bar:
-        groups = _groups(name, wanted, len(client.scheduler_info(n_workers=-1)["workers"]))
+        batches = _batches(name, wanted, len(client.scheduler_info(n_workers=-1)["workers"]))
         # The name of a key up to its last part is the kind of task on Dask's pages.
         unique = uuid.uuid4().hex
         futures = {
             client.submit(
-                _work, name, here, settings, group, retries=RETRIES, key=(f"{name}-{unique}", n)
-            ): group
-            for n, group in enumerate(groups)
+                _work, name, here, settings, batch, retries=RETRIES, key=(f"{name}-{unique}", n)
+            ): batch
+            for n, batch in enumerate(batches)
         }
         found = list(_results(client, futures, bar.advance))
     return _judge(found, wanted)
 
 
-def _groups(name: str, keys: list[str], workers: int) -> list[list[str]]:
+def _batches(name: str, keys: list[str], workers: int) -> list[list[str]]:
     """What each task does; interleaved, since a later shard has more earlier rows."""
-    number = min(len(keys), GROUPED[name] * max(workers, 1)) if name in GROUPED else len(keys)
+    number = (
+        min(len(keys), BATCHES_A_WORKER[name] * max(workers, 1))
+        if name in BATCHES_A_WORKER
+        else len(keys)
+    )
     return [keys[n::number] for n in range(number)]
 
 

@@ -11,7 +11,7 @@ import errno
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from .npy_maps import mapped
 from .resident import watch
 
 BLOCK = 1 << 22
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.
@@ -76,6 +76,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room."""
     return getattr(error, "errno", None) in _FULL or any(t in str(error) for t in _FULL_TEXT)
+
+
+@contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """A folder for what is needed while `output` is made; `locks.lock` removes it after a kill."""
+    folder = _temporary(output)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def _temporary(path: Path) -> Path:
@@ -151,10 +162,13 @@ class NpyWriter:
         self.rows = 0
 
     def __enter__(self) -> NpyWriter:
-        self._context = atomic_path(self.path)
-        self._handle = open(self._context.__enter__(), "wb")
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self._handle, header)
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            self._handle = stack.enter_context(open(temporary, "wb"))
+            header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(self._handle, header)
+            stack.push(self._require_all)
+            self._stack = stack.pop_all()
         return self
 
     def append(self, block: np.ndarray) -> None:
@@ -162,18 +176,12 @@ class NpyWriter:
         self._handle.write(np.ascontiguousarray(block, self.dtype).data)
         self.rows += len(block)
 
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        try:
-            self._handle.close()
-        except OSError as error:
-            # The last buffer did not fit on the disk.
-            if not self._context.__exit__(type(error), error, error.__traceback__):
-                raise
+    def _require_all(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self.rows != self.shape[0]:
-            value = RuntimeError(f"{self.path}: wrote {self.rows} rows of {self.shape[0]}")
-            self._context.__exit__(type(value), value, None)
-            raise value
-        self._context.__exit__(kind, value, trace)
+            raise RuntimeError(f"{self.path}: wrote {self.rows} rows of {self.shape[0]}")
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
 
 
 def checksum(path: Path) -> str:
@@ -294,8 +302,7 @@ def read_manifest(output: Path) -> Manifest | None:
 def _parsed(path: Path, *state: int) -> Manifest:
     """A manifest, read once as long as its file stays the same: a run asks for most many times."""
     value = json.loads(path.read_text())
-    # Those of older versions hold no digest.
-    if value.pop("digest", None) not in (None, digest_of(value)):
+    if value.pop("digest") != digest_of(value):
         raise ValueError("its digest differs")
     manifest = Manifest(dict(value["files"]), dict(value["inputs"]), dict(value["facts"]))
     # Fails here, where it is told as damage, on an entry without its checksum or size.

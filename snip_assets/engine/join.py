@@ -30,11 +30,11 @@ from numba import njit
 from .byte_kernels import Short, compare, queries
 from .index import SnipIndex
 from .kernels import LANES, lowest_bit, squared_steps
-from .list_queries import UNIT, ListQueries, Rule, slack_steps
+from .list_queries import UNIT, CandidateRule, ListQueries, slack_steps
 from .whole_rows import Decoded, decode
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of `AT_ONCE`.
-GROUP = 256
+QUERY_BLOCK = 256
 ROOM = 1 << 18
 # Products held on another device at once: 64 MB, and a quarter of it for comparing them. Where a
 # list has fewer than the least, they are made here: the way there takes longer.
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 @njit(nogil=True, cache=True)
 def _passed(listed, starts, panel, short, start, end, bound, stop, near, query, row, count):
-    """Pairs of a group of queries and a panel whose short product is near enough; their number."""
+    """Pairs of a block of queries and a panel whose short product is near enough; their number."""
     masks, numbers = near
     base = panel * LANES
     for k in range(compare(listed, starts, panel, short, start, end, bound, masks, numbers)):
@@ -78,25 +78,25 @@ def _decided(x, whole, error, slack, query, row, excess, low, high):
 
 @njit(nogil=True, cache=True)
 def scan(
-    listed, starts, short, bound, stop, x, whole, error, slack, start, group, query, row, excess
+    listed, starts, short, bound, stop, x, whole, error, slack, start, block, query, row, excess
 ):
-    """Find candidates, group by group of queries, until half of the room is taken.
+    """Find candidates, block by block of queries, until half of the room is taken.
 
     A candidate is a (query, row) with row < stop of the query, a short product less the row's norm
     >= its bound, and an excess <= slack.
 
     Returns
     -------
-    The query to go on with, and the number of candidates: -1 when one group needs more room.
+    The query to go on with, and the number of candidates: -1 when one block needs more room.
     """
-    count, near = 0, (np.empty(group, np.uint32), np.empty(group, np.int32))
+    count, near = 0, (np.empty(block, np.uint32), np.empty(block, np.int32))
     while start < bound.shape[0] and 2 * count <= query.shape[0]:
-        end = min(start + group, bound.shape[0])
+        end = min(start + block, bound.shape[0])
         complete, last = count, 0
         for i in range(start, min(end, stop.shape[0])):
             last = max(last, stop[i])
         for panel in range((last + LANES - 1) // LANES):
-            if count + group * LANES > query.shape[0]:
+            if count + block * LANES > query.shape[0]:
                 return start, complete if complete > 0 else -1
             operands = listed, starts, panel, short, start, end, bound, stop, near
             high = _passed(*operands, query, row, count)
@@ -135,7 +135,7 @@ class ListJoin:
     index
         Where the list's rows and codes are.
     rule
-        See `Rule`.
+        See `CandidateRule`.
     book
         What `Axes.book` gives of the index's codec.
     number
@@ -149,7 +149,7 @@ class ListJoin:
     def __init__(
         self,
         index: SnipIndex,
-        rule: Rule,
+        rule: CandidateRule,
         book: np.ndarray | None,
         number: int,
         is_copy: np.ndarray | None = None,
@@ -209,7 +209,7 @@ def scanned(
     """
     found, start = _scratch(), 0
     while start < len(asked[1]):
-        where = (*rows, *asked, stop, *operands, start, GROUP)
+        where = (*rows, *asked, stop, *operands, start, QUERY_BLOCK)
         start, count = scan(*where, *found)
         if count < 0:
             found = tuple(np.concatenate([a, np.empty_like(a)]) for a in found)

@@ -2,9 +2,9 @@
 
 A sample that fits into memory holds few pairs of a large data set, too few to tell where the last
 half percent of them lies. So the near rows of a few thousand rows are searched among all others in
-the SNIP features, at about a tenth of the work of compression; the raw features then decide. Where
-there are many rows, a quarter of them is searched for those of four times as many: about as many
-pairs at the same work, and a quarter is read.
+the SNIP features; the raw features then decide. Where there are many rows, a quarter of them is
+searched for those of four times as many: about as many pairs at the same work, and a quarter is
+read.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def slack_steps(slack: float) -> int:
 
 
 @dataclass(frozen=True)
-class Rule:
+class CandidateRule:
     """When a pair is a candidate, and how to find it quickly.
 
     Attributes
@@ -94,7 +94,7 @@ class ListQueries(NamedTuple):
 
 
 def list_queries(
-    rule: Rule,
+    rule: CandidateRule,
     origins: np.ndarray,
     probes: list[ListProbes],
     x: np.ndarray,

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from .choices import query_rows, together
+from .choices import batches, query_rows
 from .features import as_float32
 from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin
-from .list_queries import ListProbes, ListQueries, Rule, list_queries
+from .list_queries import CandidateRule, ListProbes, ListQueries, list_queries
 from .listed_pairs import Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
@@ -63,7 +63,7 @@ class Join:
     """
 
     index: SnipIndex
-    rule: Rule
+    rule: CandidateRule
     verifier: Verifier
     queries: Rows
     exact_queries: bool
@@ -156,7 +156,7 @@ def _passes(join: Join, shards: list[QueryShard], most: int | None) -> Iterator[
     bundles = _bundles(join, probes)
     if most is None:
         return iter([bundles])
-    return together(bundles, [int(probes[numbers].sum()) for numbers in bundles], most)
+    return batches(bundles, [int(probes[numbers].sum()) for numbers in bundles], most)
 
 
 def find_pairs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,28 @@ from .remote_files import is_remote, open_file
 def parquet_rows(path: Path) -> int:
     """Rows of a parquet file, from its footer."""
     return parquet_file(path).metadata.num_rows
+
+
+def read_whole(path: Path) -> None:
+    """Read every row of a parquet file, a batch at a time.
+
+    Raises
+    ------
+    BadInputError
+        Some of it cannot be read.
+    """
+    with parquet_file(path) as file, readable(path):
+        for _ in file.iter_batches():
+            pass
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise BadInputError, which names the file, where what is read of it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise BadInputError(f"{path}: cannot be read ({error}); fetch it again.") from error
 
 
 def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:

@@ -150,9 +150,21 @@ def predict(
     settings = choices.settled(rows, settings)
     memory_gb = memory_gb or psutil.virtual_memory().total / GIB
     cores = cores or rates.cores
-    machine = cores, memory_gb * GIB, metadata_bytes, rates
-    on_gpu = (1e12 * gpu_tflops, 0.0) if gpu_tflops else (rates.gpu, rates.gpu_join)
-    case = Case(rows, dim, itemsize, shards, *machine, settings, assumed, *on_gpu, source_rate)
+    case = Case(
+        rows=rows,
+        dim=dim,
+        itemsize=itemsize,
+        shards=shards,
+        cores=cores,
+        memory=memory_gb * GIB,
+        metadata_bytes=metadata_bytes,
+        rates=rates,
+        settings=settings,
+        assumed=assumed,
+        gpu=1e12 * gpu_tflops or rates.gpu,
+        gpu_join=0.0 if gpu_tflops else rates.gpu_join,
+        source_rate=source_rate,
+    )
     disk = (disk_gb_per_s * GB) or rates.read
     written = (disk_gb_per_s * GB) or rates.write
     plan = Plan(

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import row_offsets
 from .apply_bitmap import Applied, Part, require_rows, write_kept
-from .bitmap import Bitmap, digest
+from .bitmap import Bitmap, BitOrder, digest
 from .contents import format_of
 from .errors import BadInputError, SnipError
 from .fetch import Wanted, fetch_all, localise
@@ -54,6 +54,8 @@ class Request:
         How many there are, where known.
     again
         Fetch and write what is there once more: a server may have other files by now.
+    bit_order
+        Of a bitmap of packed bits.
     """
 
     out: Path
@@ -66,6 +68,7 @@ class Request:
     keep_originals: bool = False
     shards: int | None = None
     again: bool = False
+    bit_order: BitOrder = "little"
 
 
 def download(request: Request, policy: Policy | None = None) -> Applied:
@@ -86,7 +89,7 @@ def download(request: Request, policy: Policy | None = None) -> Applied:
         )
     bounds, complete = find_offsets(request, policy)
     rows = int(bounds[-1]) if bounds is not None and complete else None
-    marks = Bitmap(_bitmap(request, policy), rows)
+    marks = Bitmap(_bitmap(request, policy), rows, request.bit_order)
     end = request.end if bounds is None or request.end is not None else len(bounds) - 1
     if end is None or (bounds is not None and end > len(bounds) - 1):
         raise BadInputError(
@@ -127,7 +130,7 @@ def _bitmap(request: Request, policy: Policy) -> Path:
 def bitmap_name(location: str) -> str:
     """The name that a bitmap gets in the output folder."""
     name = "" if drive_id(location) else Path(shown(location)).name
-    return name if format_of(name) == "npy" else DEFAULT_BITMAP_NAME
+    return name if format_of(name) in ("npy", "bits") else DEFAULT_BITMAP_NAME
 
 
 def find_offsets(request: Request, policy: Policy) -> tuple[np.ndarray | None, bool]:
@@ -141,10 +144,8 @@ def find_offsets(request: Request, policy: Policy) -> tuple[np.ndarray | None, b
         They are needed, and neither given nor to be read from the footers of the earlier shards.
     """
     if request.offsets not in (None, "footers"):
-        place = localise(
-            *(str(request.offsets), request.out, "row_offsets.npy", "npy", policy),
-            again=request.again,
-        )
+        given = str(request.offsets)
+        place = localise(given, request.out, "row_offsets.npy", "npy", policy, again=request.again)
         return row_offsets.load(place), True
     needed = request.start > 0 or request.end is None or request.offsets == "footers"
     try:

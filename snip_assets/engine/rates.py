@@ -24,7 +24,7 @@ from .codec import empty_index
 from .compress import BLOCK_ROWS, compress, device_of
 from .encode import Encoder
 from .features import Features
-from .join import CPU, GROUP, buffers, scan, scanned_on
+from .join import CPU, QUERY_BLOCK, buffers, scan, scanned_on
 from .model import SnipNet
 from .settings import Settings
 from .trained import TrainedIndex
@@ -268,7 +268,7 @@ def _interpreted() -> float:
 
 def _joining(workers: int, device: torch.device = CPU) -> float:
     # On another device as long a list as there are: what is moved there and back counts too.
-    queries, rows, times = (4 * GROUP, 1024, 64) if device == CPU else (4096, 8192, 4)
+    queries, rows, times = (4 * QUERY_BLOCK, 1024, 64) if device == CPU else (4096, 8192, 4)
     none = [np.zeros(count, np.float32) for count in (rows, queries)]
     listed, short = (Short(np.zeros((len(n), WIDTH), np.int8), n, WIDTH) for n in none)
     bound, stop = np.full(queries, 1e6, np.float32), np.full(queries, rows)
@@ -279,7 +279,7 @@ def _joining(workers: int, device: torch.device = CPU) -> float:
     def work(_: int) -> None:
         for _ in range(times):
             if device == CPU:
-                scan(*own, *operands, 0, GROUP, *found)
+                scan(*own, *operands, 0, QUERY_BLOCK, *found)
             else:
                 list(scanned_on(device, listed, short, bound, stop, operands))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,19 @@ import numpy as np
 from . import keep_rule, progress, publish, threads
 from .choices import groupings
 from .errors import BadInputError
-from .files import Manifest, current, read_manifest, require, seal
+from .files import Manifest, read_manifest, require
+from .given_up import GivenUp
 from .group_table import duplicate_groups
 from .groups import flatten, unite
 from .keep import decide
 from .layout import Layout
-from .locks import lock
 from .metadata import Metadata
 from .pair_files import Copies, Paired, limit, paired, row_dtype
 from .run import Run
 from .settings import Settings
-from .shards import Registry, load
+from .shards import Registry, load, raw_features
 from .slices import Slices
-from .stations.base import source_state
+from .stations.base import finish, require_same, source_state
 
 
 def curve(
@@ -133,26 +134,36 @@ def recut(
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
+    given_up = _given_up(layout, registry, max_distance)
     inputs["copies_by_hash"] = str(copies is not None)
-    with lock(target.duplicate_groups):
-        if (groups := current(target.duplicate_groups, inputs)) is None:
-            facts = duplicate_groups(
-                [layout.duplicate_pairs(key) for key in registry.keys],
-                registry.rows,
-                target.duplicate_groups,
-                max_distance=max_distance,
-                rule=rule,
-                metadata=Metadata.of(registry),
-                copies=copies,
-            )
-            if not _pair_versions(layout, registry, max_distance).items() <= inputs.items():
-                raise BadInputError(
-                    f"{root}: pairs were found again while they were read; recut them when nobody "
-                    "writes there."
-                )
-            groups = seal(target.duplicate_groups, inputs, **facts)
+    inputs["given_up"] = str(given_up and given_up.max_partners)
+    groups = finish(
+        target.duplicate_groups,
+        inputs,
+        lambda: duplicate_groups(
+            [layout.duplicate_pairs(key) for key in registry.keys],
+            registry.rows,
+            target.duplicate_groups,
+            max_distance=max_distance,
+            rule=rule,
+            metadata=Metadata.of(registry),
+            copies=copies,
+            given_up=given_up,
+        ),
+        now=lambda: {**inputs, **_pair_versions(layout, registry, max_distance)},
+    )
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
+    require_same(target, "duplicate_groups", groups.version)
     return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
+
+
+def _given_up(layout: Layout, registry: Registry, max_distance: float) -> GivenUp | None:
+    """What measures pairs that are not stored, if raw features decided about those that are."""
+    manifests = [read_manifest(layout.duplicate_pairs(key)) for key in registry.keys]
+    facts = [manifest.facts for manifest in manifests if manifest is not None]
+    if any(f.get("tier") != "raw" for f in facts):
+        return None
+    return GivenUp(raw_features(registry), min(f["max_partners"] for f in facts), max_distance)
 
 
 def rule_version(rule: str, registry: Registry) -> str:
@@ -193,10 +204,8 @@ def _outputs(
     keep_captions: bool,
 ) -> list[str]:
     folder, notes = target.duplicate_groups, []
-    bitmap_inputs = {"duplicate_groups": groups.version}
-    if current(target.dup_bitmap, bitmap_inputs) is None:
-        facts = publish.dup_bitmap(folder, target.dup_bitmap)
-        seal(target.dup_bitmap, bitmap_inputs, **facts)
+    work: partial[dict[str, Any]] = partial(publish.dup_bitmap, folder, target.dup_bitmap)
+    finish(target.dup_bitmap, {"duplicate_groups": groups.version}, work)
     versions = _metadata_version(registry)
     options = {"duplicate_count": duplicate_count, "keep_captions": keep_captions}
     captions = Metadata.of(registry) if keep_captions else None
@@ -205,19 +214,15 @@ def _outputs(
         # Captions come from any shard, all else from this one and its slice of the decision.
         source = repr(versions if keep_captions else versions[shard.ordinal])
         digest = decided.deduped_digest(shard, **options)
-        out, inputs = target.deduped_metadata(shard.key), {"source": source, "groups": digest}
-        if (manifest := current(out, inputs)) is None:
-            facts = publish.deduped_metadata(
-                shard, decided, out, duplicate_count=duplicate_count, keep_captions=captions
-            )
-            manifest = seal(out, inputs, **facts)
-        notes += manifest.facts["notes"]
+        out = target.deduped_metadata(shard.key)
+        work = partial(publish.deduped_metadata, shard, decided, out)
+        work = partial(work, duplicate_count=duplicate_count, keep_captions=captions)
+        notes += finish(out, {"source": source, "groups": digest}, work).facts["notes"]
         digest = decided.drop_list_digest(shard)
         source = repr(versions[shard.ordinal])
-        out, inputs = target.drop_list(shard.key), {"source": source, "groups": digest}
-        if (manifest := current(out, inputs)) is None:
-            manifest = seal(out, inputs, **publish.drop_list(shard, decided, out))
-        notes += manifest.facts["notes"]
+        out = target.drop_list(shard.key)
+        work = partial(publish.drop_list, shard, decided, out)
+        notes += finish(out, {"source": source, "groups": digest}, work).facts["notes"]
     return list(dict.fromkeys(notes))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from . import choices, comparisons, copies, keep_rule, remote_files, shards, thr
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
-from .codec import CODECS
+from .codec import CODECS, require_fits
 from .coded_rows import CodedRows
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
@@ -23,7 +23,7 @@ from .features import Features
 from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .layout import Layout, local
-from .list_queries import Rule
+from .list_queries import CandidateRule
 from .pair_files import Copies
 from .pairs import Join
 from .query_rows import QueryShard
@@ -82,6 +82,10 @@ class Run:
             value = getattr(self.settings, name)
             if value not in known:
                 raise BadInputError(f"{name} {value!r} is unknown; one of {', '.join(known)}.")
+        if self.settings.model == "train":
+            # `auto` takes PQ8 or PQ16: what the latter divides, the former does.
+            codec = "PQ16" if self.settings.codec == choices.AUTO else self.settings.codec
+            require_fits(codec, self.settings.dim)
 
     @cached_property
     def registry(self) -> Registry:
@@ -99,7 +103,7 @@ class Run:
     @property
     def check(self) -> CheckLevel:
         """How thoroughly outputs are checked before use."""
-        return next(level for level in CHECKS if level == self.settings.check)
+        return cast(CheckLevel, self.settings.check)
 
     def version(self, station: str, key: str = "") -> str:
         """Version of an upstream output that must be there, whole, and made from what is there.
@@ -136,16 +140,17 @@ class Run:
 
     def hashes(self, rows: np.ndarray) -> np.ndarray:
         """uint64[n]: hashes of rows by row id."""
-        return self._hashes.take(rows)
+        return self._hashes().take(rows)
 
     def copies_by_hash(self) -> Copies | None:
         """Which pairs at distance 0 are exact copies; None unless all rows are hashed."""
         if len(self.hashed()) < len(self.registry.shards):
             return None
-        return lambda row, earlier_row: self.hashes(row) == self.hashes(earlier_row)
+        hashes = self._hashes()
+        return lambda row, earlier_row: hashes.take(row) == hashes.take(earlier_row)
 
-    @cached_property
     def _hashes(self) -> Features:
+        # Opened anew: a shard that was replaced since has others.
         paths = [self.layout.clip_features(key) for key in self.registry.keys]
         return Features(paths, self.registry.offsets)
 
@@ -202,7 +207,7 @@ class Run:
         """bool[N]: later exact copies in some shards, as their pairs tell."""
         marked = np.zeros(self.registry.rows, bool)
         files = [self.layout.duplicate_pairs(key) for key in keys]
-        for rows in copies.of_pairs(files, self.registry.rows, self._hashes):
+        for rows in copies.of_pairs(files, self.registry.rows, self._hashes()):
             marked[rows] = True
         return marked
 
@@ -273,7 +278,7 @@ class Run:
             verifier = Verifier(raw, snip, settings.max_distance, calibration.snip_limit)
         return Join(
             index=index,
-            rule=Rule(slack, short, self.axes()),
+            rule=CandidateRule(slack, short, self.axes()),
             verifier=verifier,
             queries=snip if codes is None else codes,
             exact_queries=codes is None,

@@ -30,6 +30,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, inf),
 }
 
+# Value of `compute`: this machine.
+LOCAL = "local"
 # Those that say how a run works on this machine, and not what it finds.
 OF_MACHINE = ("device", "compute", "workers", "memory_gb", "cache", "cache_gb", "check")
 
@@ -135,7 +137,7 @@ class Settings:
     tier: str = "raw"
     keep: str = "neighbours"
     device: str = "auto"
-    compute: str = "local"
+    compute: str = LOCAL
     workers: int = 0
     memory_gb: float = 4.0
     cache: str = ""

@@ -17,7 +17,7 @@ import numpy as np
 from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .files import digest_of, open_npy, with_digest, write_json, write_npy
-from .layout import Layout
+from .layout import STATIONS, Layout
 from .locks import lock
 from .parquet_source import parquet_rows
 from .remote_files import absolute, as_path, is_remote, npy_header, remote_names
@@ -230,8 +230,8 @@ def _load(layout: Layout, state: tuple[int, int, int]) -> Registry:
         value = json.loads(layout.registry.read_text())
     except ValueError as error:
         raise _damaged(layout.registry) from error
-    # Row ids of everything hang on it. (Those of older versions hold no digest.)
-    if not isinstance(value, dict) or value.pop("digest", None) not in (None, digest_of(value)):
+    # Row ids of everything hang on it.
+    if not isinstance(value, dict) or value.pop("digest", None) != digest_of(value):
         raise _damaged(layout.registry)
     source = Source(as_path(value["source"]["features"]), as_path(value["source"]["metadata"]))
     shards, start = [], 0
@@ -280,8 +280,24 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
         The output folder belongs to another data set.
     """
     source = Source(absolute(source.features), absolute(source.metadata))
+    _require_apart(layout, source)
     with lock(layout.registry, layout.row_offsets):
         return _register(layout, source, keys)
+
+
+def _require_apart(layout: Layout, source: Source) -> None:
+    """Raise BadInputError if outputs would lie among the sources."""
+    root = layout.root.resolve()
+    for given in (source.features, source.metadata):
+        if is_remote(given):
+            continue
+        folder = given.resolve()
+        inside = folder.relative_to(root).parts[:1] if folder.is_relative_to(root) else (".",)
+        if not inside or inside[0] in STATIONS:
+            raise BadInputError(
+                f"{given}: outputs of {layout.root} would be written among these sources; choose "
+                "another output folder (--out)."
+            )
 
 
 def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Shard]:

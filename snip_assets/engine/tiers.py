@@ -9,6 +9,7 @@ import numpy as np
 
 from .code_distance import POWERS, relative
 from .exact import exact_pairs, sum_squares
+from .features import normalised
 from .known_pairs import NEAR, KnownPairs
 from .neighbours import FAR_AXES
 from .settings import Settings
@@ -52,7 +53,7 @@ def accuracy(
     found = {}
     for name, x in (("snip", snip), ("codes", decoded)):
         limit = NEAR * settings.max_distance
-        later, earlier = exact_pairs(_unit(x), queries, limit, settings.workers, FAR_AXES)
+        later, earlier = exact_pairs(normalised(x), queries, limit, settings.workers, FAR_AXES)
         right = np.isin(later.astype(np.int64) * len(x) + earlier, true)
         weight = np.ones(len(later))
         apart = _apart(x, later, earlier)
@@ -69,11 +70,6 @@ def known_accuracy(known: KnownPairs, decoded: np.ndarray, errors: np.ndarray) -
         near = _Near(_apart(x, later, earlier), known.true, known.weight, true)
         found[name] = near.decided(name, errors[later], errors[earlier])
     return found
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    norms = np.sqrt((x**2).sum(1, keepdims=True))
-    return np.ascontiguousarray(x / np.maximum(norms, 1e-12))
 
 
 def _apart(x: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from snip_assets.engine import stations
 from snip_assets.engine.files import Manifest, read_manifest
-from snip_assets.engine.parquet_source import parquet_file
+from snip_assets.engine.parquet_source import parquet_file, readable
 from snip_assets.versions import version
 
 from . import plots
@@ -92,7 +92,8 @@ def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
     file = parquet_file(path, piece=PIECE)
     # Of one row group: Arrow joins no dictionaries in nested columns of several.
     first = [*range(file.num_row_groups)][:1]
-    batch = next(file.iter_batches(batch_size=count, row_groups=first), None)
+    with readable(path):
+        batch = next(file.iter_batches(batch_size=count, row_groups=first), None)
     if batch is None:
         return dg.MetadataValue.md("*no rows*")
     table = pa.Table.from_batches([batch]).slice(0, count)

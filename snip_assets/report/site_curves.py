@@ -70,9 +70,6 @@ def _tiles(run: Run, values: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
-    measured = site_data.stations(run)
-    # Outputs of earlier versions know of no memory.
-    memory = any(s["memory"] for s in measured)
     columns = ["station", "seconds", "memory at most", "rows a second", "size", "outputs"]
     rows = [
         [
@@ -83,11 +80,9 @@ def _stations(run: Run) -> tuple[list[str], list[list[Any]]]:
             size(s["bytes"]),
             s["outputs"],
         ]
-        for s in measured
+        for s in site_data.stations(run)
     ]
-    if memory:
-        return columns, rows
-    return columns[:2] + columns[3:], [row[:2] + row[3:] for row in rows]
+    return columns, rows
 
 
 def _chosen(run: Run) -> list[list[Any]]:
@@ -206,7 +201,7 @@ def _calibration(run: Run) -> list[Chart | None]:
                 {"": [(p["slack"], p["recall"]) for p in points]},
                 f"Chosen: slack {facts['slack']:.4g}, at most {facts['probes']} probes; recall "
                 f"{facts['recall']:.4f} on {facts['pairs']:,} pairs of a sample"
-                + (", and rows moved to stand in for more." if facts["planted"] else "."),
+                + (", and rows moved to stand in for more." if facts["stand_ins"] else "."),
                 y_range=(int(20 * min(p["recall"] for p in points)) / 20, 1.0),
             )
         )

@@ -156,11 +156,15 @@ def group_sizes(run: Run) -> list[tuple[int, int]]:
 
 
 def pair_distances(run: Run) -> tuple[list[float], list[int]]:
-    """Edges and counts of the distances of near pairs: exact copies are left out."""
-    facts = [m.facts for _, m in pair_manifests(run)]
+    """Edges and counts of the distances of near pairs: exact copies are left out.
+
+    Shards whose pairs were found with a larger threshold, and so counted otherwise, are too.
+    """
+    most = run.settings.max_distance
+    facts = [m.facts for _, m in pair_manifests(run) if m.facts.get("max_distance") == most]
     counts = np.sum([f["distances"] for f in facts], axis=0) if facts else np.zeros(1, int)
     counts[0] -= sum(f["exact_copies"] for f in facts)
-    return np.linspace(0, run.settings.max_distance, len(counts) + 1).tolist(), counts.tolist()
+    return np.linspace(0, most, len(counts) + 1).tolist(), counts.tolist()
 
 
 def thresholds(run: Run) -> tuple[list[dict[str, Any]], float]:

@@ -29,7 +29,7 @@ def invoke(run):
     def call(*arguments):
         result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        return result.output
+        return result.stdout
 
     return call
 

@@ -91,12 +91,12 @@ def test_review_counts(finished: Finished, tmp_path: Path, snip: Snip) -> None:
     path = tmp_path / "marks.csv"
     path.write_text("row,earlier_row,set,mark\n5,3,outside,wrong\n6,3,outside,right\n")
     try:
-        code, out, err = snip("review", "--labels", path, "--out", finished.layout.root, "--json")
+        code, out, err = snip("review", "--marks", path, "--out", finished.layout.root, "--json")
         assert code == 0, err
         found = json.loads(out)
         assert found["new"] == 2 and found["shares"]["outside"]["successes"] == 1
         path.write_text("row,earlier_row,set,mark\n5,5,random,wrong\n")
-        assert snip("review", "--labels", path, "--out", finished.layout.root)[0] == 2
+        assert snip("review", "--marks", path, "--out", finished.layout.root)[0] == 2
     finally:
         marks.path_of(finished.layout).unlink(missing_ok=True)
 

@@ -116,7 +116,7 @@ def test_without_any_pair_rows_that_were_moved_stand_in() -> None:
     trained = TrainedIndex.train(x, 8, "SQ8")
     sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     found, _ = calibrate.calibrate(trained, sample, Settings())
-    assert found.planted and found.pairs == 0
+    assert found.stand_ins and found.pairs == 0
     assert found.slack >= 0.1
     moved = stand_ins(sample, None, np.arange(500), 0.1, 0)
     apart = ((moved[:500] - moved[500:]) ** 2).sum(1)
@@ -134,7 +134,7 @@ def test_many_rows_without_pairs_cost_a_bounded_number_of_candidates(
     monkeypatch.setattr(calibrate, "MANY_ROWS", 1 << 62)
     unbounded, _ = calibrate.calibrate(trained, sample, Settings())
     assert unbounded.candidates_per_row > 10 * calibrate.MOST_CANDIDATES
-    assert found.planted and 0 <= found.slack < unbounded.slack
+    assert found.stand_ins and 0 <= found.slack < unbounded.slack
     assert found.candidates_per_row <= calibrate.MOST_CANDIDATES
 
 
@@ -153,7 +153,7 @@ def test_each_limit_loses_no_more_than_its_share() -> None:
         snip=np.where(place < 1900, 0.1, 0.5),
     )
     loss = 0.4
-    found = calibrate._Limits.choose(replace(seen, needs=needs, planted=False), loss, 0)
+    found = calibrate._Limits.choose(replace(seen, needs=needs, stand_ins=False), loss, 0)
     assert found.width == 8 and found.lost_by_short_code == 70 / 2000 <= loss / 10
     assert found.lost_by_snip_limit <= loss / 20
     held = (needs.excess <= found.slack) & (needs.short[:, 0] <= found.short_slack)
@@ -170,7 +170,7 @@ def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     every = np.ones(len(later))
     known = calibrate.KnownPairs(x, later, earlier, every > 0, every)
     found, _ = calibrate.calibrate(trained, sample, Settings(), known)
-    assert alone.planted and not found.planted
+    assert alone.stand_ins and not found.stand_ins
     assert found.pairs >= len(later)
     assert found.recall >= 0.995
 
@@ -211,7 +211,7 @@ def test_the_radius_reaches_beyond_the_pairs_that_were_seen() -> None:
     trained = TrainedIndex.train(rows(4), 60, "PQ8")
     sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     found, _ = calibrate.calibrate(trained, sample, settings)
-    assert not found.planted
+    assert not found.stand_ins
     placed = evidence.Placed.of(trained, x, found.probes, 1)
     later, earlier = exact_pairs(x, np.arange(len(x)), settings.max_distance)
     margin = evidence.Needs.either_way(x, placed, later, earlier, np.eye(48)).margin

@@ -19,6 +19,7 @@ from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 
 from .pair_tools import write_pairs
+from .test_recut import every_file
 
 # Rows 0 to 3 are shard a, rows 4 to 7 shard b.
 STARTS = {"a": 0, "b": 4}
@@ -128,10 +129,6 @@ def folder(tmp_path):
         write_pairs(layout.duplicate_pairs(key), pairs[key])
         seal(layout.duplicate_pairs(key), {}, max_distance=0.1)
     return tmp_path
-
-
-def every_file(out):
-    return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
 def hash_rows(folder):

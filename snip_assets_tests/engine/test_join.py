@@ -82,7 +82,7 @@ class World:
         snip = Shifted(self.paths, self.offsets, self.start)
         return pairs.Join(
             index=index.SnipIndex(self.trained, parts or self.parts),
-            rule=list_queries.Rule(SLACK, SHORT_SLACK, self.axes),
+            rule=list_queries.CandidateRule(SLACK, SHORT_SLACK, self.axes),
             verifier=verify.Verifier(snip, None, 4.0, 4.0),
             queries=snip,
             exact_queries=True,
@@ -194,7 +194,7 @@ def test_blocks_threads_grouping_passes_and_segments_change_nothing(
     ):
         monkeypatch.setattr(pairs, "QUERIES_TOGETHER", together)
         monkeypatch.setattr(pairs, "ROWS_TOGETHER", 10 * together)
-        monkeypatch.setattr(join, "GROUP", group)
+        monkeypatch.setattr(join, "QUERY_BLOCK", group)
         monkeypatch.setattr(join, "ROOM", room)
         monkeypatch.setattr(pairs, "VERIFY_BLOCK", room)
         monkeypatch.setattr(waiting, "VERIFY_AT", 3 * room)
@@ -291,7 +291,7 @@ def test_a_large_group_of_near_copies_stays_one_group_and_small(
     snip = Features([tmp_path / "x.npy"], np.array([0, rows]))
     work = pairs.Join(
         index=index.SnipIndex(trained, parts),
-        rule=list_queries.Rule(1.0, 1.0, axes),
+        rule=list_queries.CandidateRule(1.0, 1.0, axes),
         verifier=verify.Verifier(snip, None, 0.1, 0.1),
         queries=snip,
         exact_queries=True,

@@ -300,3 +300,21 @@ def test_one_letter_of_a_manifest_is_told(run: stations.Run) -> None:
     path.write_text(path.read_text().replace('"pairs"', '"pairr"'))
     with pytest.raises(StaleOutputError, match=r"0001\.parquet\.manifest\.json: damaged .* digest"):
         stations.duplicate_groups(run)
+
+
+def test_copies_are_those_of_the_rows_there_now(tmp_path: Path) -> None:
+    for name in ("img_emb", "metadata"):
+        shutil.copytree(SAMPLE.features.parent / name, tmp_path / name)
+    own = Layout(tmp_path / "own")
+    shards.register(own, shards.Source(tmp_path / "img_emb", tmp_path / "metadata"))
+    again = stations.Run(own, Settings())
+    stations.clip_features(again, KEYS)
+    path, pair = again.registry["0000"].features, (np.array([1]), np.array([0]))
+    raw = np.load(path)
+    copies = again.copies_by_hash()
+    assert copies is not None and not copies(*pair)
+    raw[1] = raw[0]
+    np.save(path, raw)
+    stations.clip_features(again, KEYS)
+    copies = again.copies_by_hash()
+    assert copies is not None and copies(*pair)

@@ -139,11 +139,11 @@ def test_every_step_of_a_run_is_planned() -> None:
 
 @given(st.lists(st.integers(0, 30)), st.integers(1, 50))
 def test_shards_joined_together(sizes: list[int], most: int) -> None:
-    groups = list(choices.together(range(len(sizes)), sizes, most))
-    assert [number for group in groups for number in group] == list(range(len(sizes)))
-    for group, following in pairwise([*groups, []]):
-        assert len(group) == 1 or sum(sizes[n] for n in group) <= most
-        assert not following or sum(sizes[n] for n in [*group, following[0]]) > most
+    batches = list(choices.batches(range(len(sizes)), sizes, most))
+    assert [number for batch in batches for number in batch] == list(range(len(sizes)))
+    for batch, following in pairwise([*batches, []]):
+        assert len(batch) == 1 or sum(sizes[n] for n in batch) <= most
+        assert not following or sum(sizes[n] for n in [*batch, following[0]]) > most
 
 
 def test_codes_are_finer_where_lists_are_long() -> None:

@@ -174,6 +174,19 @@ def test_a_page_instead_of_a_shard_stops_the_run(mirror, served, tmp_path):
     assert right(served, tmp_path / "out" / "metadata", range(3))
 
 
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_packed_bitmap_is_fetched_and_a_page_is_not(mirror, served, tmp_path, order):
+    bits = np.packbits(np.load(served / "is_dup.npy"), bitorder=order)
+    bits.tofile(served / "is_dup.bits")
+    mirror.faults["/is_dup.bits"] = [faulty.page]
+    place = f"{mirror.url}/is_dup.bits"
+    request = ask(mirror, tmp_path, bitmap=place, offsets="footers", bit_order=order)
+    with pytest.raises(BadInputError, match="a web page came instead of the bits file"):
+        download(request, QUICK)
+    download(request, QUICK)
+    assert right(served, tmp_path / "out" / "metadata", range(10))
+
+
 def test_a_shard_of_another_version_is_refused(mirror, served, tmp_path):
     odd = tmp_path / "odd"
     odd.mkdir()

@@ -1,5 +1,6 @@
 """Other thresholds from the stored pairs, against a run made with them from the start."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 
 from snip_assets.engine import recut as module
 from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.features import normalised
 from snip_assets.engine.files import manifest_path, seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.recut import curve, recut, run_curve, thresholds
+from snip_assets.engine.shards import raw_features
 
+from .station_tools import start, until_pairs
 from .test_groups import reference
 from .test_publish import groups_of, run
 
@@ -26,12 +30,25 @@ def sealed(run):
     return run
 
 
+def never(*_, **__):
+    raise AssertionError("made again")
+
+
 def every_file(folder):
+    """Contents of all files; of manifests all but what the work took."""
     return {
-        path.relative_to(folder): path.read_bytes()
+        path.relative_to(folder): _without_cost(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _without_cost(path):
+    if not path.name.endswith(".manifest.json"):
+        return path.read_bytes()
+    value = json.loads(path.read_text())
+    facts = {n: v for n, v in value["facts"].items() if n not in ("seconds", "peak_memory")}
+    return value["files"], value["inputs"], facts
 
 
 @pytest.mark.parametrize("rule", ["neighbours", "largest(original_width*original_height)"])
@@ -55,15 +72,15 @@ def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):
     first = recut(layout.root, out, 0.05)
     before = every_file(out)
     for name in ("deduped_metadata", "drop_list", "dup_bitmap"):
-        monkeypatch.setattr(module.publish, name, None)
-    monkeypatch.setattr(module, "duplicate_groups", None)
+        monkeypatch.setattr(module.publish, name, never)
+    monkeypatch.setattr(module, "duplicate_groups", never)
     assert recut(layout.root, out, 0.05) == first
     assert every_file(out) == before
     # Only what a lost file needs is made again.
     monkeypatch.undo()
     lost = Layout(out).drop_list(registry.keys[1])
     lost.unlink()
-    monkeypatch.setattr(module.publish, "deduped_metadata", None)
+    monkeypatch.setattr(module.publish, "deduped_metadata", never)
     recut(layout.root, out, 0.05)
     assert every_file(out) == before
 
@@ -82,8 +99,36 @@ def test_pairs_that_are_found_again_meanwhile_are_not_mixed(sealed, tmp_path, mo
         return facts
 
     monkeypatch.setattr(module, "duplicate_groups", meanwhile)
-    with pytest.raises(BadInputError, match="found again while they were read"):
+    with pytest.raises(BadInputError, match="was changed while it was read"):
         recut(root, tmp_path / "out", 0.05)
+
+
+def test_no_two_near_rows_stay_where_not_all_pairs_are_stored(tmp_path):
+    cut = start(tmp_path / "run", max_partners=3)
+    until_pairs(cut)
+    raw = raw_features(cut.registry)
+    x = normalised(raw.take(np.arange(len(raw))))
+    far = 2 - 2 * x.astype(np.float64) @ x.T.astype(np.float64)
+    for most in (0.1, 0.07):
+        out = tmp_path / str(most)
+        recut(cut.layout.root, out, most)
+        kept = np.flatnonzero(~np.load(Layout(out).dup_bitmap / "dup_bitmap.npy"))
+        near = np.triu(far[np.ix_(kept, kept)] <= most, 1)
+        assert 0 < len(kept) < len(x) and not near.any()
+
+
+def test_another_cut_into_the_folder_meanwhile_is_said(sealed, tmp_path, monkeypatch):
+    layout, out = sealed[0], tmp_path / "out"
+    written = module._outputs
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(module, "_outputs", written)
+        recut(layout.root, out, 0.02)
+        return written(*arguments)
+
+    monkeypatch.setattr(module, "_outputs", meanwhile)
+    with pytest.raises(BadInputError, match="made again"):
+        recut(layout.root, out, 0.05)
 
 
 @pytest.mark.parametrize("rule", ["neighbours", "first", "smallest(original_width)"])

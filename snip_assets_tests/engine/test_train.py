@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,18 +111,24 @@ def test_same_seed_same_bytes_other_seed_other_bytes(features: Features, tmp_pat
     assert (tmp_path / "a/model.json").read_bytes() == (tmp_path / "b/model.json").read_bytes()
 
 
+def interrupted_at(last: int) -> Callable[..., object]:
+    """What the trainer does in a step, until it is interrupted."""
+    step = train_module.Trainer._step
+
+    def work(self: train_module.Trainer, net: object, optimiser: object, number: int) -> object:
+        if number == last:
+            raise KeyboardInterrupt
+        return step(self, net, optimiser, number)
+
+    return work
+
+
 def test_interrupted_training_ends_with_the_same_net(
     features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(features, TINY, tmp_path / "whole")
     step = train_module.Trainer._step
-
-    def crash(self, net, optimiser, number):
-        if number == 29:
-            raise KeyboardInterrupt
-        return step(self, net, optimiser, number)
-
-    monkeypatch.setattr(train_module.Trainer, "_step", crash)
+    monkeypatch.setattr(train_module.Trainer, "_step", interrupted_at(29))
     with pytest.raises(KeyboardInterrupt):
         train(features, TINY, tmp_path / "cut")
     assert (tmp_path / "cut.checkpoint").is_file()
@@ -133,12 +140,21 @@ def test_interrupted_training_ends_with_the_same_net(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_torn_or_foreign_checkpoint_only_costs_time(features: Features, tmp_path: Path) -> None:
+def test_a_torn_or_foreign_checkpoint_only_costs_time(
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(features, TINY, tmp_path / "a")
-    (tmp_path / "b.checkpoint").write_bytes(b"\x80\x02torn")
-    train(features, TINY, tmp_path / "b")
+    (tmp_path / "torn.checkpoint").write_bytes(b"\x80\x02torn")
+    # One of another seed.
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Trainer, "_step", interrupted_at(29))
+        with pytest.raises(KeyboardInterrupt):
+            train(features, replace(TINY, seed=TINY.seed + 1), tmp_path / "foreign")
+    assert (tmp_path / "foreign.checkpoint").is_file()
     weights = "model.safetensors"
-    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    for name in ("torn", "foreign"):
+        train(features, TINY, tmp_path / name)
+        assert (tmp_path / name / weights).read_bytes() == (tmp_path / "a" / weights).read_bytes()
 
 
 def test_text_similarities_are_kept(features: Features, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from snip_assets.engine import choices, threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError, made_again
 from snip_assets.engine.files import Manifest, current, read_manifest, seal
+from snip_assets.engine.layout import Layout
 from snip_assets.engine.locks import lock
 from snip_assets.engine.remote_files import is_remote, remote_state
 from snip_assets.engine.run import Run
@@ -129,15 +130,15 @@ def upstream_inputs(run: Run, trained: str, station: str) -> Inputs:
 
     def inputs(shard: Shard) -> dict[str, str]:
         # It is opened once for all shards.
-        require_same(run, trained, version)
+        require_same(run.layout, trained, version)
         return {trained: version, station: run.version(station, shard.key)}
 
     return inputs
 
 
-def require_same(run: Run, station: str, version: str) -> None:
+def require_same(layout: Layout, station: str, version: str) -> None:
     """Raise BadInputError if the output of a station, that was opened, was made again since."""
-    now = read_manifest(run.layout.output(station))
+    now = read_manifest(layout.output(station))
     if now is None or now.version != version:
         raise made_again(f"{station}:", "read")
 

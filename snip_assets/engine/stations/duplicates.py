@@ -46,8 +46,8 @@ def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
     if todo:
         _require_merged(run, todo)
     most = choices.join_rows(run.settings)
-    for group in choices.together(todo, [s.rows for s in todo], most):
-        _join_group(run, group, inputs)
+    for batch in choices.batches(todo, [s.rows for s in todo], most):
+        _join_batch(run, batch, inputs)
     found = {s.key: current(layout.duplicate_pairs(s.key), inputs[s.key]) for s in wanted}
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
@@ -107,8 +107,7 @@ def undecided(run: Run) -> list[str]:
     layout = run.layout
     found = _pair_versions(run)
     groups, bitmap = read_manifest(layout.duplicate_groups), read_manifest(layout.dup_bitmap)
-    # Groups that do not tell are taken as current.
-    known = groups.facts.get("pair_versions", found) if groups else {}
+    known = groups.facts["pair_versions"] if groups else {}
     if fresh := [key for key, version in found.items() if known.get(key) != version]:
         return fresh
     current_one = groups and bitmap and bitmap.inputs.get("duplicate_groups") == groups.version
@@ -133,8 +132,8 @@ def _paired(run: Run, last: int, inputs: dict[str, dict[str, str]]) -> list[str]
     return known
 
 
-def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
-    last = group[-1].ordinal
+def _join_batch(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
+    last = batch[-1].ordinal
     with measured() as cost:
         _require_earlier(run, last)
         earlier = _paired(run, last, inputs)
@@ -143,7 +142,7 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
             later, first = run.exact_copies(last, set(run.registry.keys).difference(earlier))
             is_copy = marking.result()
         is_copy[later] = True
-        queries = [run.query_shard(s) for s in group]
+        queries = [run.query_shard(s) for s in batch]
         most = choices.query_rows(run.settings)
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
         try:
@@ -151,14 +150,15 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
                 found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
         except Exception:
             # Lists of one index do not fit queries of another, of which numpy tells shapes alone.
-            _require_same_index(run, group, inputs)
+            _require_same_index(run, batch, inputs)
             raise
-    _require_same_index(run, group, inputs)
-    rows = max(1, sum(s.rows for s in group))
+    _require_same_index(run, batch, inputs)
+    rows = max(1, sum(s.rows for s in batch))
     common = {
         "tier": run.settings.tier,
-        "joined_together": len(group),
+        "joined_together": len(batch),
         "max_distance": run.settings.max_distance,
+        "max_partners": run.settings.max_partners,
         "candidates_per_row": counts.candidates / rows,
         "compared_per_row": counts.products / rows,
         **cost.facts,
@@ -171,15 +171,15 @@ def _join_group(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]])
         facts = {**common, "rows": shard.rows, "seconds": seconds}
         _write(run, shard, near, (later[own], first[own]), inputs[shard.key], facts)
 
-    shards = zip(group, found, strict=True)
+    shards = zip(batch, found, strict=True)
     for _ in threads.ordered_map(write, shards, run.settings.workers):
         pass
 
 
-def _require_same_index(run: Run, group: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
+def _require_same_index(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
     """Raise BadInputError if what these shards are joined with was made again since."""
     now = pair_inputs(run)
-    if others := [s.key for s in group if now[s.key] != inputs[s.key]]:
+    if others := [s.key for s in batch if now[s.key] != inputs[s.key]]:
         raise made_again(f"shard {others[0]}: the index", "searched")
 
 
@@ -317,7 +317,7 @@ def dup_bitmap(run: Run) -> Manifest:
         ):
             found = threads.ordered_map(digest, shards, run.settings.workers)
             facts[name] = dict(zip([s.key for s in shards], found, strict=True))
-        require_same(run, "duplicate_groups", version)
+        require_same(run.layout, "duplicate_groups", version)
         return facts
 
     inputs = {"duplicate_groups": version, "shards": digest_of([s.key for s in shards])}

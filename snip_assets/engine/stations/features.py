@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from snip_assets.engine import copies, keep_rule, shards
-from snip_assets.engine.compress import compress_shard
+from snip_assets.engine.compress import compress_shard, device_of
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.files import (
     Manifest,
     checksum,
     manifest_path,
     read_manifest,
+    scratch,
     seal,
     write_json,
 )
@@ -27,6 +27,7 @@ from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.remote_files import is_remote, remote_states
 from snip_assets.engine.run import MODEL_SETTINGS, Run
 from snip_assets.engine.sample import text_features
+from snip_assets.engine.settings import LOCAL
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.train import train
 
@@ -71,8 +72,10 @@ def compressed_inputs(run: Run) -> Inputs:
 
 
 def require_named(run: Run) -> None:
-    """Raise unless the net and the columns that the settings name are there."""
+    """Raise unless the net, the columns and the device that the settings name are there."""
     given_model(run)
+    if run.settings.compute == LOCAL:
+        device_of(run.settings)
     _checked_rule(run)
 
 
@@ -131,14 +134,16 @@ def replaced(run: Run, keys: list[str]) -> dict[str, str]:
             if former is None or state is None or former.inputs.get("source") == state:
                 continue
             shards.changed(shard)
-            with tempfile.TemporaryDirectory(prefix=".tmp-", dir=output.parent) as folder:
-                hashes = Path(folder) / output.name
+            with scratch(output) as folder:
+                hashes = folder / output.name
                 copies.hash_shard(shard.features, hashes, run.settings.workers)
                 same = checksum(hashes) == former.files[output.name]["xxh3"]
         except BadInputError:
             continue
         if same:
             with lock(output):
+                if read_manifest(output) != former:  # made anew by another run meanwhile
+                    continue
                 seal(output, {**former.inputs, "source": state}, **former.facts)
         else:
             found[shard.key] = (
@@ -153,11 +158,14 @@ def replaced(run: Run, keys: list[str]) -> dict[str, str]:
 @contextmanager
 def unchanged(run: Run, keys: list[str]) -> Iterator[None]:
     """Raise BadInputError if shards have other raw rows than were hashed, before or after."""
-    for at_end in (False, True):
-        if others := replaced(run, keys):
-            raise BadInputError(next(iter(others.values())))
-        if not at_end:
-            yield
+    _refuse_replaced(run, keys)
+    yield
+    _refuse_replaced(run, keys)
+
+
+def _refuse_replaced(run: Run, keys: list[str]) -> None:
+    if others := replaced(run, keys):
+        raise BadInputError(next(iter(others.values())))
 
 
 def source_states(run: Run, keys: list[str]) -> dict[str, str | None]:

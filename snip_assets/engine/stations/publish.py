@@ -92,7 +92,7 @@ def _inputs(run: Run, name: str, digest: Callable[[Shard], str]) -> Inputs:
 
     def inputs(shard: Shard) -> dict[str, str]:
         # They are opened once for all shards.
-        require_same(run, "duplicate_groups", version)
+        require_same(run.layout, "duplicate_groups", version)
         decision = known.get(shard.key) or digest(shard)
         return {"metadata": source_state(shard.metadata), "decision": decision}
 
