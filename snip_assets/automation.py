@@ -41,7 +41,7 @@ arrival = _job("arrival", (*INGEST, *TRAIN, *DEDUP, *PUBLISH), "New shards, from
 verify = dg.define_asset_job(
     "verify",
     Select.checks(*checks.ALL),
-    description="All checks again, on what is there; nothing is made.",
+    description="All checks but `checksums` again, on what is there; nothing is made.",
 )
 verify_checksums = dg.define_asset_job(
     "verify_checksums",
@@ -66,7 +66,8 @@ def shard_range(layout: Layout, keys: list[str]) -> dict[str, str]:
     job=verify,
     cron_schedule="0 3 * * *",
     default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="Every night at three: all checks, on fresh random samples drawn by the date.",
+    description="Every night at three: all checks but `checksums`, on fresh random samples "
+    "drawn by the date.",
 )
 def nightly_verification(
     context: dg.ScheduleEvaluationContext, data: DataSet

@@ -70,10 +70,10 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     keys = engine_shards.load(layout).keys
     if foreign := sorted({*known} - {*keys}):
         raise StaleOutputError(
-            f"Dagster's records (DAGSTER_HOME {instance.root_directory}, or its PostgreSQL "
-            f"database) know shards of another data set ({foreign[0]}, ...); use one DAGSTER_HOME, "
-            "and one database, for one output folder. What was added by hand in the UI can be "
-            "deleted there."
+            f"Dagster knows partitions that are no registered shards ({', '.join(foreign[:3])}). "
+            "Was one added by hand in the UI? Delete it there. Otherwise these are records of "
+            f"another data set (DAGSTER_HOME {instance.root_directory}, or its PostgreSQL "
+            "database): use one of them for one output folder."
         )
     if known != keys:
         # Dagster's order is that of adding: those after one that was deleted are added again.

@@ -5,7 +5,7 @@ Stopped by default. All state is on disk and in Dagster's runs: losing a cursor 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import dropwhile
 
 import dagster as dg
@@ -26,6 +26,7 @@ from .resources import DataSet, Watch
 from .under_way import under_way
 
 RUN_KEY = "dagster/run_key"
+METADATA = dg.AssetKey("metadata")
 ATTEMPTS = 3
 # Whoever makes these makes what a sensor would ask for, or changes what it looks at.
 _FOR_PAIRS = (*automation.INGEST, *automation.TRAIN, *automation.DEDUP)
@@ -53,11 +54,12 @@ def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch)
             announce(context.instance, data.layout)
         requests, why = _runs(context.instance, data, seen, watch.patience)
     except SnipError as error:
-        return _trouble(memory, str(error))
-    events = _report(seen.memory, [f"{key}: {why}" for key, why in seen.problems.items()])
-    say = f"{len(new)} new shards; {why}" if new else why
-    if seen.problems:
-        say += f"; {len(seen.problems)} problems: {next(iter(seen.problems.values()))}"
+        return _trouble(context.instance, memory, str(error))
+    problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    events = _report(context.instance, seen.memory, problems)
+    say = f"{_counted(len(new), 'new shard')}; {why}" if new else why
+    if problems:
+        say += f"; {_counted(len(problems), 'problem')}: {' '.join(problems[:3])}"
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else say[:2000],
@@ -66,21 +68,38 @@ def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch)
     )
 
 
-def _trouble(memory: Memory, problem: str) -> dg.SensorResult:
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _named(keys: Collection[str]) -> str:
+    """How many shards, and the first of their keys."""
+    some = ", ".join(list(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{_counted(len(keys), 'shard')} ({some})"
+
+
+def _trouble(instance: dg.DagsterInstance, memory: Memory, problem: str) -> dg.SensorResult:
     """The source or the registry cannot be read: report it, conclude nothing, keep the memory."""
-    events = _report(memory, [problem])
+    events = _report(instance, memory, [problem])
     return dg.SensorResult(skip_reason=problem, cursor=memory.to_json(), asset_events=events)
 
 
-def _report(memory: Memory, problems: list[str]) -> list[dg.AssetCheckEvaluation]:
-    """The check's result when it differs from what was reported last; notes it in the memory."""
-    digest = digest_of(problems) if problems else ""
-    if digest == memory.reported:
+def _report(
+    instance: dg.DagsterInstance, memory: Memory, problems: list[str]
+) -> list[dg.AssetCheckEvaluation]:
+    """The check's result when it differs from what was reported last; notes it in the memory.
+
+    And once more after each run that materialised the metadata: from then on Dagster takes a check
+    as not evaluated.
+    """
+    made = instance.get_latest_materialization_event(METADATA)
+    said = digest_of(problems) if problems else "", made.timestamp if made else 0.0
+    if said == (memory.reported, memory.reported_on):
         return []
-    memory.reported = digest
+    memory.reported, memory.reported_on = said
     return [
         dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey("metadata"),
+            asset_key=METADATA,
             check_name="sources_in_order",
             passed=not problems,
             severity=dg.AssetCheckSeverity.ERROR,
@@ -98,16 +117,17 @@ def _runs(
     todo = _unfinished(data) if layout.registry.exists() else []
     if not todo:
         seen.memory.held, seen.memory.planned = 0, []
-        return [], "no new shard"
+        left = [*seen.growing, *seen.complete]
+        return [], f"{_named(left)} not complete yet" if left else "no new shard"
     jobs = (automation.ingest, automation.train, automation.dedup, automation.arrival)
     if other := under_way(instance, [job.name for job in jobs], _FOR_PAIRS):
-        return [], f"{len(todo)} shards wait for {other}"
+        return [], f"{_named(todo)} to do after {other}"
     if following := _continued(instance, layout, seen.memory, todo):
         return [following], ""
     if (seen.growing or seen.complete) and seen.memory.held < patience:
         seen.memory.held += 1
-        others = len(seen.growing) + len(seen.complete)
-        return [], f"{len(todo)} shards wait for {others} that are still growing or wait in turn"
+        others = _named([*seen.growing, *seen.complete])
+        return [], f"{_named(todo)} to do after {others}, still growing or next in turn"
     seen.memory.held = 0
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
     # A run needs the earlier shards too: what is put back may be tried with again.
@@ -117,12 +137,15 @@ def _runs(
         readable,
         lambda key: [*_files_of(data, seen, key), *wrong],
         lambda key: _asked(instance, key),
+        1 if wrong else ATTEMPTS,
     )
+    if chosen is None and wrong:
+        verb = "is" if len(wrong) == 1 else "are"
+        return [], f"{_named(todo)} to do once {_named(wrong)} {verb} in order"
     if chosen is None:
-        named = ", ".join(todo[:3]) + (" ..." if len(todo) > 3 else "")
         return [], (
-            f"{len(todo)} shards failed {ATTEMPTS} times ({named}): mend their files, or see the "
-            "runs of `arrival`"
+            f"{_named(todo)} failed {ATTEMPTS} times: mend their files, or see the runs of "
+            "`arrival`"
         )
     key, keys = chosen
     first, *after = _planned(layout, key, _with_later(data, keys))
@@ -206,11 +229,12 @@ def choose(
     readable: set[str],
     state: Callable[[str], object],
     asked: Callable[[str], bool],
+    attempts: int = ATTEMPTS,
 ) -> tuple[str, list[str]] | None:
     """Which shards to run now, with a run key that no earlier request had.
 
     First all; when that failed and some could not be read, the readable ones by themselves; each
-    set of shards three times at the most, and again when one of their files has changed.
+    set of shards a few times at the most, and again when one of their files has changed.
 
     Parameters
     ----------
@@ -222,6 +246,8 @@ def choose(
         Sizes and times of the files of a shard, and which others are not in order.
     asked
         Whether a run was requested with a run key.
+    attempts
+        For one set of shards.
     """
     good = [key for key in todo if key in readable]
 
@@ -233,7 +259,7 @@ def choose(
         return f"{all_of_them}-1", todo
     whole = not good or len(good) == len(todo)
     name, keys = (all_of_them, todo) if whole else (some, good)
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         if not asked(f"{name}-{attempt}"):
             return f"{name}-{attempt}", keys
     return None

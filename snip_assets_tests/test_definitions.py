@@ -160,7 +160,7 @@ def test_shards_keep_the_order_of_their_ordinals(data: DataSet) -> None:
         assert instance.get_dynamic_partitions("shards") == ["0000", "0001", "0002"]
         assert partitions.announce(instance, data.layout) == []
         instance.add_dynamic_partitions("shards", ["other"])
-        with pytest.raises(StaleOutputError, match=r"PostgreSQL database.*another data set"):
+        with pytest.raises(StaleOutputError, match=r"\(other\).*Delete it there.*another data set"):
             partitions.announce(instance, data.layout)
 
 

@@ -53,6 +53,7 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
     pass is tried twice again.
     """
     tag(context)
+    started = time.monotonic()
     if context.run.tags.get(PROGRESS_TAG):
         shown: AbstractContextManager[Any] = progress.task(context.op_def.name, 0, "")
     else:
@@ -60,6 +61,8 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
     try:
         with shown:
             yield
+        seconds = time.monotonic() - started
+        context.log.info(f"{context.op_def.name}: done in {seconds:.1f} s")
     except SnipError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     except OSError as error:

@@ -77,7 +77,7 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
             "first row": s.start,
             "rows": s.rows,
             "dimension": s.dim,
-            "pairs": s.key not in unpaired,
+            "pairs": s.key not in unpaired and run.layout.duplicate_pairs(s.key).is_file(),
             "published": s.key not in unpublished,
         }
         for s in run.registry.shards

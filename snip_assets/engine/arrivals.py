@@ -65,6 +65,8 @@ class Memory:
         Key -> the state that was refused, and why.
     reported
         Digest of the problems that were reported last.
+    reported_on
+        When the metadata was materialised last before that report (a Unix time; 0: never).
     held
         For how many looks new shards were held back, because others were still growing.
     planned
@@ -74,6 +76,7 @@ class Memory:
     waiting: dict[str, list[int]] = field(default_factory=dict)
     refused: dict[str, list[Any]] = field(default_factory=dict)
     reported: str = ""
+    reported_on: float = 0.0
     held: int = 0
     planned: list[tuple[str, list[str], bool]] = field(default_factory=list)
 
@@ -233,7 +236,8 @@ def look(
         memory.waiting[key] = [*state, steady]
         if not there and steady >= PATIENCE:
             problems[key] = _incomplete(key, state)
-        elif there or steady < PATIENCE:
+        # Others do not wait for a file without its partner that does not grow.
+        elif there or not steady:
             growing.append(key)
     return Look(complete, growing, problems, memory, now)
 
@@ -255,18 +259,25 @@ def _disorder(now: Listing, registered: Mapping[str, State | None]) -> dict[str,
     for key, state in registered.items():
         seen = now.state(key)
         if seen is None:
-            pattern = shards.METADATA_PATTERN if key in now.features else shards.FEATURES_PATTERN
+            gone = _names(key, key not in now.features, key not in now.metadata)
             problems[key] = (
-                f"{pattern.format(key=key)} has disappeared, though its shard is registered; put "
-                "it back. Its outputs stay as they are."
+                f"{gone} disappeared, though registered. Put it back: its outputs stay as they "
+                "are, but new shards are not compared until then."
             )
         elif state is not None and (changed := _changed(seen, state)):
-            which = shards.FEATURES_PATTERN if changed[0] else shards.METADATA_PATTERN
             problems[key] = (
-                f"{which.format(key=key)} has changed since its shard was read; nothing is made "
-                "again. Put the former file back (with its time), and give the new data a new key."
+                f"{_names(key, *changed)} changed since it was read. Nothing is made again, and "
+                "new shards are not compared until this is settled: put the former file back (with "
+                "its time) and give the new data a new key; or have it taken as it is now, by "
+                "`snip dedup` or the job `arrival` over all shards."
             )
     return problems
+
+
+def _names(key: str, features: bool, metadata: bool) -> str:
+    """One file of a shard, or both."""
+    patterns = (features, shards.FEATURES_PATTERN), (metadata, shards.METADATA_PATTERN)
+    return " and ".join(pattern.format(key=key) for wanted, pattern in patterns if wanted)
 
 
 def _changed(seen: State, before: State) -> tuple[bool, bool] | None:

@@ -126,7 +126,10 @@ class Registry:
 
 
 def _unregistered(key: str) -> BadInputError:
-    return BadInputError(f"shard {key!r} is not registered; run `snip shards sync`.")
+    return BadInputError(
+        f"shard {key!r} is not registered; run `snip shards sync`. If it has no files, its key was "
+        "mistyped: delete the partition in Dagster, where it was added."
+    )
 
 
 def discover(source: Source) -> list[str]:

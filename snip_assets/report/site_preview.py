@@ -1,8 +1,9 @@
-"""What Dagster shows of the report: a link, the main numbers, the threshold curve, pictures."""
+"""What Dagster shows of the report: how to open it, main numbers, threshold curve, pictures."""
 
 from __future__ import annotations
 
 import base64
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ LARGEST_PICTURE = 1 << 15
 
 def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
     """The result of the asset `dedup_report`."""
-    index = (layout.dedup_report / "index.html").resolve()
+    index, out = (layout.dedup_report / "index.html").resolve(), str(layout.root.resolve())
     facts = manifest.facts
     title, axes = "rows dropped by threshold", ("threshold", "rows dropped")
     metadata: dict[str, Any] = {
-        "page": dg.MetadataValue.url(index.as_uri()),
+        # Browsers open no file from a page that a server sent.
+        "open_with": dg.MetadataValue.text(shlex.join(["snip", "report", "--open", "--out", out])),
         "path": dg.MetadataValue.path(str(index)),
         "preview": dg.MetadataValue.md(_numbers(manifest)),
         "threshold_curve": dg.MetadataValue.md(plots.curve(facts["thresholds"], title, *axes)),

@@ -69,11 +69,14 @@ def test_a_marker_completes_at_the_first_look_and_nothing_else_does() -> None:
 
 
 def test_a_file_alone_or_empty_is_reported_after_some_patience() -> None:
-    memory, seen = Memory(), None
+    memory, growing = Memory(), []
     for _ in range(arrivals.PATIENCE + 1):
         seen = look(listed(a=(10, -1), b=(0, 5)), {}, memory)
         memory = Memory.parse(seen.memory.to_json())
-    assert seen is not None and seen.complete == [] and seen.growing == []
+        growing.append(seen.growing)
+        assert seen.complete == []
+    # Others wait for it no longer than for the second look.
+    assert growing == [["a", "b"]] + [[]] * arrivals.PATIENCE
     assert "metadata_a.parquet is missing" in seen.problems["a"]
     assert "img_emb_b.npy is empty" in seen.problems["b"]
 
@@ -83,8 +86,8 @@ def test_registered_shards_that_change_or_vanish_are_reported_and_not_taken_agai
     seen = look(listed(a=(10, 5), b=(11, 5), c=(9, 9)), known, Memory())
     assert seen.complete == seen.growing == []
     assert set(seen.problems) == {"b", "d"}
-    assert "img_emb_b.npy has changed" in seen.problems["b"]
-    assert "img_emb_d.npy has disappeared" in seen.problems["d"]
+    assert "img_emb_b.npy changed" in seen.problems["b"]
+    assert "img_emb_d.npy and metadata_d.parquet disappeared" in seen.problems["d"]
 
 
 def test_a_registered_shard_under_another_name_is_no_new_one() -> None:
