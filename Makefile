@@ -49,7 +49,7 @@ test-dask: $(VENV)/.test
 # Sources in object stores, servers on loopback.
 test-s3 test-gs: test-%: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]' $(SERVER_$*)
-	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_remote_files.py
+	$(BIN)/python -m pytest -v snip_assets_tests/engine/storage/test_remote_files.py
 
 SERVER_s3 = 'moto[server]>=5'
 SERVER_gs = gcp-storage-emulator

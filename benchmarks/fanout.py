@@ -33,9 +33,9 @@ from scale import generate
 
 from snip_assets.engine import shards, stations
 from snip_assets.engine.fanout import fan_out
-from snip_assets.engine.files import checksum, manifest_path
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import checksum, manifest_path
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
 ORDER = (

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 from benchmarks.fault_tools import Child, End, station
 from snip_assets.engine import arrivals, shards, stations
 from snip_assets.engine.errors import SnipError
-from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.model import load_model
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage.files import read_manifest
 from snip_assets.options import default_source
 from snip_assets.report import site
 from snip_assets.report.metadata import sample_rows

@@ -20,10 +20,10 @@ from typing import Any
 
 from snip_assets.engine import shards, stations
 from snip_assets.engine.errors import SnipError
-from snip_assets.engine.files import manifest_path
 from snip_assets.engine.layout import STATIONS, WHOLE, Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage.files import manifest_path
 from snip_assets.options import default_source
 
 

@@ -33,8 +33,8 @@ from benchmarks.fault_tools import (
     station,
 )
 from snip_assets.engine import shards
-from snip_assets.engine.files import manifest_path
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.storage.files import manifest_path
 
 # Station whose stored output is damaged -> the stations that read it.
 READERS = {

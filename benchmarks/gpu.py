@@ -22,12 +22,12 @@ import torch
 
 from benchmarks.common import cores, table, write
 from snip_assets.engine import threads
-from snip_assets.engine.byte_kernels import Short, panels, queries
 from snip_assets.engine.compress import compress_shard
 from snip_assets.engine.join import scanned, scanned_on
+from snip_assets.engine.kernels.byte_products import Short, panels, queries
+from snip_assets.engine.kernels.whole_rows import Decoded
 from snip_assets.engine.model import SnipNet
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.whole_rows import Decoded
 
 SIZES = (768, 512, 128)
 # A multiple of any number of queries that the kernel takes at once.

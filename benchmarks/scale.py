@@ -34,11 +34,11 @@ from synthetic import Generator
 
 from snip_assets.engine import audit, shards, threads
 from snip_assets.engine.compress import device_of
-from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import STATIONS, Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.rates import product_rate
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import read_manifest
 
 ROWS_PER_SHARD = 100_000
 EVERY = 0.05

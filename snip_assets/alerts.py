@@ -12,7 +12,7 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecordStatus,
 )
 
-from .engine.files import digest_of
+from .engine.storage.files import digest_of
 
 WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
 _STATUS = dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED

@@ -17,11 +17,11 @@ from . import verification
 from .engine import arrivals, audit, index, shards
 from .engine.drift import measure as measure_drift
 from .engine.errors import BadInputError, SnipError, without_secrets
-from .engine.files import damage, manifest_path, open_npy, read_manifest
 from .engine.layout import STATIONS
-from .engine.parquet_source import parquet_rows
 from .engine.progress import track
-from .engine.remote_files import is_remote
+from .engine.storage.files import damage, manifest_path, open_npy, read_manifest
+from .engine.storage.parquet_source import parquet_rows
+from .engine.storage.remote_files import is_remote
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000

@@ -13,11 +13,11 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from dotenv import dotenv_values
 
 from .engine.errors import DiskFullError, SnipError, StaleOutputError, causes
-from .engine.files import atomic_path, is_full
 from .engine.layout import Layout
-from .engine.locks import lock
-from .engine.remote_files import absolute
 from .engine.shards import Source
+from .engine.storage.files import atomic_path, is_full
+from .engine.storage.locks import lock
+from .engine.storage.remote_files import absolute
 
 POSTGRES = "SNIP_POSTGRES_URL"
 _MARK = "# Written by `snip shards sync`: the data set that plain `dagster` commands work on here."

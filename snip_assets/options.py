@@ -19,12 +19,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from .engine.errors import BadInputError, SnipError
-from .engine.files import digest_of, read_manifest, write_json
 from .engine.layout import Layout
-from .engine.locks import lock
-from .engine.remote_files import as_path
 from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
+from .engine.storage.files import digest_of, read_manifest, write_json
+from .engine.storage.locks import lock
+from .engine.storage.remote_files import as_path
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"

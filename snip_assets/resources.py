@@ -15,9 +15,9 @@ from pydantic import Field, create_model
 
 from .engine import choices, stations
 from .engine.layout import Layout
-from .engine.remote_files import as_path
 from .engine.settings import Settings
 from .engine.shards import Source
+from .engine.storage.remote_files import as_path
 from .options import default_out, default_source, known_settings, settings_options, variable
 
 

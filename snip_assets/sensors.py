@@ -16,10 +16,10 @@ from .dead_runs import bury
 from .engine import arrivals, stations
 from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
-from .engine.files import digest_of, read_manifest
 from .engine.layout import Layout
-from .engine.remote_files import remote_state
 from .engine.shards import load
+from .engine.storage.files import digest_of, read_manifest
+from .engine.storage.remote_files import remote_state
 from .partitions import announce
 from .report import site
 from .resources import DataSet, Watch

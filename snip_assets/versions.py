@@ -7,9 +7,9 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from .engine.files import CODE_VERSION, digest_of, read_manifest
 from .engine.run import PAIR_SETTINGS
 from .engine.shards import load
+from .engine.storage.files import CODE_VERSION, digest_of, read_manifest
 from .resources import DataSet
 
 

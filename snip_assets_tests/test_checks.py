@@ -15,11 +15,12 @@ import pytest
 
 from snip_assets import automation, checks
 from snip_assets.definitions import build_defs
-from snip_assets.engine import comparisons, shards, stations
-from snip_assets.engine.files import manifest_path, read_manifest
+from snip_assets.engine import shards, stations
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage import comparisons
+from snip_assets.engine.storage.files import manifest_path, read_manifest
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 

@@ -21,10 +21,10 @@ from scipy.sparse.csgraph import connected_components
 from snip_assets import dead_runs, graph, home, partitions, versions
 from snip_assets.engine import stations
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import manifest_path, read_manifest, seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Registry, Source, load
+from snip_assets.engine.storage.files import manifest_path, read_manifest, seal
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.report import plots
 from snip_assets.resources import DataSet

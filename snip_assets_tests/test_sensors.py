@@ -16,9 +16,9 @@ from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.remote_files import as_path
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
+from snip_assets.engine.storage.remote_files import as_path
 from snip_assets.options import default_source
 from snip_assets.resources import DataSet, Watch
 

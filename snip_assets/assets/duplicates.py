@@ -10,7 +10,7 @@ from dagster._core.definitions.data_version import (
 
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
-from snip_assets.engine.files import require
+from snip_assets.engine.storage.files import require
 from snip_assets.partitions import shards
 from snip_assets.record_batch import log_together
 from snip_assets.report import metadata as show

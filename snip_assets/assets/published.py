@@ -14,7 +14,7 @@ from pydantic import Field
 
 from snip_assets.engine import catalogue, published, row_offsets
 from snip_assets.engine.fetch import fetch
-from snip_assets.engine.files import Manifest, digest_of, read_manifest, seal, write_npy
+from snip_assets.engine.storage.files import Manifest, digest_of, read_manifest, seal, write_npy
 from snip_assets.options import variable
 from snip_assets.report import metadata as show
 from snip_assets.resources import DataSet

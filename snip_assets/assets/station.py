@@ -14,7 +14,7 @@ from pydantic import Field
 from snip_assets.dead_runs import tag
 from snip_assets.engine import progress
 from snip_assets.engine.errors import SnipError
-from snip_assets.engine.files import CODE_VERSION
+from snip_assets.engine.storage.files import CODE_VERSION
 from snip_assets.partitions import backfill_policy, chosen
 
 __all__ = [

@@ -86,7 +86,7 @@ def dedup(
 
 def _peaks(data: DataSet) -> dict[str, int]:
     """Station -> bytes of resident memory at the most, as its outputs tell."""
-    from snip_assets.engine.files import read_manifest
+    from snip_assets.engine.storage.files import read_manifest
     from snip_assets.report import site_data
 
     peaks = {s["station"]: s["memory"] for s in site_data.stations(data.run())}

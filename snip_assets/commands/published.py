@@ -98,7 +98,7 @@ def download(
 ) -> None:
     """Download metadata shards and write the rows that the bitmap does not mark."""
     from snip_assets.engine import published
-    from snip_assets.engine.remote import Policy
+    from snip_assets.engine.storage.remote import Policy
     from snip_assets.report import terminal
 
     files = _catalogue(catalogue)

@@ -13,8 +13,8 @@ from snip_assets.engine.settings import Settings
 from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
 
 if TYPE_CHECKING:
-    from snip_assets.engine.files import Manifest
     from snip_assets.engine.stations import Run
+    from snip_assets.engine.storage.files import Manifest
 
 Keys = Annotated[
     list[str] | None, typer.Option("--key", help="A shard; may be repeated. Default: all.")
@@ -50,9 +50,9 @@ def register(app: typer.Typer) -> None:
 
 def check(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:
     """Read the registered shards whole once; refuse what is malformed."""
-    from snip_assets.engine.parquet_source import read_whole
     from snip_assets.engine.progress import track
     from snip_assets.engine.stations import Run
+    from snip_assets.engine.storage.parquet_source import read_whole
     from snip_assets.report import terminal
 
     shards = Run(Layout(out), settings).registry

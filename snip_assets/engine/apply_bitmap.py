@@ -17,11 +17,11 @@ import numpy as np
 from . import row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
-from .files import Manifest, checksum, current, seal
-from .locks import lock
-from .parquet_filter import filter_parquet, require_apart
-from .parquet_source import parquet_rows
 from .progress import track
+from .storage.files import Manifest, checksum, current, seal
+from .storage.locks import lock
+from .storage.parquet_filter import filter_parquet, require_apart
+from .storage.parquet_source import parquet_rows
 
 _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 # As Hugging Face names shards, often with a hash behind.

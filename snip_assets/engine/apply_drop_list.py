@@ -30,13 +30,13 @@ import pyarrow as pa
 
 from . import progress
 from .errors import BadInputError
-from .files import scratch
-from .locks import lock
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
-from .parquet_filter import filter_parquet, require_apart
-from .parquet_source import parquet_file
 from .settings import Settings
 from .shards import METADATA_PATTERN
+from .storage.files import scratch
+from .storage.locks import lock
+from .storage.parquet_filter import filter_parquet, require_apart
+from .storage.parquet_source import parquet_file
 
 On = Literal["url", "md5", "url+md5", "key"]
 BATCH_ROWS = 1 << 17

@@ -17,10 +17,10 @@ from typing import Any
 
 from . import shards
 from .errors import BadInputError, SnipError
-from .files import read_manifest
 from .layout import Layout
-from .remote_files import is_remote, remote_states
 from .shards import Registry, Shard, Source
+from .storage.files import read_manifest
+from .storage.remote_files import is_remote, remote_states
 
 State = tuple[int, int, int, int]
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".incomplete", ".crdownload")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .kernels import LANES, above, lane_maxima, lowest_bit, squared_distance
-from .list_scores import DOUBT, LOWEST, Scorer
-from .vectors import WIDTH
-from .whole_rows import write_products
+from .kernels.list_scores import DOUBT, LOWEST, Scorer
+from .kernels.registers import LANES, above, lane_maxima, lowest_bit, squared_distance
+from .kernels.vectors import WIDTH
+from .kernels.whole_rows import write_products
 
 BLOCK = 2048
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from . import choices, shards
 from .errors import StaleOutputError
-from .files import digest_of, open_npy, read_manifest, require
 from .notes import note, noted
 from .pair_files import blocks
 from .run import Run
 from .sample import random_shards, rows_of
 from .shards import Shard
+from .storage.files import digest_of, open_npy, read_manifest, require
 from .truth import true_pairs
 from .verify import distances
 

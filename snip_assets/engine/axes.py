@@ -2,7 +2,7 @@
 
 The join preselects on a few leading axes with a matrix product. Its sums must not depend on the
 block that a row is in, nor on the machine, or else the pairs would. So coordinates are rounded to
-whole numbers, small enough that every sum is exact in 16 bits (see `byte_kernels`), and in float32
+whole numbers, small enough that every sum is exact in 16 bits (see `byte_products`), and in float32
 all the more: then any order of summation, on a processor or a GPU, gives the same number.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .aligned import aligned
-from .byte_kernels import BALL, TOP, Short, as_steps, fill, panels, panels_room
 from .codec import Codec
-from .kernels import LANES
-from .vectors import WIDTH as VECTOR
-from .whole_rows import STEPS, column_panels, products, whole_rows
-from .word_kernels import rounded_difference, rounded_sum
+from .kernels.aligned import aligned
+from .kernels.byte_products import BALL, TOP, Short, as_steps, fill, panels, panels_room
+from .kernels.registers import LANES
+from .kernels.vectors import WIDTH as VECTOR
+from .kernels.whole_rows import STEPS, column_panels, products, whole_rows
+from .kernels.word_sums import rounded_difference, rounded_sum
 
 # |x| <= 1 (a little more where decoded), so sums stay below 2^13 * 2^10 * a little < 2^24.
 AXIS_STEPS = 1024.0

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from .errors import BadInputError
-from .files import open_npy
+from .storage.files import open_npy
 
 # Which bit of a byte is the first row's: that of value 1 (little), or 128 (big, as numpy.packbits).
 BitOrder = Literal["little", "big"]

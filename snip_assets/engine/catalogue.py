@@ -14,7 +14,7 @@ from typing import Any
 from .contents import format_of
 from .download import Wanted
 from .errors import BadInputError
-from .locations import drive_id, shown
+from .storage.locations import drive_id, shown
 
 OWN = Path(__file__).with_name("catalogue.json")
 FORMATS = ("npy", "torch", "faiss", "safetensors", "parquet", "any")

@@ -15,9 +15,9 @@ import faiss
 import numpy as np
 from numba import njit
 
-from .aligned import aligned
 from .errors import BadInputError
-from .kernels import nearest_word
+from .kernels.aligned import aligned
+from .kernels.registers import nearest_word
 
 BLOCK = 256
 CODECS = ("PQ4", "PQ8", "PQ16", "PQ32", "SQ8", "SQfp16")

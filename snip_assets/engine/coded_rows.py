@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .code_distance import CodeScale
-from .files import open_npy
 from .layout import Layout
 from .shards import Registry
+from .storage.files import open_npy
 from .trained import TrainedIndex
 
 

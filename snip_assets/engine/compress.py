@@ -12,14 +12,15 @@ import torch
 from numba import njit
 from torch import nn
 
-from . import float_rows, progress, threads
+from . import progress, threads
 from .errors import BadInputError
-from .files import NpyWriter
-from .kernels import FASTER
+from .kernels import float_rows
+from .kernels.registers import FASTER
+from .kernels.whole_linear import STEPS, WholeLinear
 from .model import SnipNet
-from .row_file import RowFile
 from .settings import Settings
-from .whole_linear import STEPS, WholeLinear
+from .storage.files import NpyWriter
+from .storage.row_file import RowFile
 
 BLOCK_ROWS = 4096
 # So that the rows of a part (1.5 MB at 768 numbers) and their hidden numbers stay near the core.

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 from .errors import BadInputError
-from .files import open_npy
-from .parquet_source import parquet_rows
+from .storage.files import open_npy
+from .storage.parquet_source import parquet_rows
 
 HEAD = 512
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)

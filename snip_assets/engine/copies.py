@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numba import njit
 
-from . import float_rows
 from .errors import BadInputError
-from .external_sort import distinct
 from .features import Features
-from .files import NpyWriter, open_npy
+from .kernels import float_rows
+from .kernels.row_hashes import row_hashes
 from .pair_files import BLOCK_PAIRS, stream
 from .progress import task
-from .row_file import RowFile
-from .row_hashes import row_hashes
+from .storage.external_sort import distinct
+from .storage.files import NpyWriter, open_npy
+from .storage.row_file import RowFile
 from .tally import mark_again
 from .threads import ordered_map
 

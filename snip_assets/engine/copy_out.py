@@ -10,11 +10,11 @@ from typing import Any
 
 from . import progress
 from .errors import BadInputError, StaleOutputError, without_secrets
-from .files import Manifest, manifest_path, require, with_digest, write_json
 from .layout import Layout
-from .remote import DownloadError
-from .remote_files import BLOCK, as_path, exists
 from .shards import load
+from .storage.files import Manifest, manifest_path, require, with_digest, write_json
+from .storage.remote import DownloadError
+from .storage.remote_files import BLOCK, as_path, exists
 
 
 @dataclass

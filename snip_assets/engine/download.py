@@ -24,9 +24,9 @@ import httpx
 from . import progress
 from .contents import HEAD, judge_file, judge_head, tells_its_end
 from .errors import BadInputError
-from .files import digest_of, write_json
-from .locations import shown, web_address
-from .remote import AgainError, DownloadError, Session, content_range, redacted
+from .storage.files import digest_of, write_json
+from .storage.locations import shown, web_address
+from .storage.remote import AgainError, DownloadError, Session, content_range, redacted
 
 BLOCK = 1 << 20
 

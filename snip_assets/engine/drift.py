@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from .audit import Interval, recall_into, wilson, with_pairs
 from .errors import StaleOutputError
-from .files import read_manifest
 from .run import Run
 from .shards import Shard
+from .storage.files import read_manifest
 
 
 @dataclass(frozen=True)

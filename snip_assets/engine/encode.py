@@ -20,9 +20,9 @@ from numba import njit
 from .assign import BLOCK
 from .axes import Axes
 from .features import as_float32
-from .files import atomic_path, save_npy
 from .progress import task
-from .row_file import RowFile
+from .storage.files import atomic_path, save_npy
+from .storage.row_file import RowFile
 from .threads import ordered_map
 from .trained import TrainedIndex
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInputError, SnipError, StaleOutputError
-from .files import CODE_VERSION, Manifest, checksum, digest_of
 from .layout import Layout
 from .progress import task
 from .run import Run
 from .settings import LOCAL, Settings
+from .storage.files import CODE_VERSION, Manifest, checksum, digest_of
 
 # Joins read the whole index once a task: as few as keep all workers busy to the end.
 BATCHES_A_WORKER = {"duplicate_pairs": 2}

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from .errors import BadInputError
-from .files import open_npy
 from .progress import task
-from .remote_files import CacheFullError, is_remote
-from .resident import allow_open_files
-from .row_file import RowFile, copy, may_map
+from .storage.files import open_npy
+from .storage.remote_files import CacheFullError, is_remote
+from .storage.resident import allow_open_files
+from .storage.row_file import RowFile, copy, may_map
 from .threads import ordered_map
 
 BLOCK = 4096

@@ -19,9 +19,9 @@ from . import progress
 from .contents import judge_file
 from .download import Download, Wanted, verify
 from .errors import BadInputError
-from .files import atomic_path, current, digest_of, manifest_path, seal
-from .locations import drive_id, local_path, shown
-from .remote import DownloadError, Policy, Session
+from .storage.files import atomic_path, current, digest_of, manifest_path, seal
+from .storage.locations import drive_id, local_path, shown
+from .storage.remote import DownloadError, Policy, Session
 
 
 @dataclass(frozen=True)

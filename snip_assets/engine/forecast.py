@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from . import choices, plan, rates
-from .files import read_manifest, write_json
 from .layout import Layout
-from .remote_files import is_remote
 from .settings import Settings
 from .shards import Registry, Source, load
+from .storage.files import read_manifest, write_json
+from .storage.remote_files import is_remote
 
 # Below this, starting up takes longer than the work that the plan knows of.
 FEWEST_ROWS = 100_000

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from . import keep_kernels as kernels
 from .features import as_float32, at_least, normalised
+from .kernels import keep_loops
 from .pair_files import PairBlock, Paired
 from .verify import Rows, distances
 
@@ -117,9 +117,9 @@ class _Case:
     def sweep(self, one: np.ndarray, other: np.ndarray) -> PairBlock:
         """Drop the later visited of each two near ones, all of them kept."""
         pairs = self.near(one, other)
-        later, earlier = kernels.ends(*pairs, np.float32(np.inf), self.decision.rank)
+        later, earlier = keep_loops.ends(*pairs, np.float32(np.inf), self.decision.rank)
         order = np.argsort(later, kind="stable")
-        kernels.sweep(later[order], earlier[order], self.decision.dropped)
+        keep_loops.sweep(later[order], earlier[order], self.decision.dropped)
         return pairs
 
     def near(self, one: np.ndarray, other: np.ndarray) -> PairBlock:

@@ -28,14 +28,14 @@ import pyarrow.parquet as pq
 
 from . import representatives, threads
 from .changed import Former, changed_pairs
-from .external_sort import PairSorter
-from .files import atomic_path, open_npy
 from .given_up import GivenUp
 from .groups import group
 from .keep import keep
 from .metadata import Metadata
 from .pair_files import Copies
 from .representatives import Representatives
+from .storage.external_sort import PairSorter
+from .storage.files import atomic_path, open_npy
 
 MOST_REPRESENTATIVES = 16
 BLOCK_ROWS = 1 << 20

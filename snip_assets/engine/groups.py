@@ -18,8 +18,8 @@ import numba
 import numpy as np
 
 from .errors import BadInputError
-from .files import open_npy, write_npy
 from .pair_files import limit, row_dtype, stream
+from .storage.files import open_npy, write_npy
 
 BLOCK_ROWS = 1 << 22
 

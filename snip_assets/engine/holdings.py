@@ -13,11 +13,11 @@ from . import row_offsets
 from .apply_bitmap import number_of, require_rows
 from .errors import BadInputError
 from .features import Features, normalised, opened_alike
-from .files import open_npy
 from .metadata import Metadata
-from .parquet_source import parquet_rows
-from .remote_files import exists
 from .shards import FEATURES_PATTERN, METADATA_PATTERN, Registry
+from .storage.files import open_npy
+from .storage.parquet_source import parquet_rows
+from .storage.remote_files import exists
 
 _NOWHERE = Path()
 

@@ -19,7 +19,9 @@ import numpy as np
 from numba import njit
 
 from .errors import BadInputError, StaleOutputError, made_again
-from .files import (
+from .layout import Layout
+from .progress import track
+from .storage.files import (
     CheckLevel,
     NpyWriter,
     atomic_path,
@@ -33,10 +35,8 @@ from .files import (
     seal,
     write_json,
 )
-from .folders import remove
-from .layout import Layout
-from .progress import track
-from .resident import trim
+from .storage.folders import remove
+from .storage.resident import trim
 from .tally import tally
 from .trained import TrainedIndex
 

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from numba import njit
 
-from .byte_kernels import Short, compare, queries
 from .index import SnipIndex
-from .kernels import LANES, lowest_bit, squared_steps
+from .kernels.byte_products import Short, compare, queries
+from .kernels.registers import LANES, lowest_bit, squared_steps
+from .kernels.whole_rows import Decoded, decode
 from .list_queries import UNIT, CandidateRule, ListQueries, slack_steps
-from .whole_rows import Decoded, decode
 
 # Queries that meet a panel of rows while it lies in the nearest cache: a multiple of `AT_ONCE`.
 QUERY_BLOCK = 256

@@ -39,15 +39,15 @@ from typing import Any
 
 import numpy as np
 
-from . import keep_kernels as kernels
 from . import keep_rule, threads
 from .errors import BadInputError
-from .external_sort import PairSorter, Sorter
-from .files import NpyWriter, open_npy
 from .given_up import GivenUp
 from .groups import flatten, unite
+from .kernels import keep_loops
 from .metadata import Metadata
 from .pair_files import Copies, PairBlock, Paired, limit, mark, paired, row_dtype
+from .storage.external_sort import PairSorter, Sorter
+from .storage.files import NpyWriter, open_npy
 
 BLOCK_ROWS = 1 << 20
 
@@ -167,7 +167,7 @@ def decide(
     del first, marked
     dropped = np.zeros(len(survivor), np.bool_)
     for later, earlier in _by_later_visit(some, rank, most, spill):
-        kernels.sweep(later, earlier, dropped)
+        keep_loops.sweep(later, earlier, dropped)
     return Decision(rank, survivor, dropped)
 
 
@@ -215,10 +215,10 @@ def _visits(
 
 def _neighbour_keys(some: Paired, first: np.ndarray, most: np.float32) -> Iterator[np.ndarray]:
     sizes = np.zeros_like(first)
-    kernels.count_members(first, sizes)
+    keep_loops.count_members(first, sizes)
     neighbours = sizes - sizes.dtype.type(1)
     for pairs, _ in some.blocks("Neighbours"):
-        kernels.count(*pairs, most, first, sizes, neighbours)
+        keep_loops.count(*pairs, most, first, sizes, neighbours)
     del sizes
     top = np.uint64(np.iinfo(np.uint64).max)
     for start in range(0, len(first), BLOCK_ROWS):
@@ -254,11 +254,11 @@ def _ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each row's class, and the best member of each class."""
     rank = np.full(len(first), _none(first), first.dtype)
-    survivor = np.empty(kernels.count_classes(first, marked), first.dtype)
+    survivor = np.empty(keep_loops.count_classes(first, marked), first.dtype)
     done = 0
     for rows in order:
-        done = kernels.number(rows, first, rank, survivor, done, _none(rank))
-    kernels.share(first, marked, rank)
+        done = keep_loops.number(rows, first, rank, survivor, done, _none(rank))
+    keep_loops.share(first, marked, rank)
     return rank, survivor
 
 
@@ -268,7 +268,7 @@ def _by_later_visit(
     """Ranks of the later and the earlier visited end of each pair, sorted by the later."""
     sorter = PairSorter(spill, rank.dtype)
     for pairs, _ in some.blocks("Order of pairs"):
-        sorter.append(*kernels.ends(*pairs, most, rank))
+        sorter.append(*keep_loops.ends(*pairs, most, rank))
     yield from sorter.blocks()
 
 
@@ -281,7 +281,7 @@ def _nearest(
     by_rank = (decision.rank, decision.dropped, decision.survivor, nearest, best)
     stored = (pairs for pairs, _ in some.blocks("Nearest kept rows"))
     for pairs in chain(stored, found):
-        kernels.improve(*pairs, *by_rank)
+        keep_loops.improve(*pairs, *by_rank)
     return nearest, best
 
 
@@ -319,7 +319,7 @@ def _write(
             own[: len(known)] = known
         low, high = np.searchsorted(ids, _bounds(ids, start, len(rows)))
         part = [np.empty(high - low, own.dtype) for own in block]
-        kernels.explain(decision.rank[low:high], *by_rank, *part)
+        keep_loops.explain(decision.rank[low:high], *by_rank, *part)
         for own, new in zip(block, part, strict=True):
             own[ids[low:high] - start] = new
         return *block, rows[block[0] != rows]

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from .errors import BadInputError
 from .metadata import describe, find_column
-from .parquet_source import parquet_file
+from .storage.parquet_source import parquet_file
 
 BLOCK_ROWS = 1 << 18
 MOST_TOKENS = 200

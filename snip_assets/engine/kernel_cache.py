@@ -66,7 +66,7 @@ def _made(candidates: list[Path]) -> Path | None:
 
 def digest() -> str:
     """Changes when a module with kernels does."""
-    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     found = xxhash.xxh3_64()
     for text in texts:
         if b"numba" in text:

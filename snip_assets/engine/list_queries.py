@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .axes import Axes
-from .byte_kernels import Short
-from .whole_rows import STEPS, whole_rows
+from .kernels.byte_products import Short
+from .kernels.whole_rows import STEPS, whole_rows
 
 # Squared steps of a squared distance of 1.
 UNIT = STEPS**2

@@ -12,14 +12,12 @@ import pyarrow.parquet as pq
 
 from . import threads
 from .errors import BadInputError
-from .parquet_source import parquet_file
 from .shards import Registry
+from .storage.parquet_source import PLAIN, parquet_file
 
 URL_NAMES = ("url",)
 CAPTION_NAMES = ("caption", "text")
 MD5_NAMES = ("md5",)
-# What views are read as: Arrow neither takes from them nor filters them.
-PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from .errors import BadInputError
-from .files import atomic_path, write_json
+from .storage.files import atomic_path, write_json
 
 MODEL_VERSION = "1"
 WEIGHTS, INFO = "model.safetensors", "model.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .kernels import dot
+from .kernels.registers import dot
 
 
 @njit(nogil=True, cache=True)

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import float_rows
 from .axes import Axes, scale_of
-from .byte_kernels import panels
-from .byte_kernels import queries as as_queries
 from .features import BLOCK, Features, as_float32, normalised, search_blocks, take_rows
 from .join import scanned
+from .kernels import float_rows
+from .kernels.byte_products import panels
+from .kernels.byte_products import queries as as_queries
+from .kernels.whole_rows import STEPS, Decoded, whole_rows
 from .list_queries import slack_steps
 from .sample import GOLDEN, mixed
 from .threads import ordered_map
-from .whole_rows import STEPS, Decoded, whole_rows
 
 # Leading axes, a share of all numbers and at the most: within a small distance, and within a larger
 # one, where few axes tell little.

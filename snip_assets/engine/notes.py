@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .files import digest_of, with_digest, write_json
+from .storage.files import digest_of, with_digest, write_json
 
 
 def note(path: Path, subject: str, found: Any) -> None:

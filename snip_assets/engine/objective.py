@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .codec import Words
-from .kernels import WORDS
+from .kernels.registers import WORDS
 
 _CODE_ROWS = 16_384
 

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from . import progress
 from .errors import BadInputError
-from .row_file import file_state
 from .sample import drawn
+from .storage.row_file import file_state
 from .threads import prefetch
 
 BLOCK_PAIRS = 1 << 20

@@ -14,7 +14,6 @@ import torch
 
 from .choices import batches, query_rows
 from .features import as_float32
-from .files import atomic_path
 from .index import SnipIndex
 from .join import CPU, ListJoin
 from .list_queries import CandidateRule, ListProbes, ListQueries, list_queries
@@ -22,8 +21,9 @@ from .listed_pairs import Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
 from .query_rows import QueryReader, QueryShard
-from .resident import trim
 from .settings import Settings
+from .storage.files import atomic_path
+from .storage.resident import trim
 from .threads import ordered_map
 from .verify import Pairs, Rows, Verifier
 from .waiting import Waiting

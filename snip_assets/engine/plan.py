@@ -17,10 +17,10 @@ from . import choices
 from .errors import BadInputError
 from .features import opened_alike
 from .rates import Rates
-from .resident import LIMIT
 from .settings import Settings
 from .shards import FEATURES_PATTERN
 from .station_costs import Assumed, Case, Cost, costs
+from .storage.resident import LIMIT
 
 GB, GIB = 1e9, 2**30
 # A row of metadata, with its url and caption, in a parquet file.

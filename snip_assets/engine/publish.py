@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError
-from .files import NpyWriter, atomic_path
 from .metadata import CAPTION_NAMES, MD5_NAMES, URL_NAMES, Metadata, as_text, find_column
-from .parquet_filter import Column, filter_parquet
-from .parquet_source import parquet_file
 from .shards import Shard
 from .slices import Slices
+from .storage.files import NpyWriter, atomic_path
+from .storage.parquet_filter import Column, filter_parquet
+from .storage.parquet_source import parquet_file
 
 BLOCK_ROWS = 1 << 20
 BATCH_ROWS = 1 << 16

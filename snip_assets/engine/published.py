@@ -19,13 +19,13 @@ from .bitmap import Bitmap, BitOrder, digest
 from .contents import format_of
 from .errors import BadInputError, SnipError
 from .fetch import Wanted, fetch_all, localise
-from .files import Manifest, checksum, current, digest_of, manifest_path, read_manifest
-from .locations import drive_id, local_path, shown
-from .parquet_filter import require_apart
-from .parquet_source import parquet_rows
 from .progress import track
-from .remote import NotThereError, Policy, Session
 from .shards import METADATA_PATTERN
+from .storage.files import Manifest, checksum, current, digest_of, manifest_path, read_manifest
+from .storage.locations import drive_id, local_path, shown
+from .storage.parquet_filter import require_apart
+from .storage.parquet_source import parquet_rows
+from .storage.remote import NotThereError, Policy, Session
 
 DEFAULT_BITMAP_NAME = "is_dup.npy"
 

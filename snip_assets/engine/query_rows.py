@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit
 
 from .features import Features
-from .files import open_npy
-from .resident import trim
-from .row_file import may_map
+from .storage.files import open_npy
+from .storage.resident import trim
+from .storage.row_file import may_map
 from .threads import ordered_map
 from .verify import Rows
 

@@ -18,18 +18,18 @@ import xxhash
 from . import choices, copies, threads
 from .assign import BLOCK
 from .axes import Axes
-from .byte_kernels import TOP, Short, panels
-from .byte_kernels import queries as as_queries
 from .codec import empty_index
 from .compress import BLOCK_ROWS, compress, device_of
 from .encode import Encoder
 from .features import Features
 from .join import CPU, QUERY_BLOCK, buffers, scan, scanned_on
+from .kernels.byte_products import TOP, Short, panels
+from .kernels.byte_products import queries as as_queries
+from .kernels.whole_rows import Decoded
 from .model import SnipNet
 from .settings import Settings
 from .trained import TrainedIndex
 from .verify import distances
-from .whole_rows import Decoded
 
 WIDTH = 32
 ROW = 1536

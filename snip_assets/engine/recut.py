@@ -17,7 +17,6 @@ import numpy as np
 from . import keep_rule, progress, publish, threads
 from .choices import groupings
 from .errors import BadInputError
-from .files import Manifest, read_manifest, require
 from .given_up import GivenUp
 from .group_table import duplicate_groups
 from .groups import flatten, unite
@@ -30,6 +29,7 @@ from .settings import Settings
 from .shards import Registry, load, raw_features
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
+from .storage.files import Manifest, read_manifest, require
 
 
 def curve(

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from . import progress, threads
-from .external_sort import ascending
-from .files import NpyWriter, atomic_path, open_npy
 from .metadata import MD5_NAMES, URL_NAMES, Metadata
+from .storage.external_sort import ascending
+from .storage.files import NpyWriter, atomic_path, open_npy
 from .texts import Texts
 
 BATCH_ROWS = 1 << 16

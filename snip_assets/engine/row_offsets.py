@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import BadInputError
-from .files import open_npy
-from .locations import local_path, shown, web_address
-from .parquet_source import parquet_rows
 from .progress import track
-from .remote import NotThereError, Policy, Session
 from .shards import METADATA_PATTERN
+from .storage.files import open_npy
+from .storage.locations import local_path, shown, web_address
+from .storage.parquet_source import parquet_rows
+from .storage.remote import NotThereError, Policy, Session
 
 _TAIL = 1 << 16
 _LONGEST_FOOTER = 1 << 28

@@ -11,7 +11,7 @@ from typing import cast, get_args
 
 import numpy as np
 
-from . import choices, comparisons, copies, keep_rule, remote_files, shards, threads
+from . import choices, copies, keep_rule, shards, threads
 from .axes import Axes
 from .calibration import Calibration
 from .code_distance import CodeErrors, CodeScale
@@ -20,7 +20,6 @@ from .coded_rows import CodedRows
 from .compress import device_of
 from .errors import BadInputError, StaleOutputError
 from .features import Features
-from .files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .index import IndexedShard, SnipIndex
 from .layout import Layout, local
 from .list_queries import CandidateRule
@@ -29,6 +28,8 @@ from .pairs import Join
 from .query_rows import QueryShard
 from .settings import Settings
 from .shards import Registry, Shard
+from .storage import comparisons, remote_files
+from .storage.files import CheckLevel, digest_of, open_npy, read_manifest, require
 from .trained import TrainedIndex
 from .verify import Verifier
 

@@ -9,9 +9,9 @@ import numpy as np
 from . import choices
 from .errors import BadInputError
 from .features import Features, as_float32
-from .files import digest_of, open_npy
 from .settings import Settings
 from .shards import TEXT_PATTERN, Registry, Shard
+from .storage.files import digest_of, open_npy
 
 _TOP = (1 << 64) - 1
 # 2^64 over the golden ratio.

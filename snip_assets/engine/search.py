@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 
 from .copies import LONGEST, SHORTEST
 from .errors import BadInputError
-from .files import open_npy, write_json, write_parquet
 from .holdings import Holdings
 from .metadata import CAPTION_NAMES, URL_NAMES, as_text, find_column, read_group, row_groups
-from .parquet_source import parquet_file
 from .progress import track
-from .remote_files import is_remote
 from .searcher import Rerank, Searcher
+from .storage.files import open_npy, write_json, write_parquet
+from .storage.parquet_source import parquet_file
+from .storage.remote_files import is_remote
 
 MOST_QUERIES = 10_000
 # Rows that are sorted again for each hit, at the least: codes know the order only roughly.

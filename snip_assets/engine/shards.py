@@ -16,12 +16,12 @@ import numpy as np
 
 from .errors import BadInputError, StaleOutputError
 from .features import Features
-from .files import digest_of, open_npy, with_digest, write_json, write_npy
 from .layout import STATIONS, Layout
-from .locks import lock
-from .parquet_source import parquet_rows
-from .remote_files import absolute, as_path, is_remote, npy_header, remote_names
-from .row_file import file_state
+from .storage.files import digest_of, open_npy, with_digest, write_json, write_npy
+from .storage.locks import lock
+from .storage.parquet_source import parquet_rows
+from .storage.remote_files import absolute, as_path, is_remote, npy_header, remote_names
+from .storage.row_file import file_state
 
 FEATURES_PATTERN = "img_emb_{key}.npy"
 TEXT_PATTERN = "text_emb_{key}.npy"

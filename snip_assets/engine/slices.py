@@ -16,9 +16,9 @@ import pyarrow as pa
 import xxhash
 
 from .errors import BadInputError
-from .files import open_npy
 from .representatives import Representatives
 from .shards import Shard
+from .storage.files import open_npy
 
 BATCH_ROWS = 1 << 16
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from .resident import trim
+from .storage.resident import trim
 from .threads import count, ordered_map
 
 BLOCK_ROWS = 1 << 20

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from .resident import watch
+from .storage.resident import watch
 
 BITS = 7
 

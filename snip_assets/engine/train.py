@@ -22,8 +22,7 @@ from torch import nn
 from . import choices, progress, threads
 from .compress import device_of
 from .features import Features
-from .files import atomic_path, digest_of
-from .fused_loss import Terms, fits, fused_loss
+from .kernels.fused_loss import Terms, fits, fused_loss
 from .model import SnipNet, pca, save_model
 from .neighbourhoods import neighbourhoods
 from .objective import (
@@ -38,6 +37,7 @@ from .objective import (
 )
 from .sample import most_rows, read_rows, sample_rows
 from .settings import Settings
+from .storage.files import atomic_path, digest_of
 from .validation import Validation
 
 VALIDATION_ROWS = 4096

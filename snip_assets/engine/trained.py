@@ -17,7 +17,7 @@ from numba import njit
 from .assign import BLOCK, Assigner
 from .codec import Codec, empty_index
 from .errors import BadInputError
-from .files import atomic_path
+from .storage.files import atomic_path
 from .threads import ordered_map
 
 ITERATIONS = 10

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from . import shards, threads
 from .features import Features
-from .files import atomic_path, digest_of, read_manifest
-from .locks import lock
 from .neighbours import near_rows
 from .run import Run
 from .sample import drawn
 from .shards import Shard
+from .storage.files import atomic_path, digest_of, read_manifest
+from .storage.locks import lock
 from .verify import distances
 
 SCHEMA = pa.schema([("earlier_row", pa.uint64()), ("row", pa.uint64())])

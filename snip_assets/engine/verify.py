@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numba import njit
 
-from .external_sort import distinct
 from .features import as_float32
+from .storage.external_sort import distinct
 
 BLOCK, THINNED = 1 << 16, 1 << 20
 

@@ -20,10 +20,10 @@ import pyarrow as pa
 from .audit import wilson
 from .bitmap import Bitmap, BitOrder
 from .errors import BadInputError
-from .files import atomic_path, write_parquet
 from .holdings import Holdings
 from .metadata import CAPTION_NAMES, URL_NAMES
 from .searcher import Searcher
+from .storage.files import atomic_path, write_parquet
 
 BLOCK = 1 << 24
 ROWS = 256

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .errors import BadInputError
-from .files import manifest_path
-from .folders import remove
 from .layout import Layout
-from .locks import lock
 from .shards import Registry, Shard, load, save
+from .storage.files import manifest_path
+from .storage.folders import remove
+from .storage.locks import lock
 
 
 def withdrawable(layout: Layout, keys: Sequence[str]) -> list[Shard]:

@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote
 import numpy as np
 import xxhash
 
-from snip_assets.engine.remote_files import is_remote
 from snip_assets.engine.shards import Registry
+from snip_assets.engine.storage.remote_files import is_remote
 
 from .shown_rows import look_up
 

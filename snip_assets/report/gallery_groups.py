@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from snip_assets.engine import shards, threads
 from snip_assets.engine.copies import Among
-from snip_assets.engine.files import open_npy
 from snip_assets.engine.group_table import top_groups
 from snip_assets.engine.run import Run
+from snip_assets.engine.storage.files import open_npy
 from snip_assets.engine.verify import distances
 
 LARGEST, DOUBTFUL = 200, 20

@@ -9,11 +9,11 @@ import numpy as np
 
 from snip_assets.engine import audit, shards
 from snip_assets.engine.features import Features
-from snip_assets.engine.files import digest_of
 from snip_assets.engine.notes import note, noted
 from snip_assets.engine.pair_files import PairBlock, stream
 from snip_assets.engine.run import Run
 from snip_assets.engine.sample import random_shards, splitmix64
+from snip_assets.engine.storage.files import digest_of
 from snip_assets.engine.truth import exact_neighbours
 from snip_assets.engine.verify import distances
 

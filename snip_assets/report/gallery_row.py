@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from snip_assets.engine import search as engine
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import open_npy, read_manifest
 from snip_assets.engine.holdings import Holdings
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.metadata import read_group, row_groups
-from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.shards import Shard, load
+from snip_assets.engine.storage.files import open_npy, read_manifest
+from snip_assets.engine.storage.parquet_source import parquet_file
 
 
 def find(layout: Layout, name: str) -> int:

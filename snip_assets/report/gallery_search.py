@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from snip_assets.engine.files import atomic_path
 from snip_assets.engine.holdings import Holdings
 from snip_assets.engine.metadata import CAPTION_NAMES, URL_NAMES
 from snip_assets.engine.search import Queries
+from snip_assets.engine.storage.files import atomic_path
 
 from . import site_pages
 from .gallery import Card, Pictures, shorten, web

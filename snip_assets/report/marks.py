@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from snip_assets.engine import audit, shards
 from snip_assets.engine.audit import Interval
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import digest_of, write_parquet
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.storage.files import digest_of, write_parquet
 from snip_assets.engine.verify import distances
 
 KINDS = ("random", "inside", "outside")

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from snip_assets.engine import stations
-from snip_assets.engine.files import Manifest, read_manifest
-from snip_assets.engine.parquet_source import parquet_file, readable
+from snip_assets.engine.storage.files import Manifest, read_manifest
+from snip_assets.engine.storage.parquet_source import parquet_file, readable
 from snip_assets.versions import version
 
 from . import plots

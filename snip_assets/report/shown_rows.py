@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from snip_assets.engine.files import write_parquet
 from snip_assets.engine.metadata import CAPTION_NAMES, URL_NAMES, Metadata
 from snip_assets.engine.shards import Registry
 from snip_assets.engine.stations.base import source_state
+from snip_assets.engine.storage.files import write_parquet
 
 WIDTH_NAMES, HEIGHT_NAMES = ("original_width", "width"), ("original_height", "height")
 NAMES = {

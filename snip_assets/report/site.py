@@ -16,7 +16,10 @@ import pyarrow.csv
 
 from snip_assets.engine import threads
 from snip_assets.engine.cost import measured
-from snip_assets.engine.files import (
+from snip_assets.engine.layout import STATIONS
+from snip_assets.engine.progress import track
+from snip_assets.engine.run import Run
+from snip_assets.engine.storage.files import (
     Manifest,
     atomic_path,
     current,
@@ -26,10 +29,7 @@ from snip_assets.engine.files import (
     seal,
     write_parquet,
 )
-from snip_assets.engine.layout import STATIONS
-from snip_assets.engine.locks import lock
-from snip_assets.engine.progress import track
-from snip_assets.engine.run import Run
+from snip_assets.engine.storage.locks import lock
 from snip_assets.engine.verify_bitmap import spreadsheet_cell
 
 from . import gallery, gallery_groups, gallery_pairs, marks, site_curves, site_data, site_pages

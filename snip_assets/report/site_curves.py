@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from snip_assets.engine.audit import Interval
-from snip_assets.engine.files import Manifest, digest_of, read_manifest
 from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.run import Run
+from snip_assets.engine.storage.files import Manifest, digest_of, read_manifest
 
 from . import marks, site_charts, site_data
 from .site_charts import Chart

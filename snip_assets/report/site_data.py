@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from snip_assets.engine import audit, choices, recut
 from snip_assets.engine.choices import AUTO
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import Manifest, open_npy, read_manifest, require
 from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
 from snip_assets.engine.pair_files import of_groups, stream
-from snip_assets.engine.parquet_source import parquet_file
 from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
+from snip_assets.engine.storage.files import Manifest, open_npy, read_manifest, require
+from snip_assets.engine.storage.parquet_source import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
 MOST_DOMAIN_ROWS = 100_000

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from snip_assets import __version__
-from snip_assets.engine.files import digest_of
+from snip_assets.engine.storage.files import digest_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = {

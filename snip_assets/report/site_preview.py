@@ -9,8 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from snip_assets.engine.files import Manifest
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.storage.files import Manifest
 
 from . import plots
 from .metadata import ROWS, SIZE

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from snip_assets.engine import shards
-from snip_assets.engine.files import open_npy, read_manifest
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.storage.files import open_npy, read_manifest
 
 
 def summary(layout: Layout) -> dict[str, Any]:

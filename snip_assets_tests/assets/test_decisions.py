@@ -14,9 +14,9 @@ from dagster._core.loader import LoadingContextForTest
 
 from snip_assets import automation, graph, home, sensors
 from snip_assets.definitions import build_defs
-from snip_assets.engine.files import manifest_path
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load
+from snip_assets.engine.storage.files import manifest_path
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 

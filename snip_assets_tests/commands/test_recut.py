@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from snip_assets.commands import recut
 from snip_assets.engine import publish
-from snip_assets.engine.files import seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.slices import Slices
+from snip_assets.engine.storage.files import seal
 from snip_assets_tests.engine.test_publish import run
 
 __all__ = ["run"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from snip_assets import cli
-from snip_assets.engine.files import open_npy
+from snip_assets.engine.storage.files import open_npy
 from snip_assets.report import marks
 from snip_assets_tests.report.conftest import ROWS, SCRIPT, Finished, finished
 

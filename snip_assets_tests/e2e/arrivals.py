@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 
 from snip_assets import home
 from snip_assets.engine import shards
-from snip_assets.engine.files import read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage.files import read_manifest
 from snip_assets.options import default_source
 from snip_assets_tests.e2e.services import Services, wait
 

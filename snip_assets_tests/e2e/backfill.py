@@ -25,9 +25,9 @@ from benchmarks import common
 from benchmarks.fault_tools import STATIONS, contents, leftovers, station
 from snip_assets import graph
 from snip_assets.engine import shards
-from snip_assets.engine.files import manifest_path, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import manifest_path, read_manifest
 from snip_assets.resources import DataSet
 from snip_assets_tests.e2e.arrivals import Arrivals
 from snip_assets_tests.e2e.services import Services, wait

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from snip_assets.engine import shards, stations
-from snip_assets.engine.files import checksum
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import checksum
 from snip_assets.options import SAMPLE
 
 MADE = ("duplicate_pairs", "duplicate_groups", "dup_bitmap", "deduped_metadata", "drop_list")

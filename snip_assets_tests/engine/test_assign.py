@@ -5,10 +5,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snip_assets.engine.assign import Assigner, _last_of_best
-from snip_assets.engine.kernels import LANES
-from snip_assets.engine.list_scores import LOWEST, Scorer
+from snip_assets.engine.kernels.list_scores import LOWEST, Scorer
+from snip_assets.engine.kernels.registers import LANES
+from snip_assets.engine.kernels.whole_rows import write_products
 from snip_assets.engine.trained import TrainedIndex
-from snip_assets.engine.whole_rows import write_products
 
 
 @settings(deadline=None)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from snip_assets.engine import group_table
 from snip_assets.engine.changed import Former, changed_pairs
-from snip_assets.engine.files import checksum
 from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.publish import dup_bitmap
+from snip_assets.engine.storage.files import checksum
 
 from .pair_tools import write_pairs
 from .test_groups import graphs

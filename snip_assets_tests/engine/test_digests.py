@@ -9,7 +9,6 @@ import pytest
 
 from snip_assets.engine import bitmap, shards, stations
 from snip_assets.engine.apply_bitmap import apply_bitmap
-from snip_assets.engine.files import seal
 from snip_assets.engine.group_table import duplicate_groups
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.metadata import Metadata
@@ -17,6 +16,7 @@ from snip_assets.engine.recut import recut
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
+from snip_assets.engine.storage.files import seal
 
 from .pair_tools import write_pairs
 from .test_recut import every_file

@@ -24,11 +24,11 @@ import pytest
 from snip_assets.engine import fanout, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.fanout import ComputeError, fan_out
-from snip_assets.engine.files import checksum
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
+from snip_assets.engine.storage.files import checksum
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
 SHARDS = 8

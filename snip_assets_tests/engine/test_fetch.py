@@ -17,8 +17,8 @@ from snip_assets.engine import catalogue
 from snip_assets.engine import fetch as fetching
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.fetch import Wanted, fetch, fetch_all
-from snip_assets.engine.locations import drive_id, local_path, web_address
-from snip_assets.engine.remote import DownloadError, Policy, Session
+from snip_assets.engine.storage.locations import drive_id, local_path, web_address
+from snip_assets.engine.storage.remote import DownloadError, Policy, Session
 from snip_assets_tests import mirror as faulty
 
 QUICK = Policy(attempts=3, backoff=0.01, timeout=0.5, at_once=3)

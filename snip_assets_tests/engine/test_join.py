@@ -17,7 +17,6 @@ from snip_assets.engine import (
     listed_pairs,
     pairs,
     query_rows,
-    row_file,
     verify,
     waiting,
 )
@@ -25,9 +24,10 @@ from snip_assets.engine.axes import Axes, leading_axes, scale_of
 from snip_assets.engine.codec import CODECS
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.features import Features
-from snip_assets.engine.kernels import AT_ONCE
+from snip_assets.engine.kernels.registers import AT_ONCE
+from snip_assets.engine.kernels.whole_rows import STEPS, Decoded, whole_rows
+from snip_assets.engine.storage import row_file
 from snip_assets.engine.trained import TrainedIndex
-from snip_assets.engine.whole_rows import STEPS, Decoded, whole_rows
 
 DIM, LISTS, RADIUS, PROBES = 64, 12, 0.1, 4
 SLACK, SHORT_SLACK = 0.08, 0.05

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snip_assets.engine import external_sort, pair_files
 from snip_assets.engine import keep as module
+from snip_assets.engine import pair_files
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.keep import ascending_keys, keep
 from snip_assets.engine.metadata import Metadata
+from snip_assets.engine.storage import external_sort
 
 from .pair_tools import write_pairs
 from .test_groups import graphs

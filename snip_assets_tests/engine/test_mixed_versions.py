@@ -13,11 +13,11 @@ import pytest
 
 from snip_assets.engine import index, shards, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
-from snip_assets.engine.files import checksum, manifest_path, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.stations import duplicates, features, publish
 from snip_assets.engine.stations import index as index_stations
+from snip_assets.engine.storage.files import checksum, manifest_path, read_manifest
 from snip_assets.options import SAMPLE
 
 from .station_tools import until_pairs

@@ -8,8 +8,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from snip_assets.engine.features import Features
+from snip_assets.engine.kernels.whole_rows import STEPS
 from snip_assets.engine.neighbours import near_rows, near_sample
-from snip_assets.engine.whole_rows import STEPS
 
 
 @pytest.mark.parametrize("dim", [3, 64, 600])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import snip_assets.engine
 
@@ -18,9 +21,18 @@ def test_no_module_names_dagster_in_an_import() -> None:
 
 
 def test_importing_all_of_it_loads_no_dagster() -> None:
-    names = [f"snip_assets.engine.{p.stem}" for p in FOLDER.glob("*.py") if p.stem != "__init__"]
+    names = [m.name for m in pkgutil.walk_packages([str(FOLDER)], "snip_assets.engine.")]
+    assert "snip_assets.engine.kernels.tiles" in names
     code = f"import sys, {', '.join(names)}; sys.exit('dagster' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("package", "known"), [("kernels", set()), ("storage", {"errors"})])
+def test_the_lower_floors_do_not_know_the_upper(package: str, known: set[str]) -> None:
+    for path in (FOLDER / package).glob("*.py"):
+        # What types alone need is indented.
+        found = re.findall(r"^from snip_assets\.engine\.(\w+)", path.read_text(), re.MULTILINE)
+        assert set(found) <= known, path.name
 
 
 def test_windows_is_told_what_to_use() -> None:

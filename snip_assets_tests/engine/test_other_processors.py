@@ -9,7 +9,8 @@ import pytest
 from numba.core import registry
 
 KERNELS = [
-    str(Path(__file__).with_name(f"test_{n}.py")) for n in ("byte_kernels", "scaled_products")
+    str(Path(__file__).parent / "kernels" / f"test_{n}.py")
+    for n in ("byte_products", "scaled_products")
 ]
 
 

@@ -97,7 +97,7 @@ def test_the_table_is_the_same_in_small_memory(run, monkeypatch, tmp_path):
     table = pq.read_table(layout.duplicate_groups / "groups.parquet")
     monkeypatch.setattr("snip_assets.engine.group_table.BLOCK_ROWS", 300)
     monkeypatch.setattr("snip_assets.engine.group_table.BATCH_GROUPS", 7)
-    monkeypatch.setattr("snip_assets.engine.external_sort.BUFFER", 50)
+    monkeypatch.setattr("snip_assets.engine.storage.external_sort.BUFFER", 50)
     groups_of(layout, registry, tmp_path / "again")
     assert pq.read_table(tmp_path / "again" / "groups.parquet").equals(table)
     monkeypatch.undo()
@@ -266,7 +266,7 @@ def test_small_batches_and_uneven_row_groups_change_nothing(tmp_path, monkeypatc
     with pq.ParquetWriter(shard.metadata, table.schema) as writer:
         for low, high in ((0, 5), (5, 6), (6, 12)):
             writer.write_table(table.slice(low, high - low))
-    monkeypatch.setattr("snip_assets.engine.parquet_filter.BATCH_ROWS", 4)
+    monkeypatch.setattr("snip_assets.engine.storage.parquet_filter.BATCH_ROWS", 4)
     monkeypatch.setattr(publish, "BATCH_ROWS", 4)
     decided = Slices(tmp_path / "groups")
     metadata = Metadata(["x"], [shard.metadata], np.array([0, 12]))

@@ -17,7 +17,7 @@ from snip_assets.engine.apply_bitmap import apply_bitmap
 from snip_assets.engine.bitmap import Bitmap
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.published import Request, download
-from snip_assets.engine.remote import Policy
+from snip_assets.engine.storage.remote import Policy
 from snip_assets_tests import mirror as faulty
 
 QUICK = Policy(attempts=4, backoff=0.01, timeout=2.0, at_once=3)

@@ -10,10 +10,10 @@ import pytest
 from snip_assets.engine import recut as module
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.features import normalised
-from snip_assets.engine.files import manifest_path, seal
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.recut import curve, recut, run_curve, thresholds
 from snip_assets.engine.shards import raw_features
+from snip_assets.engine.storage.files import manifest_path, seal
 
 from .station_tools import start, until_pairs
 from .test_groups import reference

@@ -12,10 +12,10 @@ import pytest
 
 from snip_assets.engine import model, search, shards, stations
 from snip_assets.engine.errors import BadInputError, SnipError
-from snip_assets.engine.files import write_json
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import write_json
 from snip_assets_tests import mirror as faulty
 
 from .station_tools import until_pairs

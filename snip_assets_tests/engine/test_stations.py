@@ -12,10 +12,10 @@ import pytest
 
 from snip_assets.engine import audit, shards, stations, truth
 from snip_assets.engine.errors import BadInputError, StaleOutputError
-from snip_assets.engine.files import checksum, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import checksum, read_manifest
 from snip_assets.options import SAMPLE
 
 from .station_tools import MADE, contents, start, until_pairs, until_published

@@ -10,7 +10,6 @@ import torch
 from snip_assets.engine import train as train_module
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.features import Features
-from snip_assets.engine.files import open_npy
 from snip_assets.engine.model import INFO, load_model
 from snip_assets.engine.objective import (
     DEFAULT,
@@ -20,6 +19,7 @@ from snip_assets.engine.objective import (
     neighbour_target,
 )
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.storage.files import open_npy
 from snip_assets.engine.train import train
 from snip_assets.engine.validation import Validation
 

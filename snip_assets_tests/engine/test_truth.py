@@ -10,12 +10,12 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from snip_assets.engine import audit, choices, shards, stations, truth
-from snip_assets.engine.files import read_manifest, seal
 from snip_assets.engine.known_pairs import known_pairs
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage.files import read_manifest, seal
 from snip_assets.options import default_source
 
 Ends = set[tuple[int, int]]

@@ -11,10 +11,10 @@ import pytest
 from snip_assets.engine import stations
 from snip_assets.engine import withdraw as module
 from snip_assets.engine.errors import BadInputError, StaleOutputError
-from snip_assets.engine.folders import remove
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
+from snip_assets.engine.storage.folders import remove
 from snip_assets.engine.withdraw import withdraw
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 

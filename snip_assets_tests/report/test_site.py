@@ -15,11 +15,11 @@ import pytest
 
 from snip_assets.engine import audit, choices, shards
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.files import manifest_path, open_npy, read_manifest
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.storage.files import manifest_path, open_npy, read_manifest
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.report import gallery_groups, gallery_pairs, site, site_data
 

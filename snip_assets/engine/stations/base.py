@@ -10,12 +10,12 @@ from typing import Any
 from snip_assets.engine import choices, threads
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import BadInputError, made_again
-from snip_assets.engine.files import Manifest, current, read_manifest, seal
 from snip_assets.engine.layout import Layout
-from snip_assets.engine.locks import lock
-from snip_assets.engine.remote_files import is_remote, remote_state
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.files import Manifest, current, read_manifest, seal
+from snip_assets.engine.storage.locks import lock
+from snip_assets.engine.storage.remote_files import is_remote, remote_state
 
 Work = Callable[[Shard, Path], dict[str, Any]]
 Inputs = Callable[[Shard], dict[str, str]]

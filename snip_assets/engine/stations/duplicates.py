@@ -11,7 +11,15 @@ from snip_assets.engine import choices, index, threads
 from snip_assets.engine.changed import Former
 from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError, made_again
-from snip_assets.engine.files import (
+from snip_assets.engine.given_up import GivenUp
+from snip_assets.engine.group_table import duplicate_groups as group_rows
+from snip_assets.engine.metadata import Metadata
+from snip_assets.engine.pairs import find_pairs, write_pairs
+from snip_assets.engine.publish import dup_bitmap as publish_bitmap
+from snip_assets.engine.run import PAIR_SETTINGS, Run
+from snip_assets.engine.shards import Shard, raw_features
+from snip_assets.engine.slices import Slices
+from snip_assets.engine.storage.files import (
     CODE_VERSION,
     CheckLevel,
     Manifest,
@@ -22,16 +30,8 @@ from snip_assets.engine.files import (
     read_manifest,
     seal,
 )
-from snip_assets.engine.given_up import GivenUp
-from snip_assets.engine.group_table import duplicate_groups as group_rows
-from snip_assets.engine.locks import lock
-from snip_assets.engine.metadata import Metadata
-from snip_assets.engine.pairs import find_pairs, write_pairs
-from snip_assets.engine.publish import dup_bitmap as publish_bitmap
-from snip_assets.engine.remote_files import is_remote
-from snip_assets.engine.run import PAIR_SETTINGS, Run
-from snip_assets.engine.shards import Shard, raw_features
-from snip_assets.engine.slices import Slices
+from snip_assets.engine.storage.locks import lock
+from snip_assets.engine.storage.remote_files import is_remote
 from snip_assets.engine.verify import Pairs
 
 from .base import finish, require_same, source_state

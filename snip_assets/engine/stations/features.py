@@ -10,7 +10,14 @@ from typing import Any
 from snip_assets.engine import copies, keep_rule, shards
 from snip_assets.engine.compress import compress_shard, device_of
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import (
+from snip_assets.engine.given_model import given_model, take_model
+from snip_assets.engine.metadata import require_text_columns
+from snip_assets.engine.model import load_model
+from snip_assets.engine.run import MODEL_SETTINGS, Run
+from snip_assets.engine.sample import text_features
+from snip_assets.engine.settings import LOCAL
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.files import (
     Manifest,
     checksum,
     manifest_path,
@@ -19,16 +26,9 @@ from snip_assets.engine.files import (
     seal,
     write_json,
 )
-from snip_assets.engine.given_model import given_model, take_model
-from snip_assets.engine.locks import lock
-from snip_assets.engine.metadata import require_text_columns
-from snip_assets.engine.model import load_model
-from snip_assets.engine.parquet_source import parquet_file
-from snip_assets.engine.remote_files import is_remote, remote_states
-from snip_assets.engine.run import MODEL_SETTINGS, Run
-from snip_assets.engine.sample import text_features
-from snip_assets.engine.settings import LOCAL
-from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.locks import lock
+from snip_assets.engine.storage.parquet_source import parquet_file
+from snip_assets.engine.storage.remote_files import is_remote, remote_states
 from snip_assets.engine.train import train
 
 from .base import Inputs, each, finish, source_state, upstream_inputs

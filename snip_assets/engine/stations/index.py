@@ -14,7 +14,10 @@ from snip_assets.engine.cost import measured
 from snip_assets.engine.encode import Encoder, encode_shard
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.features import Features, as_float32, normalised
-from snip_assets.engine.files import (
+from snip_assets.engine.known_pairs import known_pairs
+from snip_assets.engine.run import INDEX_SETTINGS, Run
+from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.files import (
     Manifest,
     atomic_path,
     current,
@@ -25,10 +28,7 @@ from snip_assets.engine.files import (
     seal_parts,
     write_json,
 )
-from snip_assets.engine.known_pairs import known_pairs
-from snip_assets.engine.locks import lock
-from snip_assets.engine.run import INDEX_SETTINGS, Run
-from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.locks import lock
 from snip_assets.engine.trained import TrainedIndex
 
 from .base import Inputs, each, finish, upstream_inputs

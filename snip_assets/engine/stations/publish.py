@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.files import Manifest, current, read_manifest
 from snip_assets.engine.publish import deduped_metadata as publish_metadata
 from snip_assets.engine.publish import drop_list as publish_drop_list
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
+from snip_assets.engine.storage.files import Manifest, current, read_manifest
 
 from .base import Inputs, each, require_same, source_state
 

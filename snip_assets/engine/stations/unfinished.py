@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from snip_assets.engine.errors import SnipError
-from snip_assets.engine.files import current
 from snip_assets.engine.run import Run
 from snip_assets.engine.shards import Shard
+from snip_assets.engine.storage.files import current
 from snip_assets.engine.threads import ordered_map
 
 from .base import Inputs

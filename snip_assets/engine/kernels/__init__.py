@@ -1,0 +1,1 @@
+"""Compiled loops over arrays, in Numba and LLVM: they know of numbers, not of files or stations."""
