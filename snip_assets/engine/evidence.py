@@ -15,7 +15,7 @@ from .axes import leading_axes
 from .calibration import QUERIES, Sample, affordable
 from .errors import SnipError
 from .exact import count_near, exact_pairs, sum_squares
-from .known_pairs import NEAR, KnownPairs
+from .known_pairs import NEAR_FACTOR, KnownPairs
 from .settings import Settings
 from .stand_ins import stand_ins
 from .threads import ordered_map
@@ -231,7 +231,7 @@ def _holdable(sample: Sample, settings: Settings) -> int:
     """Queries whose near rows, of which groups of near copies have many, fit in memory."""
     some = sample.queries(COUNTED, settings.seed)
     assert sample.raw is not None
-    near = count_near(sample.raw, some, NEAR * settings.max_distance, settings.workers)
+    near = count_near(sample.raw, some, NEAR_FACTOR * settings.max_distance, settings.workers)
     return max(FEWEST_HELD, MOST_NEAR * len(some) // max(1, near))
 
 

@@ -7,7 +7,7 @@ import torch
 from numba import njit
 
 from .features import BLOCK
-from .neighbours import AXES, Near, rounding
+from .neighbours import AXES, NearRows, rounding
 from .threads import ordered_map
 
 
@@ -39,14 +39,14 @@ def exact_pairs(
     queries
         int64[q], positions, one or more.
     axes
-        See `neighbours.Near`.
+        See `neighbours.NearRows`.
 
     Returns
     -------
     later, earlier : int64[m]
         Positions, each pair once, ascending.
     """
-    near = Near(x[queries], limit, axes, workers)
+    near = NearRows(x[queries], limit, axes, workers)
     # Squared distances of rounded rows that leave a pair in doubt.
     sure = max(0.0, limit**0.5 - rounding(x.shape[1])) ** 2
 

@@ -50,7 +50,7 @@ class GivenUp:
     max_partners: int
     max_distance: float
 
-    def settle(self, some: Paired, decision: Decision, labels: np.ndarray) -> list[PairBlock]:
+    def settle(self, paired: Paired, decision: Decision, labels: np.ndarray) -> list[PairBlock]:
         """Change the decision so that no two kept rows of a group are near.
 
         Memory: 10 bytes a row that is in a pair (18 from 2^32 rows on), 24 bytes a pair that is
@@ -63,13 +63,13 @@ class GivenUp:
 
         Returns
         -------
-        Pairs by place that explain what goes now, beside those of `some`.
+        Pairs by place that explain what goes now, beside those of `paired`.
         """
-        thinned = self._thinned(some, decision)
+        thinned = self._thinned(paired, decision)
         if not thinned.any():
             return []
-        dropped, group = decision.dropped, labels[some.ids[decision.survivor]]
-        case = _Case(self.raw, self.max_distance, some, decision, group)
+        dropped, group = decision.dropped, labels[paired.ids[decision.survivor]]
+        case = _Case(self.raw, self.max_distance, paired, decision, group)
         kept = np.flatnonzero(~dropped & np.isin(group, group[thinned]))
         _, place, count = np.unique(group[kept], return_inverse=True, return_counts=True)
         # The index loses pairs of other rows as well, where a large group spans many lists.
@@ -78,7 +78,7 @@ class GivenUp:
         if not len(found[0].row):
             return []
         explained = np.zeros(len(dropped), np.bool_)
-        for pairs in (*(block for block, _ in some.blocks("Groups of near copies")), *found):
+        for pairs in (*(block for block, _ in paired.blocks("Groups of near copies")), *found):
             _explain(pairs.row, pairs.earlier_row, decision.rank, dropped, explained)
         orphans = np.flatnonzero(dropped & ~explained)
         found.append(case.near(orphans, kept[~dropped[kept]]))
@@ -94,10 +94,10 @@ class GivenUp:
             alone = alone[~explained[alone]]
         return found
 
-    def _thinned(self, some: Paired, decision: Decision) -> np.ndarray:
+    def _thinned(self, paired: Paired, decision: Decision) -> np.ndarray:
         """bool[ranks]: which classes may have pairs that are not stored."""
-        partners = np.zeros(len(some.ids), some.ids.dtype)
-        for pairs, _ in some.blocks("Partners"):
+        partners = np.zeros(len(paired.ids), paired.ids.dtype)
+        for pairs, _ in paired.blocks("Partners"):
             _count(pairs.row, partners)
         thinned = np.zeros(len(decision.dropped), np.bool_)
         thinned[decision.rank[partners >= self.max_partners]] = True
@@ -110,7 +110,7 @@ class _Case:
 
     raw: Rows
     max_distance: float
-    some: Paired
+    paired: Paired
     decision: Decision
     group: np.ndarray
 
@@ -123,8 +123,8 @@ class _Case:
         return pairs
 
     def near(self, one: np.ndarray, other: np.ndarray) -> PairBlock:
-        """Pairs of some classes with other ones of their group, by place."""
-        group, ids, survivor = self.group, self.some.ids, self.decision.survivor
+        """Pairs of classes with other ones of their group, by place."""
+        group, ids, survivor = self.group, self.paired.ids, self.decision.survivor
         one, other = (ranks[np.argsort(group[ranks], kind="stable")] for ranks in (one, other))
         cuts = np.flatnonzero(np.diff(group[one], prepend=group[one][:1])).tolist()
         columns = []
@@ -147,7 +147,7 @@ class _Case:
         self, one: np.ndarray, other: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places of two rows that float32 finds near, or nearly."""
-        ids, floor = self.some.ids, 1 - self.max_distance / 2 - ROUNDING
+        ids, floor = self.paired.ids, 1 - self.max_distance / 2 - ROUNDING
         for start in range(0, len(one), BLOCK):
             own = one[start : start + BLOCK]
             x = self._rows(ids[own])

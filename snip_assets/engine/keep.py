@@ -20,7 +20,7 @@ processing: Chiang et al., External-memory graph algorithms, SODA 1995). Streame
 the earlier-visited end of each pair is always decided. The result is the sequential greedy's,
 bit for bit, in six passes over the pairs and one sort, however long the chains.
 
-Rows without a pair stay. So the others are numbered anew first (`pair_files.paired`), and all that
+Rows without a pair stay. So the others are numbered anew first (`pair_files.number_rows`), and all that
 follows is by those places: what is decided costs what there is to decide.
 
 Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering), 17 R
@@ -45,7 +45,7 @@ from .given_up import GivenUp
 from .groups import flatten, unite
 from .kernels import keep_loops
 from .metadata import Metadata
-from .pair_files import Copies, PairBlock, Paired, limit, mark, paired, row_dtype
+from .pair_files import Copies, PairBlock, Paired, limit, mark, number_rows, row_dtype
 from .storage.external_sort import PairSorter, Sorter
 from .storage.files import NpyWriter, open_npy
 
@@ -135,18 +135,18 @@ def keep(
     """
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as name:
         spill = Path(name)
-        some = paired(pair_files, rows, spill / "pairs", max_distance, copies)
-        decision = decide(some, rule, spill, metadata=metadata)
+        paired = number_rows(pair_files, rows, spill / "pairs", max_distance, copies)
+        decision = decide(paired, rule, spill, metadata=metadata)
         found: list[PairBlock] = []
         if given_up is not None:
-            found = given_up.settle(some, decision, open_npy(out / "labels.npy"))
-        nearest, distance = _nearest(some, decision, found)
-        dropped = _write(some, decision, nearest, distance, out, spill, before)
+            found = given_up.settle(paired, decision, open_npy(out / "labels.npy"))
+        nearest, distance = _nearest(paired, decision, found)
+        dropped = _write(paired, decision, nearest, distance, out, spill, before)
     return {"rows": rows, "kept": rows - dropped, "dropped": dropped}
 
 
 def decide(
-    some: Paired,
+    paired: Paired,
     rule: str,
     spill: Path,
     *,
@@ -155,28 +155,28 @@ def decide(
 ) -> Decision:
     """Who stays, without the nearest kept row: as `keep`, with `spill` an existing folder."""
     parsed = keep_rule.parse(rule)
-    if parsed.columns and (metadata is None or metadata.rows != some.rows):
+    if parsed.columns and (metadata is None or metadata.rows != paired.rows):
         have = "no metadata" if metadata is None else f"metadata of {metadata.rows} rows"
         raise BadInputError(
-            f"keep rule {rule!r} needs the metadata of {some.rows} rows; given {have}."
+            f"keep rule {rule!r} needs the metadata of {paired.rows} rows; given {have}."
         )
     most = limit(max_distance)
-    first, marked = _classes(some, most)
-    order = _visits(some, parsed, first, marked, most, spill, metadata)
+    first, marked = _classes(paired, most)
+    order = _visits(paired, parsed, first, marked, most, spill, metadata)
     rank, survivor = _ranks(order, first, marked)
     del first, marked
     dropped = np.zeros(len(survivor), np.bool_)
-    for later, earlier in _by_later_visit(some, rank, most, spill):
+    for later, earlier in _by_later_visit(paired, rank, most, spill):
         keep_loops.sweep(later, earlier, dropped)
     return Decision(rank, survivor, dropped)
 
 
-def _classes(some: Paired, most: np.float32) -> tuple[np.ndarray, np.ndarray]:
+def _classes(paired: Paired, most: np.float32) -> tuple[np.ndarray, np.ndarray]:
     """First copy of each row, and whether it has a pair."""
-    rows = len(some.ids)
+    rows = len(paired.ids)
     first = np.arange(rows, dtype=row_dtype(rows))
     marked = np.zeros(rows, np.bool_)
-    for pairs, copy in some.blocks("Exact copies"):
+    for pairs, copy in paired.blocks("Exact copies"):
         mark(*pairs, most, marked)
         row, earlier, distance = (a[copy] for a in pairs)
         unite(first, row, earlier, distance, most)
@@ -185,7 +185,7 @@ def _classes(some: Paired, most: np.float32) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _visits(
-    some: Paired,
+    paired: Paired,
     rule: keep_rule.Rule,
     first: np.ndarray,
     marked: np.ndarray,
@@ -200,10 +200,10 @@ def _visits(
         return
     sorter = Sorter(spill, first.dtype)
     if rule.kind == "neighbours":
-        blocks = _neighbour_keys(some, first, most)
+        blocks = _neighbour_keys(paired, first, most)
     else:
         assert metadata is not None
-        blocks = _value_keys(some, rule, metadata)
+        blocks = _value_keys(paired, rule, metadata)
     start = 0
     for keys in blocks:
         inside = np.flatnonzero(marked[start : start + len(keys)])
@@ -213,11 +213,11 @@ def _visits(
         yield rows.astype(np.int64)
 
 
-def _neighbour_keys(some: Paired, first: np.ndarray, most: np.float32) -> Iterator[np.ndarray]:
+def _neighbour_keys(paired: Paired, first: np.ndarray, most: np.float32) -> Iterator[np.ndarray]:
     sizes = np.zeros_like(first)
     keep_loops.count_members(first, sizes)
     neighbours = sizes - sizes.dtype.type(1)
-    for pairs, _ in some.blocks("Neighbours"):
+    for pairs, _ in paired.blocks("Neighbours"):
         keep_loops.count(*pairs, most, first, sizes, neighbours)
     del sizes
     top = np.uint64(np.iinfo(np.uint64).max)
@@ -225,12 +225,12 @@ def _neighbour_keys(some: Paired, first: np.ndarray, most: np.float32) -> Iterat
         yield top - neighbours[first[start : start + BLOCK_ROWS]].astype(np.uint64)
 
 
-def _value_keys(some: Paired, rule: keep_rule.Rule, metadata: Metadata) -> Iterator[np.ndarray]:
+def _value_keys(paired: Paired, rule: keep_rule.Rule, metadata: Metadata) -> Iterator[np.ndarray]:
     counts, start = np.diff(metadata.offsets), 0
     for path, count in zip(metadata.paths, counts, strict=True):
         for block in keep_rule.values(rule, path, int(count)):
-            low, high = np.searchsorted(some.ids, _bounds(some.ids, start, len(block)))
-            values = block[some.ids[low:high].astype(np.int64) - start]
+            low, high = np.searchsorted(paired.ids, _bounds(paired.ids, start, len(block)))
+            values = block[paired.ids[low:high].astype(np.int64) - start]
             yield ascending_keys(-values if rule.kind == "largest" else values)
             start += len(block)
 
@@ -263,23 +263,23 @@ def _ranks(
 
 
 def _by_later_visit(
-    some: Paired, rank: np.ndarray, most: np.float32, spill: Path
+    paired: Paired, rank: np.ndarray, most: np.float32, spill: Path
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ranks of the later and the earlier visited end of each pair, sorted by the later."""
     sorter = PairSorter(spill, rank.dtype)
-    for pairs, _ in some.blocks("Order of pairs"):
+    for pairs, _ in paired.blocks("Order of pairs"):
         sorter.append(*keep_loops.ends(*pairs, most, rank))
     yield from sorter.blocks()
 
 
 def _nearest(
-    some: Paired, decision: Decision, found: list[PairBlock]
+    paired: Paired, decision: Decision, found: list[PairBlock]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Place of the nearest kept row of each dropped class, and its distance, by rank."""
     nearest = np.zeros_like(decision.survivor)
     best = np.full(len(nearest), np.inf, np.float32)
     by_rank = (decision.rank, decision.dropped, decision.survivor, nearest, best)
-    stored = (pairs for pairs, _ in some.blocks("Nearest kept rows"))
+    stored = (pairs for pairs, _ in paired.blocks("Nearest kept rows"))
     for pairs in chain(stored, found):
         keep_loops.improve(*pairs, *by_rank)
     return nearest, best
@@ -296,7 +296,7 @@ def _row_ids(ids: np.ndarray, *places: np.ndarray) -> list[np.ndarray]:
 
 
 def _write(
-    some: Paired,
+    paired: Paired,
     decision: Decision,
     nearest: np.ndarray,
     distance: np.ndarray,
@@ -304,7 +304,7 @@ def _write(
     spill: Path,
     before: Path | None,
 ) -> int:
-    ids, kind = some.ids, some.ids.dtype
+    ids, kind = paired.ids, paired.ids.dtype
     by_rank = decision.dropped, *_row_ids(ids, decision.survivor, nearest), distance
     sorter = PairSorter(spill, kind)
     names = ("kept_row", "kept_distance")
@@ -312,7 +312,7 @@ def _write(
 
     def explained(start: int) -> tuple[np.ndarray, ...]:
         """Kept rows and distances of a block; the rows of it that go."""
-        rows = np.arange(start, min(some.rows, start + BLOCK_ROWS), dtype=kind)
+        rows = np.arange(start, min(paired.rows, start + BLOCK_ROWS), dtype=kind)
         block = rows.copy(), np.zeros(len(rows), np.float32)
         for own, earlier in zip(block, former, strict=False):
             known = earlier[start : start + len(rows)]
@@ -326,10 +326,10 @@ def _write(
 
     dropped = 0
     with (
-        NpyWriter(out / "kept_row.npy", (some.rows,), kind) as kept_rows,
-        NpyWriter(out / "kept_distance.npy", (some.rows,), np.float32) as distances,
+        NpyWriter(out / "kept_row.npy", (paired.rows,), kind) as kept_rows,
+        NpyWriter(out / "kept_distance.npy", (paired.rows,), np.float32) as distances,
     ):
-        for kept, far, gone in threads.ordered_map(explained, range(0, some.rows, BLOCK_ROWS), 2):
+        for kept, far, gone in threads.ordered_map(explained, range(0, paired.rows, BLOCK_ROWS), 2):
             start = kept_rows.rows
             kept_rows.append(kept)
             distances.append(far)

@@ -23,7 +23,7 @@ from .verify import distances
 # Rows whose pairs are searched for, if among all rows.
 QUERIES = 4096
 # In the unit of `max_distance`; pairs lie nearer than that in the SNIP features.
-NEAR = 3.0
+NEAR_FACTOR = 3.0
 # Nearest pairs, among which the true ones are, and others beside them. What is near grows with the
 # rows: at 99 million, a random sample of twice as many held 42 of the 861 true pairs found so.
 MOST_CHECKED = 1 << 17
@@ -38,7 +38,7 @@ class KnownPairs:
     snip
         float32[n, dim], SNIP features of their rows, ascending by row id.
     later, earlier
-        int64[m], positions in `snip`; nearer than `NEAR` times `max_distance` there.
+        int64[m], positions in `snip`; nearer than `NEAR_FACTOR` times `max_distance` there.
     true
         bool[m], whether the raw features are within `max_distance`.
     weight
@@ -62,7 +62,7 @@ def known_pairs(run: Run, rows: np.ndarray) -> KnownPairs | None:
     draw = np.random.default_rng(settings.seed)
     queries = np.sort(draw.choice(rows, min(round(QUERIES / share), len(rows)), replace=False))
     snip = shards.snip_features(run.layout, registry)
-    limit = NEAR * settings.max_distance
+    limit = NEAR_FACTOR * settings.max_distance
     title = "search for known pairs"
     near = near_sample(
         snip,

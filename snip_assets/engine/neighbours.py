@@ -199,7 +199,7 @@ def _found(
     """Query, row and squared distance, block by block."""
     if not len(queries):
         return
-    near = Near(take_rows(features, queries, workers), limit, axes, workers, unit=unit)
+    near = NearRows(take_rows(features, queries, workers), limit, axes, workers, unit=unit)
 
     def work(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         query, row, apart = near.of(block)
@@ -208,7 +208,7 @@ def _found(
     yield from search_blocks(features, ordinals, work, title, workers)
 
 
-class Near:
+class NearRows:
     """Rows that others are near to.
 
     Memory: beside the rows, two bytes a number.

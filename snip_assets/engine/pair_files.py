@@ -162,7 +162,7 @@ def _arrays(ids: np.ndarray) -> dict[str, Any]:
     return {"row": kind, "earlier_row": kind, "distance": np.float32, "copy": np.bool_}
 
 
-def paired(
+def number_rows(
     pair_files: Sequence[Path],
     rows: int,
     out: Path,

@@ -66,7 +66,7 @@ def _mark(numbers, offsets, rows, asked):
 
 
 @dataclass(frozen=True)
-class Queries:
+class QueryVectors:
     """Vectors of some rows in memory.
 
     Attributes
@@ -124,7 +124,7 @@ class QueryReader:
         starts, ahead = np.array([shard.start for shard in shards], np.int64), np.cumsum(sizes)
         # What no pass fills is never touched, and so takes no memory.
         x = np.empty((min(most, sum(sizes)), *like.shape[1:]), like.dtype)
-        self._held = Queries(starts, ahead - sizes, np.empty(sum(sizes), np.uint32), x)
+        self._held = QueryVectors(starts, ahead - sizes, np.empty(sum(sizes), np.uint32), x)
 
     @classmethod
     def of(
@@ -144,7 +144,7 @@ class QueryReader:
             return None
         return cls(vectors, shards, is_copy, like, most, workers)
 
-    def read(self, *lists: np.ndarray) -> Queries:
+    def read(self, *lists: np.ndarray) -> QueryVectors:
         """Of all rows that probe these lists; what was read before is gone then."""
         numbers = np.concatenate(lists)
         rows = [*ordered_map(lambda s: self._asking(s, numbers), self.shards, self.workers)]

@@ -23,7 +23,7 @@ from .groups import flatten, unite
 from .keep import decide
 from .layout import Layout
 from .metadata import Metadata
-from .pair_files import Copies, Paired, limit, paired, row_dtype
+from .pair_files import Copies, Paired, limit, number_rows, row_dtype
 from .run import Run
 from .settings import Settings
 from .shards import Registry, load, raw_features
@@ -45,7 +45,7 @@ def curve(
     """What each threshold would give.
 
     The pairs are gathered in the system's temporary folder (13 bytes each); each threshold streams
-    them five times at the most. Memory: that of `pair_files.paired`, then 13 bytes a row that is in
+    them five times at the most. Memory: that of `pair_files.number_rows`, then 13 bytes a row that is in
     a pair and 1 GB, for each worker.
 
     Parameters
@@ -64,23 +64,23 @@ def curve(
     """
     with tempfile.TemporaryDirectory(prefix=".tmp-") as folder:
         largest = max(thresholds, default=None)
-        some = paired(pair_files, rows, Path(folder) / "pairs", largest, copies)
+        paired = number_rows(pair_files, rows, Path(folder) / "pairs", largest, copies)
 
         def at(most: float) -> dict[str, Any]:
-            counts = _count(some, most)
+            counts = _count(paired, most)
             with tempfile.TemporaryDirectory(prefix="sorted-", dir=folder) as own:
-                decision = decide(some, rule, Path(own), max_distance=most, metadata=metadata)
+                decision = decide(paired, rule, Path(own), max_distance=most, metadata=metadata)
             return {"max_distance": most, **counts, "dropped": decision.dropped_rows}
 
         found = threads.ordered_map(at, sorted(thresholds), workers)
         return list(progress.track(found, "thresholds", len(thresholds), "thresholds"))
 
 
-def _count(some: Paired, most: float) -> dict[str, int]:
+def _count(paired: Paired, most: float) -> dict[str, int]:
     """Pairs within a distance, and their groups."""
-    rows, pairs = len(some.ids), 0
+    rows, pairs = len(paired.ids), 0
     labels = np.arange(rows, dtype=row_dtype(rows))
-    for block, _ in some.blocks("Pairs"):
+    for block, _ in paired.blocks("Pairs"):
         pairs += int(np.count_nonzero(block.distance <= limit(most)))
         unite(labels, *block, limit(most))
     flatten(labels)
@@ -215,8 +215,12 @@ def _outputs(
         source = repr(versions if keep_captions else versions[shard.ordinal])
         digest = decided.deduped_digest(shard, **options)
         out = target.deduped_metadata(shard.key)
-        work = partial(publish.deduped_metadata, shard, decided, out)
-        work = partial(work, duplicate_count=duplicate_count, keep_captions=captions)
+        work = partial(
+            publish.deduped_metadata,
+            *(shard, decided, out),
+            duplicate_count=duplicate_count,
+            keep_captions=captions,
+        )
         notes += finish(out, {"source": source, "groups": digest}, work).facts["notes"]
         digest = decided.drop_list_digest(shard)
         source = repr(versions[shard.ordinal])

@@ -10,7 +10,7 @@ import numpy as np
 from .code_distance import POWERS, relative
 from .exact import exact_pairs, sum_squares
 from .features import normalised
-from .known_pairs import NEAR, KnownPairs
+from .known_pairs import NEAR_FACTOR, KnownPairs
 from .neighbours import FAR_AXES
 from .settings import Settings
 
@@ -52,12 +52,12 @@ def accuracy(
     """
     found = {}
     for name, x in (("snip", snip), ("codes", decoded)):
-        limit = NEAR * settings.max_distance
+        limit = NEAR_FACTOR * settings.max_distance
         later, earlier = exact_pairs(normalised(x), queries, limit, settings.workers, FAR_AXES)
         right = np.isin(later.astype(np.int64) * len(x) + earlier, true)
         weight = np.ones(len(later))
         apart = _apart(x, later, earlier)
-        near = _Near(apart, right, weight, len(true), copies, settings.max_distance)
+        near = _NearPairs(apart, right, weight, len(true), copies, settings.max_distance)
         found[name] = near.decided(name, errors[later], errors[earlier])
     return found
 
@@ -67,7 +67,7 @@ def known_accuracy(known: KnownPairs, decoded: np.ndarray, errors: np.ndarray) -
     later, earlier, found = known.later, known.earlier, {}
     for name, x in (("snip", known.snip), ("codes", decoded)):
         true = float(known.weight[known.true].sum())
-        near = _Near(_apart(x, later, earlier), known.true, known.weight, true)
+        near = _NearPairs(_apart(x, later, earlier), known.true, known.weight, true)
         found[name] = near.decided(name, errors[later], errors[earlier])
     return found
 
@@ -82,7 +82,7 @@ def _f1(precision: Any, recall: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Near:
+class _NearPairs:
     """Near pairs: their squared distance, which are right, how many each stands for; right in all.
 
     `max_distance` is the threshold where there are none.
