@@ -45,8 +45,8 @@ def curve(
     """What each threshold would give.
 
     The pairs are gathered in the system's temporary folder (13 bytes each); each threshold streams
-    them five times at the most. Memory: that of `pair_files.number_rows`, then 13 bytes a row that is in
-    a pair and 1 GB, for each worker.
+    them five times at the most. Memory: that of `pair_files.number_rows`, then 13 bytes a row that
+    is in a pair and 1 GB, for each worker.
 
     Parameters
     ----------
