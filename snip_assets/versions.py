@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+)
 
 from .engine.run import PAIR_SETTINGS
 from .engine.shards import load
-from .engine.storage.files import CODE_VERSION, digest_of, read_manifest
+from .engine.storage.files import CODE_VERSION, Manifest, digest_of, read_manifest
 from .resources import DataSet
 
 
@@ -62,3 +66,41 @@ def unpublished(instance: dg.DagsterInstance, keys: list[str]) -> set[str]:
     for asset in ("deduped_metadata", "drop_list"):
         found |= set(keys).difference(instance.get_materialized_partitions(dg.AssetKey(asset)))
     return found
+
+
+def unrecorded_slices(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, bitmap: Manifest, own: Collection[str]
+) -> dict[str, str]:
+    """Shards whose slice of a bitmap must be recorded for an asset, with its version.
+
+    All of them, unless those that are not of this run have a record of this very bitmap.
+
+    Parameters
+    ----------
+    own
+        Shards of the run.
+    """
+    slices: dict[str, str] = bitmap.facts[asset.to_user_string()]
+    others = [key for key in slices if key not in own]
+    made_from = get_input_data_version_tag(dg.AssetKey("dup_bitmap"))
+    # Records are written in this order: if the last is there, all are.
+    if others and _tags(instance, asset, others[-1]).get(made_from) == bitmap.version:
+        return {key: slices[key] for key in slices if key in own}
+    return slices
+
+
+def slice_records(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, slices: Mapping[str, str], like: str
+) -> list[dg.AssetMaterialization]:
+    """Records of shards with the versions of their slices, tagged as the last one of `like`."""
+    tags = _tags(instance, asset, like)
+    return [
+        dg.AssetMaterialization(asset, partition=key, tags={**tags, DATA_VERSION_TAG: version})
+        for key, version in slices.items()
+    ]
+
+
+def _tags(instance: dg.DagsterInstance, asset: dg.AssetKey, key: str) -> dict[str, str]:
+    """What the last record of a shard is tagged with."""
+    record = instance.get_latest_data_version_record(asset, is_source=False, partition_key=key)
+    return dict(record.event_log_entry.tags or {}) if record else {}

@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
-    DATA_VERSION_TAG,
-    get_input_data_version_tag,
-)
 
+from snip_assets import versions
 from snip_assets.engine import stations
 from snip_assets.engine.fanout import fan_out
 from snip_assets.engine.storage.files import require
@@ -16,7 +13,6 @@ from snip_assets.record_batch import log_together
 from snip_assets.report import metadata as show
 from snip_assets.report import plots
 from snip_assets.resources import DataSet
-from snip_assets.versions import made_with
 
 from .station import CODE_VERSION, HEAVY, backfill_policy, chosen, station
 
@@ -43,7 +39,7 @@ def duplicate_pairs(context: dg.AssetExecutionContext, data: DataSet) -> dg.Mate
     with station(context):
         manifests = fan_out(stations.duplicate_pairs, data.run(), keys)
     samples = {key: data.layout.duplicate_pairs(key) for key in keys}
-    made = made_with(data)["duplicate_pairs"]
+    made = versions.made_with(data)["duplicate_pairs"]
     return show.of_shards(context, manifests, *made, samples=samples)
 
 
@@ -125,36 +121,10 @@ def decisions(
     chosen(context)
     with station(context):
         manifest = require(data.layout.dup_bitmap, "dup_bitmap")
+    own = context.partition_keys
     for asset in sorted(context.selected_asset_keys):
-        slices = manifest.facts[asset.to_user_string()]
-        own = set(context.partition_keys)
-        others = [key for key in slices if key not in own]
-        # Records are written in this order: if the last is there, all are.
-        if others and _bitmap_of(context, asset, others[-1]) == manifest.version:
-            slices = {key: slices[key] for key in slices if key in own}
+        wanted = versions.unrecorded_slices(context.instance, asset, manifest, set(own))
         yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(manifest.version))
-        # The code and the bitmap that this run's own records name hold for all shards.
-        tags = _tags(context, asset, context.partition_keys[0])
-        log_together(
-            context,
-            [
-                dg.AssetMaterialization(
-                    asset, partition=key, tags={**tags, DATA_VERSION_TAG: version}
-                )
-                for key, version in slices.items()
-            ],
-        )
-
-
-def _tags(context: dg.AssetExecutionContext, asset: dg.AssetKey, key: str) -> dict[str, str]:
-    """What the last record of a shard is tagged with."""
-    record = context.instance.get_latest_data_version_record(
-        asset, is_source=False, partition_key=key
-    )
-    return dict(record.event_log_entry.tags or {}) if record else {}
-
-
-def _bitmap_of(context: dg.AssetExecutionContext, asset: dg.AssetKey, key: str) -> str | None:
-    """Version of the bitmap that the last record of a shard was made from."""
-    name = get_input_data_version_tag(dg.AssetKey("dup_bitmap"))
-    return _tags(context, asset, key).get(name)
+        # Dagster has just recorded the shards of this run, with tags that hold for all shards.
+        records = versions.slice_records(context.instance, asset, wanted, like=own[0])
+        log_together(context, records)

@@ -19,7 +19,7 @@ from .shards import Shard
 from .slices import Slices
 from .storage.files import NpyWriter, atomic_path
 from .storage.parquet_filter import Column, filter_parquet
-from .storage.parquet_source import parquet_file
+from .storage.parquet_source import parquet_file, parquet_schema
 
 BLOCK_ROWS = 1 << 20
 BATCH_ROWS = 1 << 16
@@ -117,7 +117,7 @@ def deduped_metadata(
         if keep_captions is not None:
             dropped = decided.dropped_rows[own].astype(np.int64)
             captions = _captions(keep_captions, dropped)
-            named = find_column(parquet_file(shard.metadata).schema_arrow, CAPTION_NAMES)
+            named = find_column(parquet_schema(shard.metadata), CAPTION_NAMES)
             if named is None and captions.null_count == len(captions) > 0:
                 notes.append(f"no column {' or '.join(CAPTION_NAMES)}: no captions to keep")
             field = pa.field("duplicate_captions", pa.list_(pa.large_string()))
@@ -157,8 +157,7 @@ def drop_list(shard: Shard, decided: Slices, out: Path) -> dict[str, Any]:
                 columns = _dropped(shard, decided, inside + start, *texts)
                 writer.write_table(pa.table(columns, schema=DROP_LIST))
             dropped += len(inside)
-    with parquet_file(shard.metadata) as file:
-        missing = find_column(file.schema_arrow, URL_NAMES) is None
+    missing = find_column(parquet_schema(shard.metadata), URL_NAMES) is None
     notes = [f"{shard.metadata}: no column url; the drop list has none"] if missing else []
     return {"rows": shard.rows, "dropped": dropped, "notes": notes}
 

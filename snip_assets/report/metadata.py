@@ -89,10 +89,9 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
     """The first rows of a parquet file as a markdown table; texts cut, markup made harmless."""
-    file = parquet_file(path, piece=PIECE)
-    # Of one row group: Arrow joins no dictionaries in nested columns of several.
-    first = [*range(file.num_row_groups)][:1]
-    with readable(path):
+    with parquet_file(path, piece=PIECE) as file, readable(path):
+        # Of one row group: Arrow joins no dictionaries in nested columns of several.
+        first = [*range(file.num_row_groups)][:1]
         batch = next(file.iter_batches(batch_size=count, row_groups=first), None)
     if batch is None:
         return dg.MetadataValue.md("*no rows*")

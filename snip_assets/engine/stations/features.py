@@ -91,11 +91,11 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
     rule = _checked_rule(run)
 
     def work(shard: Shard, output: Path) -> dict[str, Any]:
-        file = parquet_file(shard.metadata)
-        require_text_columns(shard.metadata, file.schema_arrow)
+        with parquet_file(shard.metadata) as file:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+        require_text_columns(shard.metadata, schema)
         keep_rule.check(rule, shard.metadata)
-        schema = {f.name: str(f.type) for f in file.schema_arrow}
-        facts = {"rows": file.metadata.num_rows, "columns": schema}
+        facts = {"rows": rows, "columns": {f.name: str(f.type) for f in schema}}
         write_json(output, facts)
         return {**facts, "bytes": int(source_state(shard.metadata).partition("-")[0])}
 

@@ -19,7 +19,14 @@ PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary(
 
 def parquet_rows(path: Path) -> int:
     """Rows of a parquet file, from its footer."""
-    return parquet_file(path).metadata.num_rows
+    with parquet_file(path) as file:
+        return file.metadata.num_rows
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """Columns of a parquet file, from its footer."""
+    with parquet_file(path) as file:
+        return file.schema_arrow
 
 
 def read_whole(path: Path) -> None:
