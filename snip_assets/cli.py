@@ -17,7 +17,10 @@ from . import __version__, commands, garbage
 from .engine.errors import BadInputError, SnipError, without_secrets
 
 # What the system says of a place that cannot be what a command wants of it.
-_PLACES = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_PLACES = (
+    *(FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError),
+    PermissionError,
+)
 _STOPPED = 130
 _EPILOG = """
 [bold]Examples[/bold]

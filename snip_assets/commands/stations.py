@@ -108,12 +108,15 @@ def publish(
     settings: Settings,
     key: Keys = None,
     to: Annotated[
-        str, typer.Option(help="Copy the result here afterwards: a url (s3://...) or a folder.")
-    ] = "",
+        str | None,
+        typer.Option(help="Copy the result here afterwards: a url (s3://...) or a folder."),
+    ] = None,
     out: Out = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
     """Write the cleaned metadata and the lists of dropped rows; copy the result to a url."""
+    if to == "":
+        raise typer.BadParameter("--to is empty; give a url or a folder")
     _run(settings, out, json, ("deduped_metadata", key), ("drop_list", key))
     if to:
         from snip_assets.engine.copy_out import copy_out

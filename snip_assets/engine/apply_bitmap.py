@@ -17,6 +17,7 @@ import numpy as np
 from . import row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
+from .layout import require_no_output
 from .progress import track
 from .storage.files import Manifest, checksum, current, seal
 from .storage.locks import lock
@@ -100,6 +101,7 @@ def apply_bitmap(
         The bitmap does not fit the files; nothing is written.
     """
     require_apart(_files(metadata), out)
+    require_no_output(out)
     marks, parts, missing = _parts(metadata, bitmap, offsets, bit_order)
     done = Applied(missing=missing)
     for part in track(parts, "apply bitmap", len(parts), "files"):

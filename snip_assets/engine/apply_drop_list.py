@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from . import progress
 from .errors import BadInputError
+from .layout import require_no_output
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .settings import Settings
 from .shards import METADATA_PATTERN
@@ -92,6 +93,9 @@ def apply_drop_list(
         raise BadInputError(f"{out}: DuckDB opens no file below a '?'; choose another folder.")
     lists, files = _parquet_files(drop_lists), _parquet_files(metadata)
     require_apart(files, out)
+    require_no_output(out)
+    if out.resolve() in {path.parent.resolve() for path in lists}:
+        raise BadInputError(f"{out}: holds the drop lists; choose another folder.")
     for path in lists:
         _require_columns(path, on)
     selects = [_select(number, path, on) for number, path in enumerate(files)]

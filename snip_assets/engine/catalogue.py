@@ -17,9 +17,16 @@ from .errors import BadInputError
 from .storage.locations import drive_id, shown
 
 OWN = Path(__file__).with_name("catalogue.json")
-FORMATS = ("npy", "torch", "faiss", "safetensors", "parquet", "any")
+FORMATS = ("npy", "bits", "torch", "faiss", "safetensors", "parquet", "any")
 _CHECKSUM = re.compile(r"sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32}")
 KINDS = ("bitmap", "model", "index", "offsets", "labels")
+# What a file of a kind may be.
+FORMATS_OF = {
+    "bitmap": ("npy", "bits"),
+    "model": ("safetensors", "torch"),
+    "index": ("faiss",),
+    "offsets": ("npy",),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,11 @@ class Publication:
         name = "" if drive_id(location) else Path(shown(location)).name
         if (form := format_of(name)) is None:
             name, form = self.file, self.format
+        elif self.kind in FORMATS_OF and form not in FORMATS_OF[self.kind]:
+            raise BadInputError(
+                f"{shown(location)}: a file of the format {form} is no {self.kind} "
+                f"({', '.join(FORMATS_OF[self.kind])})."
+            )
         return Wanted(location, folder / name, form)
 
 

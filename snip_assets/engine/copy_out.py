@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 from . import progress
 from .errors import BadInputError, StaleOutputError, without_secrets
-from .layout import Layout
-from .shards import load
+from .layout import Layout, require_no_output
+from .shards import load, require_apart
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists
+
+# As `s3:/bucket`, of which a folder would be made here.
+_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 @dataclass
@@ -43,8 +47,15 @@ def copy_out(layout: Layout, to: str) -> Count:
         The place is below the output folder itself, or no such kind of url is known.
     """
     root: Any = as_path(to)
-    if isinstance(root, Path) and root.resolve() == layout.root.resolve():
-        raise BadInputError(f"{to}: this is the output folder itself; give another place.")
+    if isinstance(root, Path):
+        if _SLASH.match(to):
+            raise BadInputError(f"{to}: neither a path nor a url; a url has two slashes.")
+        if root.resolve() == layout.root.resolve():
+            raise BadInputError(f"{to}: this is the output folder itself; give another place.")
+        require_no_output(root)
+    require_apart(root, load(layout).source)
+    if exists(root / manifest_path(layout.duplicate_groups).name):
+        raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
     outputs = _outputs(layout)
     count = Count()
     for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
@@ -103,8 +114,8 @@ def _copy(path: Path, target: Any, count: Count) -> None:
     except Exception as error:
         # Each store has errors of its own: of the network, of credentials, of the service.
         raise DownloadError(
-            f"{target}: cannot be written ({type(error).__name__}: {error}); the same command "
-            "again goes on from here."
+            f"{target}: cannot be written ({type(error).__name__}: {error}); once that is mended, "
+            "the same command goes on from here."
         ) from error
     if written != size:
         raise DownloadError(f"{target}: {written} bytes arrived of {size}; run again.")

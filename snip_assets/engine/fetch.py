@@ -195,8 +195,12 @@ def _drive(identity: str, wanted: Wanted) -> int:
                 "browser and give its path."
             ) from error
         except (RequestException, DriveCutError, OSError) as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            if isinstance(error, RequestException):
+                reason = "cannot connect"
             raise DownloadError(
-                f"Google Drive file {identity}: {type(error).__name__}; run the same command again."
+                f"Google Drive file {identity}: {reason}; run the same command again, or download "
+                "it in a browser and give its path."
             ) from error
     try:
         verify(part, wanted)

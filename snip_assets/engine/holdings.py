@@ -17,7 +17,7 @@ from .metadata import Metadata
 from .shards import FEATURES_PATTERN, METADATA_PATTERN, Registry
 from .storage.files import open_npy
 from .storage.parquet_source import parquet_rows
-from .storage.remote_files import exists
+from .storage.remote_files import exists, is_remote
 
 _NOWHERE = Path()
 
@@ -85,6 +85,11 @@ class Holdings:
                     require_rows(path, _rows(path), bounds, n)
         opened_alike([path for path in found.features if path is not None])
         return found
+
+    def files(self) -> list[Path]:
+        """Files on this machine that are at hand."""
+        some = (*self.metadata, *self.features)
+        return [path for path in some if path is not None and not is_remote(path)]
 
     @property
     def rows(self) -> int:

@@ -41,6 +41,15 @@ def local(folder: Path) -> Path:
     return folder
 
 
+def require_no_output(folder: Path) -> None:
+    """Raise BadInputError if a folder is one of the outputs of a run, or lies in one."""
+    whole = folder.resolve()
+    for place in (whole, *whole.parents):
+        marks = (place.parent / "shards.json", place.parent / "duplicate_groups")
+        if place.name in STATIONS and any(mark.exists() for mark in marks):
+            raise BadInputError(f"{folder}: holds outputs of a run; choose another folder.")
+
+
 @lru_cache(1 << 16)
 def _below(root: Path, folder: str, name: str) -> Path:
     """A path, joined once: a run over thousands of shards asks for each a hundred times."""

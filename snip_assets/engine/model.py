@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -161,7 +162,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        # Of an odd pickle torch would ask to file an issue.
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):

@@ -88,6 +88,9 @@ def download(request: Request, policy: Policy | None = None) -> Applied:
             f"shards {request.start} to {request.end} (excluded): none; give a larger --end."
         )
     bounds, complete = find_offsets(request, policy)
+    if bounds is not None and len(bounds) == 1:
+        absent = shown(row_offsets.location_of(request.metadata, 0))
+        raise BadInputError(f"{absent}: no metadata shard there; give another --metadata-url.")
     rows = int(bounds[-1]) if bounds is not None and complete else None
     marks = Bitmap(_bitmap(request, policy), rows, request.bit_order)
     end = request.end if bounds is None or request.end is not None else len(bounds) - 1

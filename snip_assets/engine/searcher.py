@@ -317,6 +317,8 @@ def open_searcher(
         offsets = layout.row_offsets
     if metadata or features or offsets:
         holdings = Holdings.of_folders(metadata, features, offsets)
+        if index is None and registry is not None:
+            _require_rows_of(registry, holdings, offsets)
     elif registry is not None:
         holdings = Holdings.of_registry(registry)
     else:
@@ -341,6 +343,14 @@ def open_searcher(
     ):
         snip = shards.snip_features(layout, registry)
     return Searcher(opened, holdings, load_model(model) if model is not None else None, snip)
+
+
+def _require_rows_of(registry: shards.Registry, holdings: Holdings, offsets: Path | None) -> None:
+    if not np.array_equal(holdings.offsets, registry.offsets):
+        raise BadInputError(
+            f"{offsets}: not the row offsets of the run, whose index is searched; leave --offsets "
+            "out, or name another --index."
+        )
 
 
 def _open_index(index: Path | None, layout: Layout | None, holdings: Holdings) -> Index:

@@ -17,7 +17,7 @@ import numpy as np
 from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .layout import STATIONS, Layout
-from .storage.files import digest_of, open_npy, with_digest, write_json, write_npy
+from .storage.files import digest_of, manifest_path, open_npy, with_digest, write_json, write_npy
 from .storage.locks import lock
 from .storage.parquet_source import parquet_rows
 from .storage.remote_files import absolute, as_path, is_remote, npy_header, remote_names
@@ -220,6 +220,10 @@ def load(layout: Layout) -> Registry:
     try:
         status = layout.registry.stat()
     except FileNotFoundError as error:
+        if manifest_path(layout.duplicate_groups).exists():
+            raise StaleOutputError(
+                f"{layout.root}: made by `snip recut`; give the output folder of the run itself."
+            ) from error
         raise StaleOutputError(
             f"{layout.root}: no shards registered here; run `snip shards sync`."
         ) from error
@@ -283,24 +287,26 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
         The output folder belongs to another data set.
     """
     source = Source(absolute(source.features), absolute(source.metadata))
-    _require_apart(layout, source)
+    require_apart(layout.root, source)
     with lock(layout.registry, layout.row_offsets):
         return _register(layout, source, keys)
 
 
-def _require_apart(layout: Layout, source: Source) -> None:
-    """Raise BadInputError if outputs would lie among the sources."""
-    root = layout.root.resolve()
+def require_apart(root: Path, source: Source) -> None:
+    """Raise BadInputError if outputs below a folder or url would lie among the sources."""
+    own = _place(root)
     for given in (source.features, source.metadata):
-        if is_remote(given):
-            continue
-        folder = given.resolve()
-        inside = folder.relative_to(root).parts[:1] if folder.is_relative_to(root) else (".",)
-        if not inside or inside[0] in STATIONS:
+        place = _place(given)
+        inside = place.removeprefix(own).partition("/")[0] if place.startswith(own) else None
+        if inside == "" or inside in STATIONS:
             raise BadInputError(
-                f"{given}: outputs of {layout.root} would be written among these sources; choose "
-                "another output folder (--out)."
+                f"{given}: outputs in {root} would be written among these sources; choose another "
+                "output folder."
             )
+
+
+def _place(folder: Path) -> str:
+    return (str(folder) if is_remote(folder) else str(folder.resolve())).rstrip("/") + "/"
 
 
 def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Shard]:

@@ -377,3 +377,12 @@ def test_a_catalogue_of_others_names_plain_files(tmp_path, name, value):
     path.write_text(json.dumps({"files": [{**entry, name: value}]}))
     with pytest.raises(BadInputError, match=rf"{path.name}: a: .*{name}|{path.name}: a: {name}"):
         catalogue.load(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("model", "x.index"), ("bitmap", "net.safetensors"), ("index", "is_dup.npy")],
+)
+def test_a_file_of_another_kind_is_not_fetched(tmp_path, kind, place):
+    with pytest.raises(BadInputError, match=f"is no {kind}"):
+        catalogue.load()[kind].wanted(tmp_path, f"https://example.org/{place}")

@@ -174,6 +174,12 @@ def test_a_page_instead_of_a_shard_stops_the_run(mirror, served, tmp_path):
     assert right(served, tmp_path / "out" / "metadata", range(3))
 
 
+def test_an_address_without_any_shard_is_said(mirror, tmp_path):
+    request = ask(mirror, tmp_path, metadata=f"{mirror.url}/nowhere/{{key}}.parquet")
+    with pytest.raises(BadInputError, match=r"0000\.parquet: no metadata shard there"):
+        download(request, QUICK)
+
+
 @pytest.mark.parametrize("order", ["little", "big"])
 def test_a_packed_bitmap_is_fetched_and_a_page_is_not(mirror, served, tmp_path, order):
     bits = np.packbits(np.load(served / "is_dup.npy"), bitorder=order)
