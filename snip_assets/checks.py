@@ -282,7 +282,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     except BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
-    problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    problems = [why if key in why else f"{key}: {why}" for key, why in seen.problems.items()]
     # The state of a url holds no time that could be compared with the clock.
     source, settled = data.source, time.time() - SETTLED
     remote = is_remote(source.features) or is_remote(source.metadata)

@@ -18,7 +18,7 @@ from .engine.arrivals import Look, Memory, reach, stretches
 from .engine.errors import SnipError
 from .engine.layout import Layout
 from .engine.shards import load
-from .engine.storage.files import digest_of, read_manifest
+from .engine.storage.files import digest_of, manifest_path, read_manifest
 from .engine.storage.remote_files import remote_state
 from .partitions import announce
 from .report import site
@@ -55,7 +55,7 @@ def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch)
         requests, why = _runs(context.instance, data, seen, watch.patience)
     except SnipError as error:
         return _trouble(context.instance, memory, str(error))
-    problems = [f"{key}: {why}" for key, why in seen.problems.items()]
+    problems = [why if key in why else f"{key}: {why}" for key, why in seen.problems.items()]
     events = _report(context.instance, seen.memory, problems)
     say = f"{_counted(len(new), 'new shard')}; {why}" if new else why
     if problems:
@@ -132,10 +132,12 @@ def _runs(
     readable = {k for k in todo if read_manifest(layout.clip_features(k)) is not None}
     # A run needs the earlier shards too: what is put back may be tried with again.
     wrong = sorted(seen.problems.keys() & set(load(layout).keys))
+    # Shards that were withdrawn and are there again have the files that they had.
+    registered = layout.registry.stat().st_mtime_ns
     chosen = choose(
         todo,
         readable,
-        lambda key: [*_files_of(data, seen, key), *wrong],
+        lambda key: [*_files_of(data, seen, key), *wrong, registered],
         lambda key: _asked(instance, key),
         1 if wrong else ATTEMPTS,
     )
@@ -243,7 +245,8 @@ def choose(
     readable
         Those that passed the check of every row.
     state
-        Sizes and times of the files of a shard, and which others are not in order.
+        Sizes and times of the files of a shard, which others are not in order, and when shards
+        were last registered or withdrawn.
     asked
         Whether a run was requested with a run key.
     attempts
@@ -293,7 +296,14 @@ def clean_output(
     """Publish each version of the bitmap once."""
     try:
         manifest = read_manifest(data.layout.dup_bitmap)
-        if manifest is None or manifest.version == context.cursor:
+        if manifest is None:
+            return dg.SkipReason(
+                "There is no bitmap: `new_shards`, or a run of `arrival`, makes it."
+            )
+        # Of one that was made again, what it was made into before may be gone.
+        made = manifest_path(data.layout.dup_bitmap).stat().st_mtime_ns
+        version = f"{manifest.version}-{made}"
+        if version == context.cursor:
             return dg.SkipReason("The bitmap has not changed.")
         jobs = (automation.arrival, automation.dedup, automation.publish)
         if other := under_way(context.instance, [job.name for job in jobs], _FOR_OUTPUT):
@@ -303,7 +313,7 @@ def clean_output(
         return dg.SkipReason(str(error))
     requests, given_up = [], 0
     for part in parts:
-        name = f"{manifest.version}-{digest_of(part)[:8]}"
+        name = f"{version}-{digest_of(part)[:8]}"
         key = _next_attempt(context.instance, name)
         given_up += key is None
         if key:
@@ -313,7 +323,7 @@ def clean_output(
         return dg.SensorResult(run_requests=requests)
     if given_up:
         return dg.SkipReason(f"Publishing failed {ATTEMPTS} times; see the runs of `publish`.")
-    return dg.SensorResult(skip_reason="Published.", cursor=manifest.version)
+    return dg.SensorResult(skip_reason="Published.", cursor=version)
 
 
 def _next_attempt(instance: dg.DagsterInstance, name: str) -> str | None:
@@ -355,7 +365,7 @@ def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     if not isinstance(context.instance.run_launcher, DefaultRunLauncher):
         return dg.SkipReason("Runs are not processes of this machine.")
     at_work, buried = bury(context.instance, launched=True)
-    return dg.SkipReason(f"{at_work} runs at work, {buried} of them were dead.")
+    return dg.SkipReason(f"{_counted(at_work, 'run')} at work, {buried} dead.")
 
 
 SENSORS = [new_shards, clean_output, dead_runs, alerts.alert, alerts.check_alert]

@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from snip_assets import automation, sensors, verification
+from snip_assets import automation, partitions, sensors, verification
 from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
 from snip_assets.engine.audit import wilson
@@ -239,6 +239,55 @@ def test_a_refused_shard_in_the_first_data_set_makes_runs_that_follow_each_other
         assert launch(work) == ("0002", "0003", True)
 
 
+def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: DataSet) -> None:
+    put(data, "0000", "0001")
+    register(data.layout, data.source)
+    with dg.DagsterInstance.ephemeral() as instance:
+        defs = build_defs({"data": data})
+        tick, cursor = Ticks(instance, data), None
+
+        def succeeds(request: dg.RunRequest) -> None:
+            done, tags = dg.DagsterRunStatus.SUCCESS, {sensors.RUN_KEY: str(request.run_key)}
+            instance.add_run(dg.DagsterRun(job_name="arrival", status=done, tags=tags))
+
+        def decided() -> None:
+            (request,) = tick().run_requests or []
+            run = data.run()
+            stations.metadata(run, run.registry.keys)
+            until_pairs(run)
+            stations.duplicate_groups(run)
+            stations.dup_bitmap(run)
+            succeeds(request)
+
+        def published() -> str:
+            nonlocal cursor
+            resources = {"data": data}
+            context = dg.build_sensor_context(
+                instance, cursor=cursor, resources=resources, definitions=defs
+            )
+            found = sensors.clean_output(context)
+            if isinstance(found, dg.SkipReason):
+                return str(found.skip_message)
+            for request in found.run_requests or []:
+                run = data.run()
+                stations.deduped_metadata(run, run.registry.keys)
+                stations.drop_list(run, run.registry.keys)
+                succeeds(request)
+            cursor = found.cursor or cursor
+            return str(found.skip_reason)
+
+        assert "no bitmap" in published()
+        for _ in range(2):
+            decided()
+            # The second run is for the report, which these stations do not write.
+            said = [published() for _ in range(4)]
+            assert said == ["None", "None", "Published.", "The bitmap has not changed."]
+            assert data.layout.drop_list("0001").exists()
+            partitions.withdraw(instance, data.layout, ["0001"])
+            assert not data.layout.drop_list("0001").exists() and "no bitmap" in published()
+            register(data.layout, data.source)
+
+
 def test_planned_runs_are_given_up_when_a_shard_of_theirs_is_withdrawn(data: DataSet) -> None:
     put(data, "0000", "0001")
     register(data.layout, data.source)
@@ -314,7 +363,7 @@ def test_a_url_is_watched_as_a_folder_is(tmp_path: Path) -> None:
             upload("0000")
             (event,) = tick().asset_events
             assert isinstance(event, dg.AssetCheckEvaluation)
-            assert "img_emb_0000.npy and metadata_0000.parquet changed" in str(event.description)
+            assert "img_emb_0000.npy and metadata_0000.parquet: changed" in str(event.description)
     finally:
         source.features.fs.store.clear()
 

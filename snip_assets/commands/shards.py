@@ -102,7 +102,8 @@ def withdraw(
         gone = partitions.withdraw(instance, layout, keys)
     left = load(layout)
     typer.echo(
-        f"{len(gone)} shards withdrawn, {len(left.shards)} left, {left.rows:,} rows: {out}\n"
+        f"{len(gone)} withdrawn, {len(left.shards)} shards left, {left.rows:,} rows: {out}\n"
         f"`snip dedup --out {out}` decides about the others anew; what lies in "
-        f"{left.source.features} is registered again by it."
+        f"{left.source.features} is registered again by it, and by the sensor `new_shards`: move "
+        "files away that should stay out."
     )

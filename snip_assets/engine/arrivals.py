@@ -261,12 +261,12 @@ def _disorder(now: Listing, registered: Mapping[str, State | None]) -> dict[str,
         if seen is None:
             gone = _names(key, key not in now.features, key not in now.metadata)
             problems[key] = (
-                f"{gone} disappeared, though registered. Put it back: its outputs stay as they "
+                f"{gone}: disappeared, though registered. Put it back: its outputs stay as they "
                 "are, but new shards are not compared until then."
             )
         elif state is not None and (changed := _changed(seen, state)):
             problems[key] = (
-                f"{_names(key, *changed)} changed since it was read. Nothing is made again, and "
+                f"{_names(key, *changed)}: changed after it was read. Nothing is made again, and "
                 "new shards are not compared until this is settled: put the former file back (with "
                 "its time) and give the new data a new key; or have it taken as it is now, by "
                 "`snip dedup` or the job `arrival` over all shards."

@@ -150,14 +150,14 @@ def discover(source: Source) -> list[str]:
     if alone := sorted(features - metadata):
         name = METADATA_PATTERN.format(key=alone[0])
         raise BadInputError(
-            f"shard {alone[0]}: {source.metadata / name} is missing ({len(alone)} shards have "
-            "features without metadata); add the file or move the features away."
+            f"shard {alone[0]}: {source.metadata / name} is missing (features without "
+            f"metadata: {len(alone)}); add the file or move the features away."
         )
     if alone := sorted(metadata - features):
         name = FEATURES_PATTERN.format(key=alone[0])
         raise BadInputError(
-            f"shard {alone[0]}: {source.features / name} is missing ({len(alone)} shards have "
-            "metadata without features); add the file or move the metadata away."
+            f"shard {alone[0]}: {source.features / name} is missing (metadata without "
+            f"features: {len(alone)}); add the file or move the metadata away."
         )
     return sorted(features)
 

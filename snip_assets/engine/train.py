@@ -111,7 +111,7 @@ def train(
     limit = f" (of {wanted}: memory_gb holds no more)" if len(rows) < wanted else ""
     if len(rows) < settings.pca_below:
         net = pca(images if texts is None else np.concatenate([images, texts]), settings.dim)
-        few = f"{len(rows)} rows{limit} are fewer than pca_below = {settings.pca_below}"
+        few = f"{len(rows):,} rows{limit} are fewer than pca_below = {settings.pca_below:,}"
         info |= {"method": "pca", "why": few, "steps": 0, "curve": []}
         info["validation"] = _measure_pca(net, images, settings)
     else:

@@ -39,6 +39,8 @@ def summary_values(
     return {
         "rows": values["rows"],
         "dropped": values["dropped"],
+        "shards": len(run.registry.shards),
+        "not_compared": values["shards_not_compared"],
         "max_distance": run.settings.max_distance,
         "tiles": _tiles(run, values),
         "quality": trusted,

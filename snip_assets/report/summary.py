@@ -18,14 +18,16 @@ def summary(layout: Layout) -> dict[str, Any]:
     Returns
     -------
     dict
-        rows, exact_copies, pairs, groups, dropped, kept, index_bytes_per_row, outputs.
+        rows, shards_not_compared, exact_copies, pairs, groups, dropped, kept, index_bytes_per_row,
+        outputs.
     """
     registry = shards.load(layout)
-    pairs = copies = 0
+    pairs = copies = without = 0
     for key in registry.keys:
         manifest = read_manifest(layout.duplicate_pairs(key))
         if manifest is None:
             # Registered since, or refused: it has no pairs.
+            without += 1
             continue
         pairs += pq.ParquetFile(layout.duplicate_pairs(key)).metadata.num_rows
         copies += int(manifest.facts.get("exact_copies", 0))
@@ -33,12 +35,13 @@ def summary(layout: Layout) -> dict[str, Any]:
     index = read_manifest(layout.snip_index)
     return {
         "rows": registry.rows,
+        "shards_not_compared": without,
         "exact_copies": copies,
         "pairs": pairs,
         "groups": pq.ParquetFile(layout.duplicate_groups / "groups.parquet").metadata.num_rows,
         "dropped": dropped,
         "kept": registry.rows - dropped,
-        "index_bytes_per_row": index.bytes / max(1, registry.rows) if index else None,
+        "index_bytes_per_row": index.facts["bytes_per_row"] if index else None,
         "outputs": {
             "report": str(layout.dedup_report / "index.html"),
             "cleaned metadata": str(layout.deduped_metadata("{key}")),

@@ -86,8 +86,8 @@ def test_registered_shards_that_change_or_vanish_are_reported_and_not_taken_agai
     seen = look(listed(a=(10, 5), b=(11, 5), c=(9, 9)), known, Memory())
     assert seen.complete == seen.growing == []
     assert set(seen.problems) == {"b", "d"}
-    assert "img_emb_b.npy changed" in seen.problems["b"]
-    assert "img_emb_d.npy and metadata_d.parquet disappeared" in seen.problems["d"]
+    assert "img_emb_b.npy: changed" in seen.problems["b"]
+    assert "img_emb_d.npy and metadata_d.parquet: disappeared" in seen.problems["d"]
 
 
 def test_a_registered_shard_under_another_name_is_no_new_one() -> None:
