@@ -274,7 +274,8 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
                 stations.drop_list(run, run.registry.keys)
                 succeeds(request)
             cursor = found.cursor or cursor
-            return str(found.skip_reason)
+            reason = found.skip_reason
+            return str(reason.skip_message if isinstance(reason, dg.SkipReason) else reason)
 
         assert "no bitmap" in published()
         for _ in range(2):
