@@ -280,9 +280,10 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
         assert "no bitmap" in published()
         for _ in range(2):
             decided()
-            # The second run is for the report, which these stations do not write.
-            said = [published() for _ in range(4)]
-            assert said == ["None", "None", "Published.", "The bitmap has not changed."]
+            assert published() == "None"
+            # One more may be for the report, which these stations do not write.
+            assert "Published." in (published(), published())
+            assert published() == "The bitmap has not changed."
             assert data.layout.drop_list("0001").exists()
             partitions.withdraw(instance, data.layout, ["0001"])
             assert not data.layout.drop_list("0001").exists() and "no bitmap" in published()
