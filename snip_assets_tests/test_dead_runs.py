@@ -69,7 +69,7 @@ def test_runs_whose_process_is_gone_are_failed_also_while_they_start() -> None:
         dead = [add(starting, gone.pid), add(started, gone.pid)]
         alive = [add(starting, os.getpid()), add(started, os.getpid()), add(starting, None)]
         told = sensors.dead_runs(dg.build_sensor_context(instance))
-        assert "5 runs at work, 2 of them were dead" in str(told)
+        assert "5 runs at work, 2 dead" in str(told)
         statuses = {r.run_id: r.status for r in instance.get_runs()}
         assert [statuses[r] for r in dead] == [dg.DagsterRunStatus.FAILURE] * 2
         assert [statuses[r] for r in alive] == [starting, started, starting]
