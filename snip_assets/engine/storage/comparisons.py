@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +39,9 @@ def remember(output: Path, version: str, state: State) -> None:
     _here[output] = version, state
     if (note := _note(output)) is None:
         return
-    temporary = note.with_name(f".tmp-{note.name}-{uuid.uuid4().hex[:12]}")
-    # A note that is lost, or cannot be written, costs a comparison.
+    # One name for all: what a killed process left goes with the next note. A note that is lost,
+    # cannot be written, or is of two processes at once costs a comparison.
+    temporary = note.with_name(f".tmp-{note.name}")
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         value = {"version": version, "files": state, "at": time.time()}

@@ -129,3 +129,21 @@ def test_a_part_that_changed_since_is_told(output: Path, another: Another) -> No
     another()
     with pytest.raises(StaleOutputError, match=r"b-rows\.npy: checksum differs"):
         files.require(whole, "a", "recent")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_note(
+    output: Path, another: Another, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    another()
+    os.utime(output / "b-rows.npy", ns=(7, 7))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.require(output, "a", "recent")
+    assert list((tmp_path / ".compared").rglob(".tmp-*"))
+    another()
+    files.require(output, "a", "recent")
+    assert not list((tmp_path / ".compared").rglob(".tmp-*"))
