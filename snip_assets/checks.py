@@ -282,7 +282,7 @@ def sources_in_order(data: DataSet) -> dg.AssetCheckResult:
     except BadInputError as error:
         return _result([str(error)], 0)
     seen = arrivals.look(now, known, arrivals.Memory())
-    problems = [why if key in why else f"{key}: {why}" for key, why in seen.problems.items()]
+    problems = seen.told()
     # The state of a url holds no time that could be compared with the clock.
     source, settled = data.source, time.time() - SETTLED
     remote = is_remote(source.features) or is_remote(source.metadata)
@@ -333,7 +333,8 @@ def checksums(
                 problems += [f"{line}; {cure}" for line in damage(path, manifest, "full")]
             except (SnipError, OSError) as error:
                 problems.append(str(error))
-        damaged += [asset] * bool(problems)
+        if problems:
+            damaged.append(asset)
         result = _result(problems, looked_at, bytes=size)
         yield result._replace(asset_key=key.asset_key, check_name=key.name)
     if damaged:

@@ -16,9 +16,9 @@ from .assets.station import PROGRESS_TAG
 from .dead_runs import MACHINE_TAG, bury, machine
 from .definitions import build_defs
 from .engine import stations
-from .engine.arrivals import reach
 from .engine.errors import SnipError, causes
 from .engine.shards import Shard, load
+from .engine.stretches import reach
 from .options import note_settings
 from .resources import DataSet
 

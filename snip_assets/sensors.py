@@ -14,12 +14,13 @@ from dagster._core.launcher import DefaultRunLauncher
 from . import alerts, automation, checks
 from .dead_runs import bury
 from .engine import arrivals, stations
-from .engine.arrivals import Look, Memory, reach, stretches
+from .engine.arrivals import Look, Memory
 from .engine.errors import SnipError
 from .engine.layout import Layout
 from .engine.shards import load
 from .engine.storage.files import digest_of, manifest_path, read_manifest
 from .engine.storage.remote_files import remote_state
+from .engine.stretches import reach, stretches
 from .partitions import announce
 from .report import site
 from .resources import DataSet, Watch
@@ -55,7 +56,7 @@ def new_shards(context: dg.SensorEvaluationContext, data: DataSet, watch: Watch)
         requests, why = _runs(context.instance, data, seen, watch.patience)
     except SnipError as error:
         return _trouble(context.instance, memory, str(error))
-    problems = [why if key in why else f"{key}: {why}" for key, why in seen.problems.items()]
+    problems = seen.told()
     events = _report(context.instance, seen.memory, problems)
     say = f"{_counted(len(new), 'new shard')}; {why}" if new else why
     if problems:

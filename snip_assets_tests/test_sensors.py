@@ -1,8 +1,7 @@
-"""Sensors, schedules and checks as Dagster sees them, without running a station."""
+"""Sensors as Dagster sees them, mostly without running a station."""
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,9 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from snip_assets import automation, partitions, sensors, verification
+from snip_assets import automation, partitions, sensors
 from snip_assets.definitions import build_defs
 from snip_assets.engine import stations
-from snip_assets.engine.audit import wilson
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
@@ -251,8 +249,7 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
             instance.add_run(dg.DagsterRun(job_name="arrival", status=done, tags=tags))
 
         def decided() -> None:
-            (request,) = tick().run_requests or []
-            run = data.run()
+            (request,), run = tick().run_requests or [], data.run()
             stations.metadata(run, run.registry.keys)
             until_pairs(run)
             stations.duplicate_groups(run)
@@ -261,11 +258,11 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
 
         def published() -> str:
             nonlocal cursor
-            resources = {"data": data}
-            context = dg.build_sensor_context(
-                instance, cursor=cursor, resources=resources, definitions=defs
+            found = sensors.clean_output(
+                dg.build_sensor_context(
+                    instance, cursor, resources={"data": data}, definitions=defs
+                )
             )
-            found = sensors.clean_output(context)
             if isinstance(found, dg.SkipReason):
                 return str(found.skip_message)
             for request in found.run_requests or []:
@@ -388,28 +385,6 @@ def test_failed_arrivals_are_tried_again_without_what_cannot_be_read() -> None:
     assert [choose("b", "") for _ in range(4)] == ["b", "b", "b", None]
     assert choose("bd", "") == "bd"
     assert choose("bd", "d") == "d"
-
-
-def test_the_nightly_sample_is_drawn_by_the_date(data: DataSet) -> None:
-    moment = datetime.datetime(2031, 2, 3, 3, tzinfo=datetime.timezone.utc)
-    context = dg.build_schedule_context(scheduled_execution_time=moment, resources={"data": data})
-    assert isinstance(automation.nightly_verification(context), dg.SkipReason)
-    data.layout.dup_bitmap.mkdir(parents=True)
-    request = automation.nightly_verification(context)
-    assert isinstance(request, dg.RunRequest)
-    assert request.run_config["resources"]["verifying"]["config"]["seed"] == 20310203
-
-
-def test_bounds_count_only_when_the_whole_interval_is_beyond() -> None:
-    error, warn = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
-    assert verification.below(wilson(1000, 1000), 1.0, 1.0) is None
-    assert verification.below(wilson(999, 1000), 1.0, 1.0) is error
-    assert verification.below(wilson(992, 1000), 0.995, 0.9) is None
-    assert verification.below(wilson(970, 1000), 0.995, 0.9) is warn
-    assert verification.below(wilson(0, 0), 1.0, 1.0) is None
-    assert verification.above(wilson(0, 1000), 0.0, 0.0) is None
-    assert verification.above(wilson(1, 1000), 0.0, 0.01) is warn
-    assert verification.above(wilson(1, 1000), 0.0, 0.0) is error
 
 
 def test_each_bitmap_is_published_once_and_a_failure_tried_again() -> None:

@@ -50,16 +50,11 @@ def register(app: typer.Typer) -> None:
 
 def check(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:
     """Read the registered shards whole once; refuse what is malformed."""
-    from snip_assets.engine.progress import track
-    from snip_assets.engine.stations import Run
-    from snip_assets.engine.storage.parquet_source import read_whole
+    from snip_assets.engine import stations
     from snip_assets.report import terminal
 
-    shards = Run(Layout(out), settings).registry
-    wanted = shards.only(key or shards.keys)
     with terminal.bars():
-        for shard in track(wanted, "read metadata", len(wanted)):
-            read_whole(shard.metadata)
+        stations.read_metadata(stations.Run(Layout(out), settings), key)
     _run(settings, out, json, ("metadata", key), ("clip_features", key))
 
 

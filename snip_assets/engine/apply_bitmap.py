@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import row_offsets
+from . import apart, row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
-from .layout import require_no_output
 from .progress import track
 from .storage.files import Manifest, checksum, current, seal
 from .storage.locks import lock
@@ -101,7 +100,7 @@ def apply_bitmap(
         The bitmap does not fit the files; nothing is written.
     """
     require_apart(_files(metadata), out)
-    require_no_output(out)
+    apart.from_outputs(out)
     marks, parts, missing = _parts(metadata, bitmap, offsets, bit_order)
     done = Applied(missing=missing)
     for part in track(parts, "apply bitmap", len(parts), "files"):

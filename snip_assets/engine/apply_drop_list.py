@@ -28,14 +28,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from . import progress
+from . import apart, progress
 from .errors import BadInputError
-from .layout import require_no_output
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .settings import Settings
 from .shards import METADATA_PATTERN
-from .storage.files import scratch
-from .storage.locks import lock
+from .storage.locks import lock, scratch
 from .storage.parquet_filter import filter_parquet, require_apart
 from .storage.parquet_source import parquet_file
 
@@ -93,7 +91,7 @@ def apply_drop_list(
         raise BadInputError(f"{out}: DuckDB opens no file below a '?'; choose another folder.")
     lists, files = _parquet_files(drop_lists), _parquet_files(metadata)
     require_apart(files, out)
-    require_no_output(out)
+    apart.from_outputs(out)
     if out.resolve() in {path.parent.resolve() for path in lists}:
         raise BadInputError(f"{out}: holds the drop lists; choose another folder.")
     for path in lists:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import shards
+from . import shards, sources
 from .errors import BadInputError, SnipError
 from .layout import Layout
-from .shards import Registry, Shard, Source
+from .shards import Shard, Source
 from .storage.files import read_manifest
 from .storage.remote_files import is_remote, remote_states
 
@@ -117,6 +117,10 @@ class Look:
     memory: Memory
     now: Listing
 
+    def told(self) -> list[str]:
+        """A line for each problem; it names its shard."""
+        return [why if key in why else f"{key}: {why}" for key, why in self.problems.items()]
+
 
 def listing(source: Source, registered: Collection[str] = (), *, thorough: bool = False) -> Listing:
     """List both folders.
@@ -208,7 +212,7 @@ def look(
     complete, growing = [], []
     gone = {state: key for key, state in registered.items() if state and now.state(key) is None}
     for key in sorted((now.features.keys() | now.metadata.keys()) - registered.keys()):
-        if not shards.is_plain(key):
+        if not sources.is_plain(key):
             problems[key[:120]] = (
                 f"the shard key {key[:120]!r} is not a plain name (letters, digits, '.', '_', "
                 "'-', at most 100); rename its files."
@@ -376,24 +380,3 @@ def _registered_kind(layout: Layout) -> shards.Kind | None:
         return None
     known = shards.load(layout).shards
     return known[0].kind if known else None
-
-
-def stretches(registry: Registry, keys: list[str]) -> list[list[str]]:
-    """Split shards into runs of neighbours in the order of registration."""
-    found: list[list[str]] = []
-    last = -2
-    for shard in registry.only(keys):
-        if shard.ordinal != last + 1:
-            found.append([])
-        found[-1].append(shard.key)
-        last = shard.ordinal
-    return found
-
-
-def reach(keys: list[str], some: Collection[str]) -> list[str]:
-    """The keys from the first to the last of some of them; the last key where there are none.
-
-    So that a run has a shard to be about, also when it has something to do for none.
-    """
-    places = [place for place, key in enumerate(keys) if key in some]
-    return keys[places[0] : places[-1] + 1] if places else keys[-1:]

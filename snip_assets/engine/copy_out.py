@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import progress
+from . import apart, progress
 from .errors import BadInputError, StaleOutputError, without_secrets
-from .layout import Layout, require_no_output
-from .shards import load, require_apart
+from .layout import Layout, like_url
+from .shards import load
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists
-
-# As `s3:/bucket`, of which a folder would be made here.
-_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 @dataclass
@@ -48,12 +44,12 @@ def copy_out(layout: Layout, to: str) -> Count:
     """
     root: Any = as_path(to)
     if isinstance(root, Path):
-        if _SLASH.match(to):
+        if like_url(to) and "://" not in to:
             raise BadInputError(f"{to}: neither a path nor a url; a url has two slashes.")
         if root.resolve() == layout.root.resolve():
             raise BadInputError(f"{to}: this is the output folder itself; give another place.")
-        require_no_output(root)
-    require_apart(root, load(layout).source)
+        apart.from_outputs(root)
+    apart.from_sources(root, load(layout).source)
     if exists(root / manifest_path(layout.duplicate_groups).name):
         raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
     outputs = _outputs(layout)

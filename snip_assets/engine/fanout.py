@@ -91,11 +91,7 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
 
 def _batches(name: str, keys: list[str], workers: int) -> list[list[str]]:
     """What each task does; interleaved, since a later shard has more earlier rows."""
-    number = (
-        min(len(keys), BATCHES_A_WORKER[name] * max(workers, 1))
-        if name in BATCHES_A_WORKER
-        else len(keys)
-    )
+    number = min(len(keys), BATCHES_A_WORKER.get(name, len(keys)) * max(workers, 1))
     return [keys[n::number] for n in range(number)]
 
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from .errors import BadInputError
 from .metadata import describe, find_column
-from .storage.parquet_source import parquet_file
+from .storage.parquet_source import parquet_file, readable
 
 BLOCK_ROWS = 1 << 18
 MOST_TOKENS = 200
@@ -176,13 +176,11 @@ def values(rule: Rule, path: Path, rows: int) -> Iterator[np.ndarray]:
         if file.metadata.num_rows != rows:
             raise BadInputError(f"{path}: {file.metadata.num_rows} rows, expected {rows}.")
         columns = _columns(rule, path, file.schema_arrow)
-        try:
+        with readable(path):
             for batch in file.iter_batches(BLOCK_ROWS, columns=sorted(set(columns.values()))):
                 numbers = {name: _number(batch.column(columns[name])) for name in rule.columns}
                 result = _evaluate(rule.expression, numbers)
                 yield pc.fill_null(result, np.nan).to_numpy(zero_copy_only=False)
-        except (pa.ArrowException, OSError) as error:
-            raise BadInputError(f"{path}: cannot be read ({error}); fetch it again.") from error
 
 
 def _columns(rule: Rule, path: Path, schema: pa.Schema) -> dict[str, str]:

@@ -24,6 +24,11 @@ WHOLE = {"snip_model", "trained_index", "snip_index", "duplicate_groups", "dup_b
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def like_url(text: str) -> bool:
+    """Whether a text begins as a url does, with one slash or two."""
+    return _URL.match(text) is not None
+
+
 def local(folder: Path) -> Path:
     """A folder that is none of a url.
 
@@ -32,22 +37,13 @@ def local(folder: Path) -> Path:
     BadInputError
         It is one: a folder of that name would be made here.
     """
-    if _URL.match(str(folder)):
+    if like_url(str(folder)):
         url = re.sub(":/+", "://", str(folder), count=1)
         raise BadInputError(
             f"{url}: a url; outputs and copies of sources need a local or mounted folder "
             "(renames, locks, memory maps). `snip publish --to URL` copies the result."
         )
     return folder
-
-
-def require_no_output(folder: Path) -> None:
-    """Raise BadInputError if a folder is one of the outputs of a run, or lies in one."""
-    whole = folder.resolve()
-    for place in (whole, *whole.parents):
-        marks = (place.parent / "shards.json", place.parent / "duplicate_groups")
-        if place.name in STATIONS and any(mark.exists() for mark in marks):
-            raise BadInputError(f"{folder}: holds outputs of a run; choose another folder.")
 
 
 @lru_cache(1 << 16)

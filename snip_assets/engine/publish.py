@@ -19,7 +19,7 @@ from .shards import Shard
 from .slices import Slices
 from .storage.files import NpyWriter, atomic_path
 from .storage.parquet_filter import Column, filter_parquet
-from .storage.parquet_source import parquet_file, parquet_schema
+from .storage.parquet_source import parquet_file, parquet_schema, readable
 
 BLOCK_ROWS = 1 << 20
 BATCH_ROWS = 1 << 16
@@ -202,15 +202,11 @@ def _texts(shard: Shard) -> Iterator[tuple[int, pa.Array, pa.Array]]:
                 none = pa.nulls(min(BATCH_ROWS, shard.rows - first), pa.large_string())
                 yield first, none, none
             return
-        try:
+        with readable(shard.metadata):
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 texts = [_text(shard.metadata, batch, name) for name in names]
                 yield start, texts[0], texts[1]
                 start += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise BadInputError(
-                f"{shard.metadata}: cannot be read ({error}); fetch it again."
-            ) from error
 
 
 def _text(path: Path, batch: pa.RecordBatch, name: str | None) -> pa.Array:

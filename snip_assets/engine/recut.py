@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from . import keep_rule, progress, publish, threads
+from . import apart, keep_rule, progress, publish, threads
 from .choices import groupings
 from .errors import BadInputError
 from .given_up import GivenUp
 from .group_table import duplicate_groups
 from .groups import flatten, unite
 from .keep import decide
-from .layout import Layout, require_no_output
+from .layout import Layout
 from .metadata import Metadata
 from .pair_files import Copies, Paired, limit, number_rows, row_dtype
 from .run import Run
 from .settings import Settings
-from .shards import Registry, load, raw_features, require_apart
+from .shards import Registry, load, raw_features
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
 from .storage.files import Manifest, read_manifest, require
@@ -130,9 +130,9 @@ def recut(
     layout, target = Layout(root), Layout(out)
     if out.resolve() == root.resolve():
         raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
-    require_no_output(out)
+    apart.from_outputs(out)
     registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
-    require_apart(out, registry.source)
+    apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}

@@ -10,7 +10,8 @@ from . import choices
 from .errors import BadInputError
 from .features import Features, as_float32
 from .settings import Settings
-from .shards import TEXT_PATTERN, Registry, Shard
+from .shards import Registry, Shard
+from .sources import TEXT_PATTERN
 from .storage.files import digest_of, open_npy
 
 _TOP = (1 << 64) - 1

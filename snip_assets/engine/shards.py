@@ -7,39 +7,22 @@ are first registered and keep it, so row ids never change when data arrives.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from . import apart
 from .errors import BadInputError, StaleOutputError
 from .features import Features
-from .layout import STATIONS, Layout
+from .layout import Layout
+from .sources import FEATURES_PATTERN, METADATA_PATTERN, Source, discover
 from .storage.files import digest_of, manifest_path, open_npy, with_digest, write_json, write_npy
 from .storage.locks import lock
 from .storage.parquet_source import parquet_rows
-from .storage.remote_files import absolute, as_path, is_remote, npy_header, remote_names
+from .storage.remote_files import absolute, as_path, is_remote, npy_header
 from .storage.row_file import file_state
-
-FEATURES_PATTERN = "img_emb_{key}.npy"
-TEXT_PATTERN = "text_emb_{key}.npy"
-METADATA_PATTERN = "metadata_{key}.parquet"
-_FEATURES_NAME = re.compile(r"img_emb_(.+)\.npy")
-_METADATA_NAME = re.compile(r"metadata_(.+)\.parquet")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# Endings of what lies beside outputs that are named by their key alone.
-_ENDINGS = (".manifest.json", ".manifest", ".checkpoint")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data lies: folders, or urls of such, in the layout of clip-retrieval."""
-
-    features: Path
-    metadata: Path
-
 
 # Numbers of a raw feature, and their dtype.
 Kind = tuple[int, str]
@@ -130,57 +113,6 @@ def _unregistered(key: str) -> BadInputError:
         f"shard {key!r} is not registered; run `snip shards sync`. If it has no files, its key was "
         "mistyped: delete the partition in Dagster, where it was added."
     )
-
-
-def discover(source: Source) -> list[str]:
-    """Keys of the shards in the source folders, sorted.
-
-    Raises
-    ------
-    BadInputError
-        A folder is missing or empty, a file has no partner, or a key is not a plain name.
-    """
-    for folder in (source.features, source.metadata):
-        if not is_remote(folder) and not folder.is_dir():
-            raise BadInputError(f"{folder}: no such folder.")
-    features = _keys(source.features, _FEATURES_NAME)
-    metadata = _keys(source.metadata, _METADATA_NAME)
-    if not features:
-        raise BadInputError(f"{source.features}: no file named {FEATURES_PATTERN} in this folder.")
-    if alone := sorted(features - metadata):
-        name = METADATA_PATTERN.format(key=alone[0])
-        raise BadInputError(
-            f"shard {alone[0]}: {source.metadata / name} is missing (features without "
-            f"metadata: {len(alone)}); add the file or move the features away."
-        )
-    if alone := sorted(metadata - features):
-        name = FEATURES_PATTERN.format(key=alone[0])
-        raise BadInputError(
-            f"shard {alone[0]}: {source.features / name} is missing (metadata without "
-            f"features: {len(alone)}); add the file or move the metadata away."
-        )
-    return sorted(features)
-
-
-def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:
-    try:
-        remote = is_remote(folder)
-        names = remote_names(folder) if remote else [p.name for p in folder.iterdir()]
-    except PermissionError as error:
-        raise BadInputError(f"{folder}: permission denied; make it readable.") from error
-    keys = {m.group(1) for n in names if (m := pattern.fullmatch(n))}
-    for key in keys:
-        if not is_plain(key):
-            raise BadInputError(
-                f"{folder}: the shard key {key[:120]!r} is not a plain name (letters, digits, "
-                f"'.', '_', '-', at most 100; no {' or '.join(_ENDINGS)} at its end); rename it."
-            )
-    return keys
-
-
-def is_plain(key: str) -> bool:
-    """Whether a shard key can be part of any path or page without harm."""
-    return _KEY.fullmatch(key) is not None and not key.endswith(_ENDINGS)
 
 
 def inspect(source: Source, key: str) -> Shard:
@@ -287,26 +219,9 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
         The output folder belongs to another data set.
     """
     source = Source(absolute(source.features), absolute(source.metadata))
-    require_apart(layout.root, source)
+    apart.from_sources(layout.root, source)
     with lock(layout.registry, layout.row_offsets):
         return _register(layout, source, keys)
-
-
-def require_apart(root: Path, source: Source) -> None:
-    """Raise BadInputError if outputs below a folder or url would lie among the sources."""
-    own = _place(root)
-    for given in (source.features, source.metadata):
-        place = _place(given)
-        inside = place.removeprefix(own).partition("/")[0] if place.startswith(own) else None
-        if inside == "" or inside in STATIONS:
-            raise BadInputError(
-                f"{given}: outputs in {root} would be written among these sources; choose another "
-                "output folder."
-            )
-
-
-def _place(folder: Path) -> str:
-    return (str(folder) if is_remote(folder) else str(folder.resolve())).rstrip("/") + "/"
 
 
 def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Shard]:

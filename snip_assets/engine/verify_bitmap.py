@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from . import apart
 from .audit import wilson
 from .bitmap import Bitmap, BitOrder
 from .errors import BadInputError
 from .holdings import Holdings
-from .layout import require_no_output
 from .metadata import CAPTION_NAMES, URL_NAMES
 from .searcher import Searcher
 from .storage.files import atomic_path, write_parquet
@@ -99,7 +99,7 @@ def verify_bitmap(
     if not 0 <= max_distance < float("inf"):
         raise BadInputError(f"max_distance {max_distance}: not a distance; 0 or more.")
     holdings = searcher.holdings
-    require_no_output(out)
+    apart.from_outputs(out)
     if out.resolve() in {path.parent.resolve() for path in holdings.files()}:
         raise BadInputError(f"{out}: holds the data set; choose another folder for the pairs.")
     marks = Bitmap(bitmap, holdings.rows, bit_order)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -173,13 +172,3 @@ def test_what_was_read_is_known_and_an_unread_shard_may_be_replaced(
     for key in "ab":
         os.utime(source.metadata / f"metadata_{key}.parquet", ns=(7, 7))
     assert set(look(arrivals.listing(source), known, Memory()).problems) == {"a"}
-
-
-def test_stretches_are_neighbours(source: Source, tmp_path: Path) -> None:
-    layout = Layout(tmp_path / "out")
-    for key in "abcdef":
-        put(source, key)
-    shards.register(layout, source)
-    found = arrivals.stretches(shards.load(layout), list("fabde"))
-    assert found == [["a", "b"], ["d", "e", "f"]]
-    shutil.rmtree(layout.root)

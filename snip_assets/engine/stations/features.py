@@ -13,6 +13,7 @@ from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.given_model import given_model, take_model
 from snip_assets.engine.metadata import require_text_columns
 from snip_assets.engine.model import load_model
+from snip_assets.engine.progress import track
 from snip_assets.engine.run import MODEL_SETTINGS, Run
 from snip_assets.engine.sample import text_features
 from snip_assets.engine.settings import LOCAL
@@ -22,12 +23,11 @@ from snip_assets.engine.storage.files import (
     checksum,
     manifest_path,
     read_manifest,
-    scratch,
     seal,
     write_json,
 )
-from snip_assets.engine.storage.locks import lock
-from snip_assets.engine.storage.parquet_source import parquet_file
+from snip_assets.engine.storage.locks import lock, scratch
+from snip_assets.engine.storage.parquet_source import parquet_file, read_whole
 from snip_assets.engine.storage.remote_files import is_remote, remote_states
 from snip_assets.engine.train import train
 
@@ -100,6 +100,13 @@ def metadata(run: Run, keys: list[str]) -> dict[str, Manifest]:
         return {**facts, "bytes": int(source_state(shard.metadata).partition("-")[0])}
 
     return each(run, keys, run.layout.metadata, metadata_inputs, work, alone=False)
+
+
+def read_metadata(run: Run, keys: list[str] | None = None) -> None:
+    """Read metadata shards whole (None: all); BadInputError names a damaged one."""
+    wanted = run.registry.only(keys or run.registry.keys)
+    for shard in track(wanted, "read metadata", len(wanted)):
+        read_whole(shard.metadata)
 
 
 def clip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import json
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ import xxhash
 from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
 
 from . import comparisons, flushing
-from .folders import remove, replace_folder
+from .folders import remove, replace_folder, temporary_of
 from .npy_faults import npy_reason, undisturbed
 from .npy_maps import mapped
 from .resident import watch
@@ -49,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     DiskFullError
         There is no room; what was at `path` before is untouched.
     """
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     flushes = flushing.begin(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,21 +76,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def is_full(error: BaseException) -> bool:
     """Whether an error says that there is no room."""
     return getattr(error, "errno", None) in _FULL or any(t in str(error) for t in _FULL_TEXT)
-
-
-@contextmanager
-def scratch(output: Path) -> Iterator[Path]:
-    """A folder for what is needed while `output` is made; `locks.lock` removes it after a kill."""
-    folder = _temporary(output)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        remove(folder)
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:12]}"
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

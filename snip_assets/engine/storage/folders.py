@@ -7,7 +7,13 @@ whoever locks the output next puts the former one back.
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
+
+
+def temporary_of(path: Path) -> Path:
+    """Where something is written before it gets its place; `locks.lock` removes it after a kill."""
+    return path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:12]}"
 
 
 def remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from snip_assets.engine.errors import BadInputError, DiskFullError
 
-from .folders import put_back, remove
+from .folders import put_back, remove, temporary_of
 
 _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT),
@@ -54,6 +54,17 @@ def lock(output: Path, *beside: Path) -> Iterator[None]:
     finally:
         held.unlink(missing_ok=True)
         os.close(handle)
+
+
+@contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """A folder for what is needed while `output` is made."""
+    folder = temporary_of(output)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def _opened(held: Path) -> int:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from snip_assets.engine.errors import BadInputError
 
 from .files import atomic_path
-from .parquet_source import PLAIN, parquet_file
+from .parquet_source import PLAIN, parquet_file, readable
 from .remote_files import is_remote
 
 # Of a batch, at the most: rows, and bytes of them on average.
@@ -95,12 +95,10 @@ def _require_other(source: Path, target: Path) -> None:
 
 def _batches(source: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     rows = _batch_rows(file)
-    try:
+    with readable(source):
         # Arrow joins no dictionaries in nested columns, as a batch over two row groups would have.
         for group in range(file.num_row_groups):
             yield from file.iter_batches(rows, row_groups=[group])
-    except (pa.ArrowException, OSError) as error:
-        raise BadInputError(f"{source}: cannot be read ({error}); fetch it again.") from error
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:

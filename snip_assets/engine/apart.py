@@ -1,0 +1,42 @@
+"""What is written goes neither over the sources nor into the outputs of a run.
+
+A copy that would overwrite the very file that it is made of is refused by `parquet_filter`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import BadInputError
+from .layout import STATIONS
+from .storage.remote_files import is_remote
+
+if TYPE_CHECKING:
+    from .shards import Source
+
+
+def from_sources(root: Path, source: Source) -> None:
+    """Raise BadInputError if outputs below a folder or url would lie among the sources."""
+    own = _place(root)
+    for given in (source.features, source.metadata):
+        place = _place(given)
+        inside = place.removeprefix(own).partition("/")[0] if place.startswith(own) else None
+        if inside == "" or inside in STATIONS:
+            raise BadInputError(
+                f"{given}: outputs in {root} would be written among these sources; choose another "
+                "output folder."
+            )
+
+
+def _place(folder: Path) -> str:
+    return (str(folder) if is_remote(folder) else str(folder.resolve())).rstrip("/") + "/"
+
+
+def from_outputs(folder: Path) -> None:
+    """Raise BadInputError if a folder is one of the outputs of a run, or lies in one."""
+    whole = folder.resolve()
+    for place in (whole, *whole.parents):
+        marks = (place.parent / "shards.json", place.parent / "duplicate_groups")
+        if place.name in STATIONS and any(mark.exists() for mark in marks):
+            raise BadInputError(f"{folder}: holds outputs of a run; choose another folder.")
