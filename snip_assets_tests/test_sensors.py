@@ -241,7 +241,6 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
     put(data, "0000", "0001")
     register(data.layout, data.source)
     with dg.DagsterInstance.ephemeral() as instance:
-        defs = build_defs({"data": data})
         tick, cursor = Ticks(instance, data), None
 
         def succeeds(request: dg.RunRequest) -> None:
@@ -260,7 +259,7 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
             nonlocal cursor
             found = sensors.clean_output(
                 dg.build_sensor_context(
-                    instance, cursor, resources={"data": data}, definitions=defs
+                    instance, cursor, resources={"data": data}, definitions=tick.defs
                 )
             )
             if isinstance(found, dg.SkipReason):
@@ -271,8 +270,7 @@ def test_what_was_withdrawn_and_is_back_is_asked_for_and_published_anew(data: Da
                 stations.drop_list(run, run.registry.keys)
                 succeeds(request)
             cursor = found.cursor or cursor
-            reason = found.skip_reason
-            return str(reason.skip_message if isinstance(reason, dg.SkipReason) else reason)
+            return str(getattr(found.skip_reason, "skip_message", None))
 
         assert "no bitmap" in published()
         for _ in range(2):
