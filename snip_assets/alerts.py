@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from http.client import HTTPException
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import (
@@ -142,5 +143,9 @@ def post(address: str, value: dict[str, str]) -> None:
     request = urllib.request.Request(
         address, json.dumps(value).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT):
-        pass
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT):
+            pass
+    except HTTPException as error:
+        # An answer that is none, or an address that holds a blank.
+        raise OSError(f"SNIP_WEBHOOK: {type(error).__name__} {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -62,8 +62,12 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
     """
     chosen = os.environ.get("DAGSTER_HOME") or str(prepare(layout))
     try:
-        with dg.DagsterInstance.from_config(chosen) as opened:
-            _complete(opened)
+        with ExitStack() as stack:
+            # Two that come first would both make Dagster's tables, and one of them fail.
+            writable = os.access(chosen, os.W_OK)
+            with lock(Path(chosen) / "dagster.yaml") if writable else nullcontext():
+                opened = stack.enter_context(dg.DagsterInstance.from_config(chosen))
+                _complete(opened)
             yield opened
     except SnipError:
         raise

@@ -16,6 +16,7 @@ from snip_assets.definitions import build_defs
 from snip_assets.engine import choices, drift, evidence, shards, stations
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
+from snip_assets.engine.withdraw import withdraw
 from snip_assets.options import default_source
 from snip_assets.resources import Audit, DataSet
 
@@ -115,3 +116,14 @@ def test_rows_of_the_same_kind_are_no_drift(kinds: Kinds) -> None:
     assert found.recall.high >= found.target and found.growth < 2
     # All of the kind, but those that were trained on fit better.
     assert 1 < found.code_error < Audit().code_error_warn
+
+
+def test_rows_that_were_replaced_under_their_key_came_later(kinds: Kinds) -> None:
+    for key, rows in (("0000", kinds.order[:300]), ("0001", kinds.order[300:700])):
+        kinds.put(key, rows)
+    kinds.ingest()
+    withdraw(kinds.data.layout, ["0001"])
+    kinds.put("0001", kinds.order[-400:])
+    kinds.ingest()
+    found = drift.measure(kinds.data.run(), 400, 1)
+    assert (found.trained_rows, found.fresh_rows) == (300, 400)

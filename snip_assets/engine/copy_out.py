@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from .layout import Layout, like_url
 from .shards import load
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
-from .storage.remote_files import BLOCK, as_path, exists
+from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
 
 
 @dataclass
@@ -53,6 +54,7 @@ def copy_out(layout: Layout, to: str) -> Count:
     if exists(root / manifest_path(layout.duplicate_groups).name):
         raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
     outputs = _outputs(layout)
+    _require_no_others(layout, [output for output, _ in outputs], root)
     count = Count()
     for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
         _copy_output(layout, output, manifest, root, count)
@@ -82,6 +84,22 @@ def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
             path = layout.output(name, key)
             found.append((path, require(path, f"{name} {key}", "full")))
     return found
+
+
+def _require_no_others(layout: Layout, outputs: list[Path], root: Any) -> None:
+    """Raise BadInputError where outputs of shards lie that this run does not have (any more)."""
+    own = {manifest_path(output) for output in outputs}
+    for folder in sorted({output.parent for output in outputs if output != layout.dup_bitmap}):
+        there = root / folder.name
+        names = (remote_names if is_remote(there) else os.listdir)(there) if exists(there) else []
+        ending = manifest_path(Path()).name
+        others = sorted(n for n in names if n.endswith(ending) and folder / n not in own)
+        if others:
+            raise BadInputError(
+                f"{there / others[0].removesuffix(ending)}: of a shard that this run does not have "
+                f"({len(others)} such files in {there}). Remove them, each with its manifest, or "
+                "give another place."
+            )
 
 
 def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, count: Count) -> None:

@@ -83,6 +83,11 @@ class IndexedShard:
     folder: Path
     version: str
 
+    @property
+    def merged(self) -> str:
+        """What of it goes into a segment: its codes, and its row ids."""
+        return f"{self.version} from row {self.start}"
+
 
 @dataclass(frozen=True)
 class ListFolder:
@@ -331,7 +336,7 @@ def update(
     by_key = {s.key: s for s in shards}
 
     def whole(segment: dict[str, Any]) -> bool:
-        versions = {k: by_key[k].version for k in segment["keys"] if k in by_key}
+        versions = {k: by_key[k].merged for k in segment["keys"] if k in by_key}
         place = folder / segment["name"]
         manifest = read_manifest(place) if versions == segment["versions"] else None
         # One that is damaged is merged again.
@@ -347,7 +352,7 @@ def update(
             for member in members:
                 require(member.folder, f"index_shards {member.key}", check)
             segment["keys"] = [s.key for s in members]
-            segment["versions"] = {s.key: s.version for s in members}
+            segment["versions"] = {s.key: s.merged for s in members}
             segment["name"] = f"segment-{digest_of(segment['versions'])[:12]}"
             out = folder / str(segment["name"])
             merge([ListFolder(s.folder, s.start) for s in members], out, rows)

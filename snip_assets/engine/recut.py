@@ -29,7 +29,8 @@ from .settings import Settings
 from .shards import Registry, load, raw_features
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
-from .storage.files import Manifest, read_manifest, require
+from .storage.files import Manifest, manifest_path, read_manifest, require
+from .storage.folders import remove
 
 
 def curve(
@@ -229,7 +230,18 @@ def _outputs(
         out = target.drop_list(shard.key)
         work = partial(publish.drop_list, shard, decided, out)
         notes += finish(out, {"source": source, "groups": digest}, work).facts["notes"]
+    _remove_withdrawn(target, registry)
     return list(dict.fromkeys(notes))
+
+
+def _remove_withdrawn(target: Layout, registry: Registry) -> None:
+    """Remove what an earlier recut made of shards that are registered no more."""
+    for name in ("deduped_metadata", "drop_list"):
+        outputs = {*target.outputs(name, registry.keys)}
+        for path in [*target.output(name, registry.keys[0]).parent.iterdir()]:
+            if path not in outputs and manifest_path(path).exists():
+                manifest_path(path).unlink()
+                remove(path)
 
 
 def rule_of(root: Path) -> str:

@@ -109,7 +109,7 @@ class Slices:
         for start in range(0, len(dropped), BATCH_ROWS):
             rows = dropped[start : start + BATCH_ROWS]
             kept_row = self.kept_row[rows]
-            for part in (kept_row, self.kept_distance[rows], self.labels[rows], rows - shard.start):
+            for part in (kept_row, self.kept_distance[rows], self.labels[rows], rows):
                 digest.update(part.data)
             for text in self.representatives.take(kept_row, "url", "md5"):
                 for part in _text_parts(text):

@@ -60,7 +60,7 @@ def _require_merged(run: Run, todo: list[Shard]) -> None:
     last = max(s.ordinal for s in todo)
     before = {s.key for s in run.registry.shards if s.ordinal <= last}
     for shard in run.indexed():
-        if shard.key in before and merged.get(shard.key) != shard.version:
+        if shard.key in before and merged.get(shard.key) != shard.merged:
             raise StaleOutputError(
                 f"shard {shard.key}: snip_index does not hold its codes as they are now; "
                 "materialise snip_index."

@@ -110,7 +110,7 @@ def _trained(run: Run, ready: list[Shard], lists: int, codec: str) -> dict[str, 
         "codec": codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
-        "shards_seen": [s.key for s in ready],
+        "shards_seen": {s.key: run.version("clip_features", s.key) for s in ready},
         **found.to_json(),
     }
 
@@ -169,7 +169,7 @@ def snip_index(run: Run) -> Manifest:
     run.require_shards("index_shards", run.registry.only([s.key for s in present]))
     inputs = {
         "trained_index": run.version("trained_index"),
-        "index_shards": digest_of({s.key: s.version for s in present}),
+        "index_shards": digest_of({s.key: s.merged for s in present}),
     }
     with lock(layout.snip_index):
         if (manifest := current(layout.snip_index, inputs)) is not None:
