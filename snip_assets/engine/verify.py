@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from .features import as_float32
-from .storage.external_sort import distinct
+from .storage.external_sort import LOW, SHIFT, distinct, sorted_keys
 
 BLOCK, THINNED = 1 << 16, 1 << 20
 
@@ -228,39 +228,39 @@ def _root(parent, i):
 
 
 @njit(nogil=True, cache=True)
-def _thin(starts, node, partner, distance, limit, nodes):
-    """Which pairs to keep so that no row has many and no component is split.
-
-    `partner` ascends inside each row; a pair is given up only when its ends are connected by
-    pairs that are kept.
-    """
-    keep = np.zeros(partner.shape[0], np.bool_)
-    parent = np.arange(nodes)
+def _nearest(starts, distance, limit):
+    """Which pairs a row keeps in any case: its nearest ones, and the first."""
+    keep = np.zeros(distance.shape[0], np.bool_)
     for r in range(starts.shape[0] - 1):
         low, high = starts[r], starts[r + 1]
         if high - low <= limit:
             keep[low:high] = True
         else:
-            nearest = np.argsort(distance[low:high], kind="mergesort")[:limit]
-            for p in nearest:
+            for p in np.argsort(distance[low:high], kind="mergesort")[:limit]:
                 keep[low + p] = True
             keep[low] = True
-        for pass_kept in (True, False):
-            for k in range(low, high):
-                if keep[k] != pass_kept:
-                    continue
-                a, b = _root(parent, node[k]), _root(parent, partner[k])
-                if a != b:
-                    parent[max(a, b)] = min(a, b)
-                    keep[k] = True
     return keep
+
+
+@njit(nogil=True, cache=True)
+def _connect(keys, node, partner, keep, nodes):
+    """Keep the pairs too whose ends are not connected by nearer ones (Kruskal's algorithm)."""
+    parent = np.arange(nodes)
+    for key in keys:
+        k = np.int64(key & LOW)
+        a, b = _root(parent, node[k]), _root(parent, partner[k])
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+            keep[k] = True
 
 
 def thin(pairs: Pairs, limit: int) -> Pairs:
     """Keep at most about `limit` earlier partners a row without splitting a component.
 
     A row with more partners keeps its nearest `limit`, its lowest one (the *star* that the rows
-    of a large group have in common), and one pair into every component that would be cut off.
+    of a large group have in common), and pairs whose ends no nearer pairs connect. So what is left
+    has the components of all pairs, at any smaller threshold too; and it is the same whether some
+    were thinned before or not.
 
     Parameters
     ----------
@@ -277,7 +277,13 @@ def thin(pairs: Pairs, limit: int) -> Pairs:
     ends = [distinct(own[block]) for own in (pairs.row, pairs.earlier_row) for block in blocks]
     names = distinct(np.concatenate(ends))
     node, partner = (_places(names, own, blocks) for own in (pairs.row, pairs.earlier_row))
-    return pairs[_thin(starts, node, partner, pairs.distance, limit, len(names))]
+    keep = _nearest(starts, pairs.distance, limit)
+    # By distance, those that are kept anyway first; a distance is no negative number, so it takes
+    # 31 bits.
+    keys = pairs.distance.view(np.uint32).astype(np.uint64) << np.uint64(33)
+    keys |= (~keep).astype(np.uint64) << SHIFT | np.arange(len(pairs), dtype=np.uint64)
+    _connect(sorted_keys(keys), node, partner, keep, len(names))
+    return pairs[keep]
 
 
 def _places(names: np.ndarray, ids: np.ndarray, blocks: list[slice]) -> np.ndarray:

@@ -234,37 +234,37 @@ def test_index_holds_every_row_once_and_exports(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_thin_keeps_components_the_nearest_and_the_lowest(data: st.DataObject) -> None:
-    nodes = data.draw(st.integers(2, 30))
-    edges = data.draw(
-        st.sets(
-            st.tuples(st.integers(0, nodes - 1), st.integers(0, nodes - 1)).filter(
-                lambda edge: edge[0] > edge[1]
-            ),
-            min_size=1,
-            max_size=200,
-        )
-    )
-    limit = data.draw(st.integers(1, 5))
-    row, earlier = (np.array(side, np.uint64) for side in zip(*sorted(edges), strict=True))
-    distance = np.random.default_rng(0).permutation(len(row)).astype(np.float32)
-    every = verify.Pairs(row, earlier, distance)
+@given(st.integers(0, 1 << 32), st.integers(2, 30), st.floats(0.05, 1), st.integers(1, 5))
+def test_thin_keeps_components_the_nearest_and_the_lowest(
+    seed: int, nodes: int, share: float, limit: int
+) -> None:
+    random = np.random.default_rng(seed)
+    ends = np.nonzero(np.tril(random.random((nodes, nodes)) < share, -1))
+    row, earlier = (side.astype(np.uint64) for side in ends)
+    distance = random.integers(0, 10, len(row))
+    every = verify.Pairs(row, earlier, distance.astype(np.float32))
     kept = verify.thin(every, limit)
 
     def labels(of: verify.Pairs) -> np.ndarray:
-        graph = coo_matrix((np.ones(len(of)), (of.row.astype(int), of.earlier_row.astype(int))))
-        graph.resize((nodes, nodes))
+        ends = of.row.astype(int), of.earlier_row.astype(int)
+        graph = coo_matrix((np.ones(len(of)), ends), (nodes, nodes))
         return connected_components(graph, directed=False)[1]
 
-    before, after = labels(every), labels(kept)
-    assert len(set(zip(before, after, strict=True))) == len(set(before))
+    for most in range(10):
+        before, after = (labels(some[some.distance <= most]) for some in (every, kept))
+        assert len(set(zip(before, after, strict=True))) == len(set(before))
+    # Thinned by and by, as they are found, they are the same.
+    first = random.random(len(row)) < 0.5
+    parts = [verify.thin(every[first], limit), every[~first]]
+    by_and_by = verify.thin(verify.Pairs.concatenate(parts).ordered(), limit)
+    for name in ("row", "earlier_row", "distance"):
+        np.testing.assert_array_equal(getattr(by_and_by, name), getattr(kept, name))
     held = set(zip(kept.row.tolist(), kept.earlier_row.tolist(), strict=True))
     for node in range(nodes):
         own = np.flatnonzero(row == node)
         # The star of a large group.
         assert not len(own) or (node, int(earlier[own].min())) in held
-        for k in own[np.argsort(distance[own])][:limit]:
+        for k in own[np.argsort(distance[own], kind="stable")][:limit]:
             assert (int(row[k]), int(earlier[k])) in held
 
 
