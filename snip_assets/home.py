@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dotenv import dotenv_values
 
-from .engine.errors import DiskFullError, SnipError, StaleOutputError, causes
+from .engine.errors import BadInputError, DiskFullError, SnipError, StaleOutputError, causes
 from .engine.layout import Layout
 from .engine.shards import Source
 from .engine.storage.files import atomic_path, is_full
@@ -20,6 +20,8 @@ from .engine.storage.locks import lock
 from .engine.storage.remote_files import absolute
 
 POSTGRES = "SNIP_POSTGRES_URL"
+# What SQLite says.
+_READ_ONLY = "attempt to write a readonly database"
 _MARK = "# Written by `snip shards sync`: the data set that plain `dagster` commands work on here."
 
 
@@ -57,10 +59,14 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
 
     Raises
     ------
+    BadInputError
+        DAGSTER_HOME is no folder, or nothing can be written there.
     DiskFullError
         There is no room for what Dagster records.
     """
     chosen = os.environ.get("DAGSTER_HOME") or str(prepare(layout))
+    if not Path(chosen).is_dir():
+        raise BadInputError(f"DAGSTER_HOME {chosen}: no such folder; make it, or unset the variable.")
     try:
         with ExitStack() as stack:
             # Two that come first would both make Dagster's tables, and one of them fail.
@@ -72,6 +78,11 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
     except SnipError:
         raise
     except Exception as error:
+        if any(_READ_ONLY in str(cause) for cause in causes(error)):
+            raise BadInputError(
+                f"{chosen}: Dagster's records cannot be written there; make this folder and what "
+                "is in it writable."
+            ) from error
         if not any(is_full(cause) for cause in causes(error)):
             raise
         raise DiskFullError(

@@ -24,7 +24,7 @@ from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
 from .engine.storage.files import digest_of, read_manifest, write_json
 from .engine.storage.locks import lock
-from .engine.storage.remote_files import as_path
+from .engine.storage.remote_files import as_path, home_expanded
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
@@ -217,13 +217,13 @@ def chosen_source(features: Path | None, metadata: Path | None, out: Path) -> So
 
 def default_out(environment: Mapping[str, str] = os.environ) -> Path:
     """SNIP_OUT, or ./out/demo."""
-    return Path(environment.get("SNIP_OUT") or DEFAULT_OUT)
+    return home_expanded(environment.get("SNIP_OUT") or str(DEFAULT_OUT))
 
 
 def _folder(text: str | Path) -> Path:
     if not str(text):
         raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
-    return Path(text)
+    return home_expanded(str(text))
 
 
 Out = Annotated[

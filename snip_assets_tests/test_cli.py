@@ -199,6 +199,17 @@ def test_an_output_folder_of_another_data_set_is_refused(
     assert "belongs to another data set" in err
 
 
+def test_a_dagster_home_that_is_not_there_is_named(
+    small: Small,
+    tmp_path: Path,
+    snip: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "gone"))
+    code, _, err = snip(*_dedup(small, tmp_path / "out"))
+    assert code == 2 and f"DAGSTER_HOME {tmp_path / 'gone'}: no such folder" in err
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -277,9 +277,15 @@ def _report(done: Applied, place: Path, json: bool) -> None:
     if done.missing:
         values["shards not there"] = ", ".join(done.missing[:20])
     if json:
-        terminal.as_json(values | {"missing": done.missing, "proven": done.proven})
+        told = {"missing": done.missing, "proven": done.proven, "by_name": done.by_name}
+        terminal.as_json(values | told)
         return
     terminal.table("De-duplicated metadata", ["", ""], list(values.items()))
+    if done.by_name:
+        typer.echo(
+            "The files were taken in the order of their numbers: no shards.json lies beside the "
+            "bitmap or the offsets to tell another."
+        )
     if not done.proven:
         typer.echo(
             "The bitmap is long enough for these shards; that it is not too long can be told only "

@@ -18,10 +18,11 @@ from snip_assets.options import (
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Register, list and withdraw shards.", no_args_is_help=True)
+    group = typer.Typer(help="Register, list, withdraw and move shards.", no_args_is_help=True)
     group.command("sync")(sync)
     group.command("list")(list_shards)
     group.command("withdraw")(withdraw)
+    group.command("move")(move)
     app.add_typer(group, name="shards", rich_help_panel="Stations")
 
 
@@ -106,4 +107,24 @@ def withdraw(
         f"`snip dedup --out {out}` decides about the others anew; what lies in "
         f"{left.source.features} is registered again by it, and by the sensor `new_shards`: move "
         "files away that should stay out."
+    )
+
+
+def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAULT_OUT) -> None:
+    """Tell an output folder that its source folders lie elsewhere now; nothing is made again."""
+    from snip_assets import home
+    from snip_assets.engine import moved
+    from snip_assets.engine.layout import Layout
+    from snip_assets.engine.shards import Source, load
+    from snip_assets.report import terminal
+
+    layout = Layout(out)
+    former = load(layout).source
+    source = Source(features or former.features, metadata or former.metadata)
+    with terminal.bars():
+        registry = moved.move(layout, source)
+    home.remember(layout, registry.source)
+    typer.echo(
+        f"{len(registry.shards)} shards lie in {registry.source.features} and "
+        f"{registry.source.metadata} now: {out}"
     )

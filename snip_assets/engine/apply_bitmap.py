@@ -53,6 +53,8 @@ class Applied:
         Shards that the offsets know and the folder lacks.
     proven
         Whether the bitmap's length was held against the rows of all shards.
+    by_name
+        Whether nothing but the names of the files told their order.
     """
 
     files: int = 0
@@ -61,6 +63,7 @@ class Applied:
     skipped: int = 0
     missing: list[str] = field(default_factory=list)
     proven: bool = True
+    by_name: bool = False
 
     @property
     def dropped(self) -> int:
@@ -102,7 +105,9 @@ def apply_bitmap(
     require_apart(_files(metadata), out)
     apart.from_outputs(out)
     marks, parts, missing = _parts(metadata, bitmap, offsets, bit_order)
-    done = Applied(missing=missing)
+    known = _keys(bitmap) if offsets is None else row_offsets.keys_beside(offsets)
+    by_name = len(parts) > 1 and known is None
+    done = Applied(missing=missing, by_name=by_name)
     for part in track(parts, "apply bitmap", len(parts), "files"):
         drop = marks.slice(part.start, part.start + part.rows)
         inputs = {"metadata": checksum(part.source), "bitmap": digest(drop)}
@@ -185,13 +190,18 @@ def _files(metadata: Path) -> list[Path]:
 
 
 def _as_registered(files: list[Path], bitmap: Path) -> list[Path]:
-    """In the order in which a run of ours has the shards, if the bitmap lies in its folder."""
-    keys = row_offsets.keys_beside(bitmap.parent) or []
+    """In the order in which a run of ours has the shards, if that is known."""
+    keys = _keys(bitmap) or []
     ordinals = {key: ordinal for ordinal, key in enumerate(keys)}
     # Shards that came later come last, whatever their numbers.
     if all(_key(path) in ordinals for path in files):
         return sorted(files, key=lambda path: ordinals[_key(path)])
     return files
+
+
+def _keys(bitmap: Path) -> list[str] | None:
+    """Shards of a bitmap of ours, in order: beside it, or in the folder of its run."""
+    return row_offsets.keys_beside(bitmap) or row_offsets.keys_beside(bitmap.parent)
 
 
 def _key(path: Path) -> str:

@@ -5,7 +5,7 @@ Outputs of a shard depend on its own metadata and on its slice of the decision a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .errors import BadInputError
 from .metadata import CAPTION_NAMES, MD5_NAMES, URL_NAMES, Metadata, as_text, find_column
 from .shards import Shard
 from .slices import Slices
-from .storage.files import NpyWriter, atomic_path
+from .storage.files import NpyWriter, atomic_path, write_json
 from .storage.parquet_filter import Column, filter_parquet
 from .storage.parquet_source import parquet_file, parquet_schema, readable
 
@@ -39,11 +39,11 @@ DROP_LIST = pa.schema(
 )
 
 
-def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
-    """Write `dup_bitmap.npy` (bool[N], True = drop) and `dup_bitmap.bits`.
+def dup_bitmap(groups: Path, out: Path, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Write `dup_bitmap.npy` (bool[N], True = drop), `dup_bitmap.bits` and `shards.json`.
 
-    The bits are the same packed, 8 rows a byte, lowest bit first (`np.packbits`, little).
-    Memory: a block of rows.
+    The bits are the same packed, 8 rows a byte, lowest bit first (`np.packbits`, little). The last
+    tells which rows these are: key and rows of each shard, in order. Memory: a block of rows.
 
     Parameters
     ----------
@@ -51,6 +51,8 @@ def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
         Folder of `duplicate_groups`.
     out
         Folder, replaced as a whole.
+    shards
+        Those that are decided about.
 
     Returns
     -------
@@ -70,6 +72,8 @@ def dup_bitmap(groups: Path, out: Path) -> dict[str, Any]:
                 bitmap.append(drop)
                 bits.write(np.packbits(drop, bitorder="little").tobytes())
                 dropped += int(np.count_nonzero(drop))
+        listed = [{"key": shard.key, "rows": shard.rows} for shard in shards]
+        write_json(folder / "shards.json", {"shards": listed})
     return {"rows": len(kept_row), "dropped": dropped}
 
 

@@ -29,7 +29,7 @@ from .settings import Settings
 from .shards import Registry, load, raw_features
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
-from .storage.files import Manifest, manifest_path, read_manifest, require
+from .storage.files import Manifest, digest_of, manifest_path, read_manifest, require
 from .storage.folders import remove
 
 
@@ -124,7 +124,8 @@ def recut(
     Raises
     ------
     BadInputError
-        `out` is `root`, the threshold is too large, or the rule does not fit the metadata.
+        `out` is `root` or holds another run, the threshold is too large, or the rule does not fit
+        the metadata.
     StaleOutputError
         Pairs of a shard are missing or damaged.
     """
@@ -132,6 +133,8 @@ def recut(
     if out.resolve() == root.resolve():
         raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
     apart.from_outputs(out)
+    if target.trained_index.exists():
+        raise BadInputError(f"{out}: holds another run; choose another folder.")
     registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
     apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
@@ -207,8 +210,9 @@ def _outputs(
     keep_captions: bool,
 ) -> list[str]:
     folder, notes = target.duplicate_groups, []
-    work: partial[dict[str, Any]] = partial(publish.dup_bitmap, folder, target.dup_bitmap)
-    finish(target.dup_bitmap, {"duplicate_groups": groups.version}, work)
+    bitmap, shards = target.dup_bitmap, registry.shards
+    work: partial[dict[str, Any]] = partial(publish.dup_bitmap, folder, bitmap, shards)
+    finish(bitmap, {"duplicate_groups": groups.version, "shards": digest_of(registry.keys)}, work)
     versions = _metadata_version(registry)
     options = {"duplicate_count": duplicate_count, "keep_captions": keep_captions}
     captions = Metadata.of(registry) if keep_captions else None

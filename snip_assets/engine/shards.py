@@ -24,6 +24,7 @@ from .storage.parquet_source import parquet_rows
 from .storage.remote_files import absolute, as_path, is_remote, npy_header
 from .storage.row_file import file_state
 
+_MOVE = "`snip shards move --features ... --metadata ...` says so to this folder"
 # Numbers of a raw feature, and their dtype.
 Kind = tuple[int, str]
 
@@ -229,17 +230,19 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     if layout.registry.exists():
         registry = load(layout)
         known = list(registry.shards)
-        if registry.source != source:
+        if not _same_place(registry.source, source):
             raise StaleOutputError(
                 f"{layout.root} belongs to another data set ({registry.source.features}); choose "
-                f"another output folder for {source.features}."
+                f"another output folder for {source.features}. If it was moved there, {_MOVE}."
             )
-    found = discover(source) if keys is None else list(dict.fromkeys(keys))
+        source = registry.source
     names = {s.key for s in known}
+    found = discover(source, names) if keys is None else list(dict.fromkeys(keys))
     if gone := sorted(names - set(found)) if keys is None else []:
         raise BadInputError(
             f"shard {gone[0]}: registered, but its files are gone from {source.features}; put "
-            f"them back ({len(gone)} such shards); `snip shards withdraw` forgets the last ones."
+            f"them back under their names ({len(gone)} such shards); `snip shards withdraw` "
+            "forgets the last ones."
         )
     if keys is None:
         for shard in known:
@@ -259,6 +262,15 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     elif known and not _same_offsets(layout, registry):
         write_npy(layout.row_offsets, registry.offsets)
     return new
+
+
+def _same_place(one: Source, other: Source) -> bool:
+    """Whether two names are of the same folders."""
+    if one == other:
+        return True
+    pairs = ((one.features, other.features), (one.metadata, other.metadata))
+    local = [pair for pair in pairs if not any(map(is_remote, pair))]
+    return len(local) == len(pairs) and all(a.resolve() == b.resolve() for a, b in local)
 
 
 def _same_offsets(layout: Layout, registry: Registry) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,13 @@ class Source:
     metadata: Path
 
 
-def discover(source: Source) -> list[str]:
+def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
     """Keys of the shards in the source folders, sorted.
+
+    Parameters
+    ----------
+    registered
+        Keys that must be there: what is told about them differs.
 
     Raises
     ------
@@ -37,7 +43,8 @@ def discover(source: Source) -> list[str]:
     """
     for folder in (source.features, source.metadata):
         if not is_remote(folder) and not folder.is_dir():
-            raise BadInputError(f"{folder}: no such folder.")
+            moved = "; mount it or put it back. If it was moved, `snip shards move` tells where to"
+            raise BadInputError(f"{folder}: no such folder{moved if registered else ''}.")
     features = _keys(source.features, _FEATURES_NAME)
     metadata = _keys(source.metadata, _METADATA_NAME)
     if not features:
@@ -46,15 +53,19 @@ def discover(source: Source) -> list[str]:
         name = METADATA_PATTERN.format(key=alone[0])
         raise BadInputError(
             f"shard {alone[0]}: {source.metadata / name} is missing (features without "
-            f"metadata: {len(alone)}); add the file or move the features away."
+            f"metadata: {len(alone)}); {_cure(alone[0], registered, 'features')}."
         )
     if alone := sorted(metadata - features):
         name = FEATURES_PATTERN.format(key=alone[0])
         raise BadInputError(
             f"shard {alone[0]}: {source.features / name} is missing (metadata without "
-            f"features: {len(alone)}); add the file or move the metadata away."
+            f"features: {len(alone)}); {_cure(alone[0], registered, 'metadata')}."
         )
     return sorted(features)
+
+
+def _cure(key: str, registered: Collection[str], there: str) -> str:
+    return "put it back" if key in registered else f"add the file or move the {there} away"
 
 
 def _keys(folder: Path, pattern: re.Pattern[str]) -> set[str]:

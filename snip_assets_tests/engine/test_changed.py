@@ -70,8 +70,8 @@ def test_any_split_gives_the_bytes_of_all_at_once(
         )
         assert facts == group_table.duplicate_groups(files[:count], cuts[count], fresh, **given)
         assert contents(step) == contents(fresh)
-        dup_bitmap(step, folder / f"bitmap-{count}")
-        dup_bitmap(fresh, folder / f"fresh-bitmap-{count}")
+        dup_bitmap(step, folder / f"bitmap-{count}", ())
+        dup_bitmap(fresh, folder / f"fresh-bitmap-{count}", ())
         assert contents(folder / f"bitmap-{count}") == contents(folder / f"fresh-bitmap-{count}")
         former = Former(step, files[:count], decided)
 

@@ -108,7 +108,7 @@ def test_the_table_is_the_same_in_small_memory(run, monkeypatch, tmp_path):
 def test_bitmap_and_bits(run):
     layout, _, facts, _ = run
     assert (
-        publish.dup_bitmap(layout.duplicate_groups, layout.dup_bitmap)["dropped"]
+        publish.dup_bitmap(layout.duplicate_groups, layout.dup_bitmap, ())["dropped"]
         == (facts["dropped"])
     )
     bitmap = np.load(layout.dup_bitmap / "dup_bitmap.npy")
@@ -312,7 +312,7 @@ def test_no_duplicates_at_all(tmp_path):
     pairs = write_pairs(tmp_path / "pairs.parquet", [])
     facts = duplicate_groups([pairs], 3, tmp_path / "groups", metadata=metadata)
     assert facts["groups"] == facts["dropped"] == 0
-    assert publish.dup_bitmap(tmp_path / "groups", tmp_path / "bitmap")["dropped"] == 0
+    assert publish.dup_bitmap(tmp_path / "groups", tmp_path / "bitmap", ())["dropped"] == 0
     publish.drop_list(shard, Slices(tmp_path / "groups"), tmp_path / "d.parquet")
     assert pq.read_table(tmp_path / "d.parquet").schema.equals(publish.DROP_LIST)
     publish.deduped_metadata(shard, Slices(tmp_path / "groups"), tmp_path / "m.parquet")

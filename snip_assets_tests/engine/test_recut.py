@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from snip_assets.engine import recut as module
+from snip_assets.engine.apply_bitmap import apply_bitmap
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.features import normalised
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.recut import curve, recut, run_curve, thresholds
 from snip_assets.engine.shards import raw_features
 from snip_assets.engine.storage.files import manifest_path, seal
+from snip_assets.options import SAMPLE
 
 from .station_tools import start, until_pairs
 from .test_groups import reference
@@ -64,6 +67,30 @@ def test_a_recut_is_what_a_run_with_that_threshold_gives(sealed, tmp_path, rule)
     assert sum(map(len, kept)) == facts["kept"] and sum(map(len, gone)) == facts["dropped"]
     assert sum(sum(t["duplicate_count"].to_pylist()) for t in kept) == facts["dropped"]
     assert all((t["distance"].to_numpy() <= np.float32(0.03)).all() for t in gone)
+
+
+def test_its_bitmap_is_applied_in_the_order_of_arrival(tmp_path):
+    keys = ["0002", "0000", "0003", "0001"]
+    for key in keys:
+        last = start(tmp_path / "run", [key])
+    until_pairs(last)
+    out = Layout(tmp_path / "out")
+    recut(last.layout.root, out.root, 0.05)
+    done = apply_bitmap(SAMPLE.metadata, tmp_path / "applied", out.dup_bitmap / "dup_bitmap.npy")
+    assert not done.by_name
+    for key in keys:
+        cleaned = out.deduped_metadata(key)
+        assert pq.read_table(tmp_path / "applied" / cleaned.name) == pq.read_table(cleaned)
+    # Of one without its run, the names alone tell.
+    alone = shutil.copy(out.dup_bitmap / "dup_bitmap.npy", tmp_path)
+    assert apply_bitmap(SAMPLE.metadata, tmp_path / "guessed", Path(alone)).by_name
+
+
+def test_the_folder_of_another_run_is_not_written_to(sealed, tmp_path):
+    other = start(tmp_path / "other", ["0000"])
+    until_pairs(other)
+    with pytest.raises(BadInputError, match="holds another run"):
+        recut(sealed[0].root, other.layout.root, 0.05)
 
 
 def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):

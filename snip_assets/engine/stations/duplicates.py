@@ -310,7 +310,8 @@ def dup_bitmap(run: Run) -> Manifest:
     shards = [s for s in run.registry.shards if s.stop <= rows]
 
     def work() -> dict[str, Any]:
-        slices, facts = Slices(decided), publish_bitmap(decided, run.layout.dup_bitmap)
+        slices = Slices(decided)
+        facts = publish_bitmap(decided, run.layout.dup_bitmap, shards)
         for name, digest in (
             ("kept_rows", slices.deduped_digest),
             ("dropped_rows", slices.drop_list_digest),

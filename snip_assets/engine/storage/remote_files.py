@@ -86,7 +86,7 @@ def as_path(text: str | Path) -> Path:
         No file system is known for this kind of url.
     """
     if "://" not in str(text) or isinstance(text, UPath):
-        return Path(text) if isinstance(text, str) else text
+        return home_expanded(text) if isinstance(text, str) else text
     if (local := local_path(str(text))) is not None:
         return local
     try:
@@ -101,9 +101,15 @@ def as_path(text: str | Path) -> Path:
     return found
 
 
+def home_expanded(text: str) -> Path:
+    """A local path; `~` is the user's home, also where no shell has said so."""
+    path = Path(text)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
+
+
 def absolute(path: Path) -> Path:
-    """A path that means the same in any working folder."""
-    return path if is_remote(path) else path.resolve()
+    """A path that means the same in any working folder; links in it stay, as they may be moved."""
+    return path if is_remote(path) else Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def is_remote(path: Path) -> bool:
