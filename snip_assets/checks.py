@@ -241,10 +241,10 @@ def bitmap_has_all_rows(data: DataSet) -> dg.AssetCheckResult:
 def no_orphans(
     context: dg.AssetCheckExecutionContext, data: DataSet, verifying: Audit
 ) -> dg.AssetCheckResult:
-    """Each dropped row of a sample has a kept row within `max_distance` in the raw features."""
+    """The kept row of each dropped row of a sample is within `max_distance` in the raw features."""
     found = audit.orphans(data.run(), verifying.dropped, data.seed + verifying.seed)
     severity = verification.above(found, *_bounds(data, verifying)["orphans"])
-    lost = f"{found.successes} of {found.trials} dropped rows resemble no kept row"
+    lost = f"{found.successes} of {found.trials} dropped rows do not resemble their kept row"
     return verification.result(context, found, severity, lost)
 
 

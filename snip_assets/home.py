@@ -66,7 +66,9 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
     """
     chosen = os.environ.get("DAGSTER_HOME") or str(prepare(layout))
     if not Path(chosen).is_dir():
-        raise BadInputError(f"DAGSTER_HOME {chosen}: no such folder; make it, or unset the variable.")
+        raise BadInputError(
+            f"DAGSTER_HOME {chosen}: no such folder; make it, or unset the variable."
+        )
     try:
         with ExitStack() as stack:
             # Two that come first would both make Dagster's tables, and one of them fail.

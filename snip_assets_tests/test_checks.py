@@ -148,7 +148,7 @@ def _explain(data: DataSet, row: int, other: int) -> str:
     """Have a dropped row explained by another one; what must be said then."""
     dropped = np.count_nonzero(~_stays(data))
     _set(data.layout.duplicate_groups / "kept_row.npy", row, other)
-    return f"1 of {dropped} dropped rows resemble no kept row"
+    return f"1 of {dropped} dropped rows do not resemble their kept row"
 
 
 def _set(path: Path, where: Any, value: Any) -> None:

@@ -60,7 +60,7 @@ def drop_list(context: dg.AssetExecutionContext, data: DataSet) -> dg.Materializ
     code_version=CODE_VERSION,
 )
 def dedup_report(context: dg.AssetExecutionContext, data: DataSet) -> dg.MaterializeResult:
-    """The site to look at: numbers, curves, the most copied images, pairs to judge by eye."""
+    """The pages to read: numbers, curves, the most copied images, pairs to judge by eye."""
     with station(context):
         manifest = site.dedup_report(data.run())
     return preview.of_report(data.layout, manifest)

@@ -52,7 +52,11 @@ def recut(
         bool, typer.Option("--duplicate-count", help="Add a column duplicate_count.")
     ] = False,
     keep_captions: Annotated[
-        bool, typer.Option("--keep-captions", help="Keep captions of dropped rows on survivors.")
+        bool,
+        typer.Option(
+            "--keep-captions",
+            help="Add the captions of dropped rows to kept ones: duplicate_captions.",
+        ),
     ] = False,
     memory_gb: Annotated[float, typer.Option(help="Memory to plan the table with, in GiB.")] = 4.0,
     json: Json = False,

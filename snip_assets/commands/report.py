@@ -74,10 +74,11 @@ def review(
     typer.echo(", ".join(f"{count:,} {name}" for name, count in taken.items()))
     if taken["outdated"]:
         typer.echo(
-            "Outdated marks are of rows that were replaced since (they lie at another distance): "
-            "they do not count. Write the report and mark the rows of now."
+            "Outdated marks give another distance than their rows have now: the rows were replaced "
+            "since, or the file was edited. They do not count. Write the report and mark the rows "
+            "of now."
         )
-    columns = ["pairs", "right", "of", "share", "95% from", "to"]
+    columns = ["pairs", "right", "marked", "share", "95% from", "to"]
     rows = [[k, i.successes, i.trials, i.estimate, i.low, i.high] for k, i in found.items()]
     terminal.table("Marked", columns, rows)
 

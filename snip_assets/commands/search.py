@@ -139,7 +139,7 @@ def search(
     else:
         shown = [c for c in found.column_names if c != "row_in_shard"]
         rows = [terminal.cells(line) for line in found.select(shown).to_pylist()]
-        terminal.table(f"{len(queries.names)} queries", shown, rows)
+        terminal.table(f"queries: {len(queries.names)}", shown, rows)
 
 
 def _queries(

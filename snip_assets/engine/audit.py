@@ -242,7 +242,7 @@ def _found(run: Run, ready: Sequence[Shard], wanted: set[tuple[int, int]]) -> se
 
 
 def orphans(run: Run, sample: int, seed: int) -> Interval:
-    """Share of sampled dropped rows without a kept row within `max_distance`: must be none."""
+    """Share of sampled dropped rows whose kept row is not within `max_distance`: must be none."""
     folder = run.layout.duplicate_groups
     kept = open_npy(folder / "kept_row.npy")
     dropped = open_npy(folder / "dropped_rows.npy")

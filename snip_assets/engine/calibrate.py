@@ -80,7 +80,7 @@ def calibrate(
         snip_max_distance=tiers["snip"]["max_distance"],
         code_max_distance=tiers["codes"]["max_distance"],
         code_power=tiers["codes"].get("power", 0.0),
-        pairs=seen.pairs,
+        sampled_pairs=seen.pairs,
         stand_ins=seen.stand_ins,
         tiers=tiers,
     )

@@ -28,7 +28,7 @@ class Calibration:
         Thresholds of the tiers without raw features (see `tiers`); that of codes on their
         relative distance.
     recall, lost_by_probe, lost_by_code, lost_by_short_code, lost_by_snip_limit
-        On the sampled pairs, with `pairs` of them.
+        On the sampled pairs, with `sampled_pairs` of them.
     candidates_per_row, probes_per_row
         Expected at the size of the data set.
     stand_ins
@@ -56,7 +56,7 @@ class Calibration:
     lost_by_code: float
     lost_by_short_code: float
     lost_by_snip_limit: float
-    pairs: int
+    sampled_pairs: int
     candidates_per_row: float
     probes_per_row: float
     stand_ins: bool

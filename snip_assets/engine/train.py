@@ -108,7 +108,7 @@ def train(
     }
     checkpoint = out.parent / f"{out.name}.checkpoint"
     wanted = min(settings.train_rows, len(features))
-    limit = f" (of {wanted}: memory_gb holds no more)" if len(rows) < wanted else ""
+    limit = f" (of {wanted:,}: memory_gb holds no more)" if len(rows) < wanted else ""
     if len(rows) < settings.pca_below:
         net = pca(images if texts is None else np.concatenate([images, texts]), settings.dim)
         few = f"{len(rows):,} rows{limit} are fewer than pca_below = {settings.pca_below:,}"
@@ -117,7 +117,7 @@ def train(
     else:
         trainer = Trainer(images, texts, settings, recipe, checkpoint)
         net = trainer.run()
-        info |= {"method": "net", "why": f"{len(rows)} rows{limit}", **trainer.info()}
+        info |= {"method": "net", "why": f"trained on {len(rows):,} rows{limit}", **trainer.info()}
     save_model(net, out, {k: v for k, v in info.items() if k != "seconds"})
     checkpoint.unlink(missing_ok=True)
     info["seconds"] = round(time.perf_counter() - started, 2)

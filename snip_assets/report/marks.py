@@ -98,8 +98,8 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     Returns
     -------
     dict
-        read, new, changed, withdrawn, outdated (lines, and marks kept so far, whose rows were
-        replaced since), total.
+        read, new, changed, withdrawn, outdated (lines, and marks kept so far, that give another
+        distance than their rows have now), total.
 
     Raises
     ------
@@ -148,7 +148,8 @@ def _read(path: Path, rows: int) -> Iterator[Given]:
             reader = csv.DictReader(handle)
             if absent := [c for c in COLUMNS if c not in (reader.fieldnames or ())]:
                 raise BadInputError(
-                    f"{path}: no column {absent[0]}; export the marks from the report's pages."
+                    f"{path}: no column {absent[0]}, with commas between columns; export the marks "
+                    "from the report's pages."
                 )
             for line, entry in enumerate(reader, 2):
                 if line > MOST_MARKS + 1:

@@ -34,6 +34,8 @@ _HIDDEN = {
 }
 
 
+_WITH_UNIT = {"peak_memory": "peak_memory_bytes"}
+
 # Names that the page of an asset shows as its rows and its storage, as `1.2 MB`.
 ROWS, SIZE = "dagster/row_count", "dagster/size_bytes"
 # What the page shows is the latest record: of a shard, it would stand there for all of them.
@@ -57,7 +59,7 @@ def of_manifest(
         elif name in _HIDDEN or fact is None:
             continue
         elif isinstance(fact, (bool, int, float, str)):
-            values[name] = fact
+            values[_WITH_UNIT.get(name, name)] = fact
         else:
             values[name] = dg.MetadataValue.json(fact)
     return values | (_pictures(manifest.facts) if pictures else {})
@@ -65,6 +67,12 @@ def of_manifest(
 
 def _pictures(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: dg.MetadataValue.md(p) for name, p in plots.of_facts(facts).items()}
+
+
+def of_cost(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What making an output took."""
+    names = ("seconds", "peak_memory")
+    return {_WITH_UNIT.get(name, name): facts[name] for name in names if name in facts}
 
 
 def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def totals(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
         if numbers:
             values[f"{name}_in_run"] = round(sum(numbers), 3)
     if peaks := [m.facts["peak_memory"] for m in manifests.values() if "peak_memory" in m.facts]:
-        values["peak_memory_in_run"] = max(peaks)
+        values["peak_memory_bytes_in_run"] = max(peaks)
     counted = [m.facts for m in manifests.values() if "distances" in m.facts]
     if len(counted) > 1 and len({facts["max_distance"] for facts in counted}) == 1:
         together = np.sum([facts["distances"] for facts in counted], axis=0).tolist()

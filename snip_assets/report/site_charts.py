@@ -50,11 +50,11 @@ class Scale:
 
 
 def label(value: float) -> str:
-    """A short number: 0.05, 1,500, 20k, 3M."""
-    for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if abs(value) >= least:
+    """A short number: 0.05, 1.5k, 20k, 3M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
             return f"{value / size:g}{unit}"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 @dataclass

@@ -202,7 +202,7 @@ def _calibration(run: Run) -> list[Chart | None]:
                 ("slack", "recall"),
                 {"": [(p["slack"], p["recall"]) for p in points]},
                 f"Chosen: slack {facts['slack']:.4g}, at most {facts['probes']} probes; recall "
-                f"{facts['recall']:.4f} on {facts['pairs']:,} pairs of a sample"
+                f"{facts['recall']:.4f} on {facts['sampled_pairs']:,} pairs of a sample"
                 + (", and rows moved to stand in for more." if facts["stand_ins"] else "."),
                 y_range=(int(20 * min(p["recall"] for p in points)) / 20, 1.0),
             )

@@ -13,7 +13,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.storage.files import Manifest
 
 from . import plots
-from .metadata import ROWS, SIZE
+from .metadata import ROWS, SIZE, of_cost
 
 _TYPES = {".jpg": "jpeg", ".png": "png", ".gif": "gif", ".webp": "webp"}
 LARGEST_PICTURE = 1 << 15
@@ -34,7 +34,7 @@ def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
         ROWS: int(facts["rows"]),
         "dropped": int(facts["dropped"]),
         SIZE: manifest.bytes,
-        **{name: facts[name] for name in ("seconds", "peak_memory") if name in facts},
+        **of_cost(facts),
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(manifest.version))
 
@@ -43,7 +43,7 @@ def _numbers(manifest: Manifest) -> str:
     facts = manifest.facts
     share = facts["dropped"] / max(1, facts["rows"])
     lines = [f"**{facts['dropped']:,} of {facts['rows']:,} rows dropped ({share:.1%})**", ""]
-    lines += ["| | share | 95% from | to | of |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| | share | 95% from | to | sampled |", "| --- | --- | --- | --- | --- |"]
     for name, (estimate, low, high, trials) in facts["quality"].items():
         lines.append(f"| {name} | {estimate:.4f} | {low:.4f} | {high:.4f} | {trials:,} |")
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def test_without_any_pair_rows_that_were_moved_stand_in() -> None:
     trained = TrainedIndex.train(x, 8, "SQ8")
     sample = calibration.Sample(x, x, np.zeros(len(x), bool), len(x))
     found, _ = calibrate.calibrate(trained, sample, Settings())
-    assert found.stand_ins and found.pairs == 0
+    assert found.stand_ins and found.sampled_pairs == 0
     assert found.slack >= 0.1
     moved = stand_ins(sample, None, np.arange(500), 0.1, 0)
     apart = ((moved[:500] - moved[500:]) ** 2).sum(1)
@@ -171,7 +171,7 @@ def test_known_pairs_make_up_for_a_sample_with_few() -> None:
     known = calibrate.KnownPairs(x, later, earlier, every > 0, every)
     found, _ = calibrate.calibrate(trained, sample, Settings(), known)
     assert alone.stand_ins and not found.stand_ins
-    assert found.pairs >= len(later)
+    assert found.sampled_pairs >= len(later)
     assert found.recall >= 0.995
 
 
@@ -187,7 +187,7 @@ def test_it_is_chance_which_row_of_a_pair_is_the_later_one() -> None:
         )[0]
         for ends in ((one, other), (other, one))
     ]
-    assert found[0].pairs == found[1].pairs == len(one)
+    assert found[0].sampled_pairs == found[1].sampled_pairs == len(one)
     for name in ("slack", "radius", "short_slack", "snip_limit", "recall"):
         assert getattr(found[0], name) == pytest.approx(getattr(found[1], name), rel=1e-6)
 
