@@ -185,7 +185,7 @@ def _training(run: Run) -> list[Chart | None]:
         names = (name, "precision") if name == "recall" else (name,)
         lines = {n: [(p["step"], p[n]) for p in points if n in p] for n in names}
         if any(lines.values()):
-            labels_ = ("step", name)
+            labels_ = ("step", name if len(names) == 1 else "share")
             charts.append(site_charts.lines(f"training-{name}", title, labels_, lines, note))
     return charts
 
