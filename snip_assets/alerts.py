@@ -13,6 +13,7 @@ from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecordStatus,
 )
 
+from .engine.errors import without_secrets
 from .engine.storage.files import digest_of
 
 WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
@@ -125,7 +126,7 @@ def check_text(asset: str, check: str, severity: str, description: str) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:MOST_TEXT]
+    return " ".join(without_secrets(text).split())[:MOST_TEXT]
 
 
 def post(address: str, value: dict[str, str]) -> None:
@@ -139,7 +140,8 @@ def post(address: str, value: dict[str, str]) -> None:
         It cannot be reached, or says no.
     """
     if not address.startswith(("http://", "https://")):
-        raise ValueError(f"SNIP_WEBHOOK: {address[:40]!r} is not an http(s) address")
+        # The address is a secret.
+        raise ValueError("SNIP_WEBHOOK is not an http(s) address")
     request = urllib.request.Request(
         address, json.dumps(value).encode(), {"Content-Type": "application/json"}
     )
@@ -148,4 +150,4 @@ def post(address: str, value: dict[str, str]) -> None:
             pass
     except HTTPException as error:
         # An answer that is none, or an address that holds a blank.
-        raise OSError(f"SNIP_WEBHOOK: {type(error).__name__} {error}") from error
+        raise OSError(f"SNIP_WEBHOOK: {type(error).__name__}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -121,12 +122,19 @@ def noted_settings(layout: Layout) -> dict[str, Any]:
         return {**plain, **_of_outputs(layout)}
     try:
         noted = json.loads(layout.settings.read_text())
-        return Settings(**{n: type(v)(noted.get(n, v)) for n, v in plain.items()}).__dict__
+        return Settings(**{n: _like(v, noted.get(n, v)) for n, v in plain.items()}).__dict__
     except (ValueError, TypeError, AttributeError, BadInputError) as error:
         raise BadInputError(
             f"{layout.settings}: damaged ({error}). Delete it, and give `snip dedup` the settings "
             "of this output folder once more."
         ) from error
+
+
+def _like(default: Any, value: Any) -> Any:
+    """A value of the type of a default; raises TypeError for another one."""
+    if type(value) is not type(default) and not (type(default) is float and type(value) is int):
+        raise TypeError(f"{value!r} where {default!r} could stand")
+    return type(default)(value)
 
 
 def _of_outputs(layout: Layout) -> dict[str, Any]:
@@ -160,7 +168,10 @@ def variable(
     """
     text = environment.get(name)
     try:
-        return kind(text) if text else default
+        value = kind(text) if text else default
+        if kind is float and not math.isfinite(value):
+            raise ValueError(text)
+        return value
     except ValueError as error:
         what = "a whole number" if kind is int else "a number"
         raise BadInputError(f"{name}={text}: not {what}; change it or unset it.") from error

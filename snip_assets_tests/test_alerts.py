@@ -55,6 +55,10 @@ def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called(hook: Hook
     assert hook.got == [{"text": "snip: run 01234567 of arrival failed. a b"}]
     with pytest.raises(ValueError, match="http"):
         alerts.post("file:///etc/passwd", {})
+    with pytest.raises(OSError, match="InvalidURL") as told:
+        alerts.post(f"{hook.address}a SECRET", {})
+    assert "SECRET" not in str(told.value)
+    assert "pw" not in alerts.failure_text("arrival", "0123456789", "https://me:pw@host/a.npy")
 
 
 @pytest.mark.parametrize("error", [dg.Failure("shard 7: put it back"), ValueError("shard 7: no")])

@@ -77,6 +77,8 @@ def test_the_sample_is_the_default() -> None:
 def test_a_variable_that_is_no_number_is_named() -> None:
     with pytest.raises(BadInputError, match="SNIP_MAX_DISTANCE=abc: not a number"):
         DataSet.from_environment({"SNIP_MAX_DISTANCE": "abc"})
+    with pytest.raises(BadInputError, match="SNIP_TARGET_RECALL=nan: not a number"):
+        DataSet.from_environment({"SNIP_TARGET_RECALL": "nan"})
     with pytest.raises(BadInputError, match=r"SNIP_WORKERS=2.5: not a whole number"):
         DataSet.from_environment({"SNIP_WORKERS": "2.5"})
 
@@ -166,7 +168,17 @@ def test_settings_of_outputs_without_a_note_are_theirs(tmp_path: Path) -> None:
     assert settings_of(tmp_path) == (Settings(), "")
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"max_distance": "x"}', '{"max_distance": -1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"max_distance": "x"}',
+        '{"max_distance": -1}',
+        '{"keep": null}',
+        '{"lists": 3.9}',
+    ],
+)
 def test_damaged_settings_of_an_output_folder_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(BadInputError, match=r"settings\.json: damaged .*Delete it"):

@@ -111,7 +111,10 @@ def withdraw(
 
 
 def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAULT_OUT) -> None:
-    """Tell an output folder that its source folders lie elsewhere now; nothing is made again."""
+    """Tell an output folder that its source folders lie elsewhere now.
+
+    Files that were moved, or copied with their times (cp -a), are not read again.
+    """
     from snip_assets import home
     from snip_assets.engine import moved
     from snip_assets.engine.layout import Layout
@@ -123,8 +126,9 @@ def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAUL
     source = Source(features or former.features, metadata or former.metadata)
     with terminal.bars():
         registry = moved.move(layout, source)
-    home.remember(layout, registry.source)
     typer.echo(
         f"{len(registry.shards)} shards lie in {registry.source.features} and "
         f"{registry.source.metadata} now: {out}"
     )
+    if home.remember(layout, registry.source):
+        typer.echo("noted in ./.env: `dagster` commands in this folder work on this data set")

@@ -92,8 +92,8 @@ def apply_bitmap(
     metadata
         Folder of Parquet files (or one file), numbered as the shards are.
     offsets
-        .npy of row offsets; without it the folder must hold all shards. In the order of their
-        numbers, or in that of the run whose folder the bitmap lies in.
+        .npy of row offsets. Without it, and without the `shards.json` of a bitmap of ours, the
+        folder must hold all shards, in the order of their numbers.
     bit_order
         Of a bitmap of packed bits.
 
@@ -104,10 +104,7 @@ def apply_bitmap(
     """
     require_apart(_files(metadata), out)
     apart.from_outputs(out)
-    marks, parts, missing = _parts(metadata, bitmap, offsets, bit_order)
-    known = _keys(bitmap) if offsets is None else row_offsets.keys_beside(offsets)
-    by_name = len(parts) > 1 and known is None
-    done = Applied(missing=missing, by_name=by_name)
+    marks, parts, done = _parts(metadata, bitmap, offsets, bit_order)
     for part in track(parts, "apply bitmap", len(parts), "files"):
         drop = marks.slice(part.start, part.start + part.rows)
         inputs = {"metadata": checksum(part.source), "bitmap": digest(drop)}
@@ -127,30 +124,35 @@ def write_kept(part: Part, drop: np.ndarray, target: Path, inputs: dict[str, str
 
 def _parts(
     metadata: Path, bitmap: Path, offsets: Path | None, bit_order: BitOrder
-) -> tuple[Bitmap, list[Part], list[str]]:
+) -> tuple[Bitmap, list[Part], Applied]:
     """Which row ids each file holds, proven against the length of the bitmap.
 
     Returns
     -------
-    The bitmap, the files in order, the names of shards that are missing (with offsets only).
+    The bitmap, the files in order, and what is known before any is written.
     """
     files = _files(metadata)
-    if offsets is None:
-        files = _as_registered(files, bitmap)
     sizes = [parquet_rows(path) for path in files]
-    if offsets is None:
+    # A bitmap of ours lies beside the list of its shards, or in the folder of its run.
+    listed = row_offsets.listed_beside(bitmap) or row_offsets.listed_beside(bitmap.parent)
+    keys, bounds = listed or (None, None)
+    if offsets is not None:
+        bounds = row_offsets.load(offsets)
+        keys = row_offsets.keys_beside(offsets) or keys
+    if bounds is None:
         marks = Bitmap(bitmap)
         _require_all(marks, files, sizes, metadata)
         starts = np.cumsum([0, *sizes])
-        return marks, list(map(Part, files, map(int, starts), sizes)), []
-    bounds = row_offsets.load(offsets)
+        found = list(map(Part, files, map(int, starts), sizes))
+        return marks, found, Applied(by_name=len(files) > 1)
+    keys = keys if keys is not None and len(keys) == len(bounds) - 1 else None
     marks = Bitmap(bitmap, int(bounds[-1]), bit_order)
-    marks.require(int(bounds[-1]), f"the data set of {offsets}")
-    ordinals, missing = _ordinals(files, bounds, row_offsets.keys_beside(offsets))
+    marks.require(int(bounds[-1]), f"the data set of {offsets or 'its shards.json'}")
+    ordinals, missing = _ordinals(files, bounds, keys)
     parts = [Part(p, int(bounds[o]), n) for p, o, n in zip(files, ordinals, sizes, strict=True)]
     for part, ordinal in zip(parts, ordinals, strict=True):
         require_rows(part.source, part.rows, bounds, ordinal)
-    return marks, parts, missing
+    return marks, parts, Applied(missing=missing, by_name=keys is None and len(files) > 1)
 
 
 def require_rows(path: Path | str, rows: int, bounds: np.ndarray, ordinal: int) -> None:
@@ -189,21 +191,6 @@ def _files(metadata: Path) -> list[Path]:
     return ordered
 
 
-def _as_registered(files: list[Path], bitmap: Path) -> list[Path]:
-    """In the order in which a run of ours has the shards, if that is known."""
-    keys = _keys(bitmap) or []
-    ordinals = {key: ordinal for ordinal, key in enumerate(keys)}
-    # Shards that came later come last, whatever their numbers.
-    if all(_key(path) in ordinals for path in files):
-        return sorted(files, key=lambda path: ordinals[_key(path)])
-    return files
-
-
-def _keys(bitmap: Path) -> list[str] | None:
-    """Shards of a bitmap of ours, in order: beside it, or in the folder of its run."""
-    return row_offsets.keys_beside(bitmap) or row_offsets.keys_beside(bitmap.parent)
-
-
 def _key(path: Path) -> str:
     return path.stem.removeprefix("metadata_")
 
@@ -237,7 +224,7 @@ def _ordinals(
 ) -> tuple[list[int], list[str]]:
     """Place of each file in the offsets, and the shards without a file."""
     shards = len(bounds) - 1
-    if keys is not None and len(keys) == shards:
+    if keys is not None:
         places = {key: ordinal for ordinal, key in enumerate(keys)}
         found = [places.get(_key(p)) for p in files]
     elif len(files) == shards:
@@ -251,7 +238,7 @@ def _ordinals(
         name = (unknown or [files[0].name])[0]
         raise BadInputError(
             f"{files[0].parent}: which of the {shards} shards is {name}? "
-            "Name the files by their shard number (metadata_0000.parquet), each once."
+            "Name the files by their shard (metadata_0000.parquet), each once."
         )
     missing = sorted(set(range(shards)) - set(ordinals))
     return ordinals, [keys[n] for n in missing]

@@ -62,13 +62,13 @@ class Publication:
         Another location may hold another format: then its name and format count, and the size
         and checksum of the catalogue do not.
         """
+        own = None if self.format == "any" else self.format
         if location is None:
-            form = None if self.format == "any" else self.format
             target = folder / self.file
-            return Wanted(self.location, target, form, self.bytes, self.checksum)
+            return Wanted(self.location, target, own, self.bytes, self.checksum)
         name = "" if drive_id(location) else Path(shown(location)).name
         if (form := format_of(name)) is None:
-            name, form = self.file, self.format
+            name, form = self.file, own
         elif self.kind in FORMATS_OF and form not in FORMATS_OF[self.kind]:
             raise BadInputError(
                 f"{shown(location)}: a file of the format {form} is no {self.kind} "

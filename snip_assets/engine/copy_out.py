@@ -54,7 +54,7 @@ def copy_out(layout: Layout, to: str) -> Count:
     if exists(root / manifest_path(layout.duplicate_groups).name):
         raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
     outputs = _outputs(layout)
-    _require_no_others(layout, [output for output, _ in outputs], root)
+    _require_no_others(layout, {output for output, _ in outputs}, root)
     count = Count()
     for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
         _copy_output(layout, output, manifest, root, count)
@@ -86,17 +86,15 @@ def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
     return found
 
 
-def _require_no_others(layout: Layout, outputs: list[Path], root: Any) -> None:
+def _require_no_others(layout: Layout, outputs: set[Path], root: Any) -> None:
     """Raise BadInputError where outputs of shards lie that this run does not have (any more)."""
-    own = {manifest_path(output) for output in outputs}
     for folder in sorted({output.parent for output in outputs if output != layout.dup_bitmap}):
         there = root / folder.name
         names = (remote_names if is_remote(there) else os.listdir)(there) if exists(there) else []
-        ending = manifest_path(Path()).name
-        others = sorted(n for n in names if n.endswith(ending) and folder / n not in own)
+        others = sorted(n for n in names if n.endswith(".parquet") and folder / n not in outputs)
         if others:
             raise BadInputError(
-                f"{there / others[0].removesuffix(ending)}: of a shard that this run does not have "
+                f"{there / others[0]}: of a shard that this run does not have "
                 f"({len(others)} such files in {there}). Remove them, each with its manifest, or "
                 "give another place."
             )

@@ -68,6 +68,10 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
         raise StaleOutputError(f"{run.layout.trained_index}: not made yet; train the index first.")
     ready = with_pairs(run)
     trained = manifest.facts["shards_seen"]
+    if not isinstance(trained, dict):
+        raise StaleOutputError(
+            f"{run.layout.trained_index}: made by an older version; run `snip dedup`."
+        )
     # One whose rows were replaced since has a key that the training saw.
     then = [trained.get(s.key) == _rows_version(run, s) for s in ready]
     seen, fresh = ([*compress(ready, own)] for own in (then, [not known for known in then]))

@@ -25,6 +25,9 @@ from torch import nn
 from .errors import BadInputError
 from .storage.files import atomic_path, write_json
 
+# Rows as short as 1e-15 are brought to unit length; torch takes those below 1e-12 for zeros.
+LEAST_LENGTH = 1e-30
+
 MODEL_VERSION = "1"
 WEIGHTS, INFO = "model.safetensors", "model.json"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -77,7 +80,7 @@ class SnipNet(nn.Module):
         Tensor
             float32[n, sizes[-1]], unit length.
         """
-        short = self.layers(nn.functional.normalize(rows.float(), dim=1))
+        short = self.layers(nn.functional.normalize(rows.float(), dim=1, eps=LEAST_LENGTH))
         return nn.functional.normalize(short.float(), dim=1)
 
 

@@ -1,4 +1,8 @@
-"""Sources that lie elsewhere now: the registry is told where, and nothing is made again."""
+"""Sources that lie elsewhere now: the registry is told where.
+
+Files that were moved, or copied with their times, are what they were; those with new times are read
+again by the next run, to the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from .layout import Layout
 from .progress import track
 from .shards import Registry, Shard, inspect, load, save
 from .sources import Source
-from .storage.files import open_npy
+from .stations.base import source_state
+from .storage.files import open_npy, read_manifest
 from .storage.locks import lock
 from .storage.remote_files import absolute, is_remote
 
@@ -24,8 +29,8 @@ COMPARED_ROWS = 256
 def move(layout: Layout, source: Source) -> Registry:
     """Register other folders as the source, if the same shards lie there.
 
-    Each shard must have its rows, dimension and dtype; rows here and there are compared by their
-    hashes, where these are known and the folder is local.
+    Each shard must have its rows, dimension and dtype, and metadata of the same size. Rows here and
+    there are compared by their hashes, where these are known and the folder is local.
 
     Returns
     -------
@@ -45,6 +50,10 @@ def move(layout: Layout, source: Source) -> Registry:
             if (now.rows, *now.kind) != (shard.rows, *shard.kind):
                 raise _other(now.features, f"is not the shard {shard.key} that is registered")
             _require_same_rows(layout, shard, now.features)
+            described = read_manifest(layout.metadata(shard.key))
+            size = int(source_state(now.metadata).partition("-")[0])
+            if described is not None and described.facts.get("bytes", size) != size:
+                raise _other(now.metadata, f"is not the metadata registered for shard {shard.key}")
         save(layout, Registry(source, shards))
     return load(layout)
 

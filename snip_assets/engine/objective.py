@@ -19,6 +19,8 @@ from .codec import Words
 from .kernels.registers import WORDS
 
 _CODE_ROWS = 16_384
+# What FAISS takes for a seed.
+_MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,12 @@ class Codes:
 
 def _kmeans(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     model = faiss.Kmeans(
-        rows.shape[1], count, niter=4, seed=seed + 1, min_points_per_centroid=1, verbose=False
+        rows.shape[1],
+        count,
+        niter=4,
+        seed=(seed + 1) & _MOST_SEED,
+        min_points_per_centroid=1,
+        verbose=False,
     )
     model.train(np.ascontiguousarray(rows, np.float32))
     return np.array(model.centroids, np.float32)

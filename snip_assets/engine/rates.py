@@ -193,6 +193,8 @@ def _of_files(
     rows = DISK_BYTES // (2 * dim)
     path = folder / "rows.npy"
     x = random.standard_normal((rows, dim), np.float32).astype(np.float16)
+    # Of few numbers, a row could be all zeros.
+    x[x == 0] = 1
     started = time.perf_counter()
     np.save(path, x)
     with open(path, "rb+") as handle:

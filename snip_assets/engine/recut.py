@@ -133,12 +133,12 @@ def recut(
     if out.resolve() == root.resolve():
         raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
     apart.from_outputs(out)
-    if target.trained_index.exists():
-        raise BadInputError(f"{out}: holds another run; choose another folder.")
     registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
     apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
-    inputs = _pair_versions(layout, registry, max_distance)
+    inputs = {"data": _data_of(layout, registry)}
+    _require_own(target, inputs["data"])
+    inputs |= _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
     given_up = _given_up(layout, registry, max_distance)
     inputs["copies_by_hash"] = str(copies is not None)
@@ -161,6 +161,19 @@ def recut(
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
     require_same(target, "duplicate_groups", groups.version)
     return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
+
+
+def _data_of(layout: Layout, registry: Registry) -> str:
+    """What all recuts of a run have in common: its first shard is never withdrawn."""
+    first = read_manifest(layout.clip_features(registry.keys[0]))
+    return first.version if first is not None else ""
+
+
+def _require_own(target: Layout, data: str) -> None:
+    """Raise BadInputError where something else lies than an earlier recut of the same run."""
+    former = read_manifest(target.duplicate_groups)
+    if target.registry.exists() or (former is not None and former.inputs.get("data") != data):
+        raise BadInputError(f"{target.root}: holds another run; choose another folder.")
 
 
 def _given_up(layout: Layout, registry: Registry, max_distance: float) -> GivenUp | None:

@@ -60,12 +60,19 @@ def load(path: Path) -> np.ndarray:
 
 
 def keys_beside(path: Path) -> list[str] | None:
-    """Shard keys in the order of the offsets, if a registry lies beside the file."""
+    """Shard keys in the order of the offsets, if a list of shards lies beside the file."""
+    listed = listed_beside(path)
+    return None if listed is None else listed[0]
+
+
+def listed_beside(path: Path) -> tuple[list[str], np.ndarray] | None:
+    """Shard keys in order and row offsets, if a list of shards lies beside the file."""
     try:
         value = json.loads((path.parent / "shards.json").read_text())
-        return [entry["key"] for entry in value["shards"]]
+        entries = [(entry["key"], int(entry["rows"])) for entry in value["shards"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return [key for key, _ in entries], np.cumsum([0, *(rows for _, rows in entries)])
 
 
 def location_of(template: str, shard: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,20 @@ class Queries:
         How each is called in the results.
     own
         int64[n]: row id of the query itself, which is no hit; -1 where it is no row.
+    encoded
+        Whether the features are SNIP features, as the index holds them.
     """
 
     features: np.ndarray
     names: list[str]
     own: np.ndarray
+    encoded: bool = False
 
 
 def finest(searcher: Searcher, queries: Queries) -> Rerank:
     """The finest features by which all hits can be compared with these queries."""
     paths = searcher.holdings.features
-    if not paths or any(path is None or is_remote(path) for path in paths):
+    if queries.encoded or not paths or any(path is None or is_remote(path) for path in paths):
         return "none"
     width = open_npy(next(path for path in paths if path is not None)).shape[1]
     return "raw" if width == queries.features.shape[1] else "none"
@@ -78,7 +81,7 @@ def of_rows(searcher: Searcher, rows: list[int]) -> Queries:
         raise BadInputError(
             f"row {wanted[bad[0]]}: its features {_NO_DIRECTION}; compute them again."
         )
-    return Queries(found, [f"row {row}" for row in rows], wanted)
+    return Queries(found, [f"row {row}" for row in rows], wanted, not have.all())
 
 
 def of_url(searcher: Searcher, url: str) -> Queries:
@@ -89,8 +92,7 @@ def of_url(searcher: Searcher, url: str) -> Queries:
     BadInputError
         No row has it.
     """
-    row = find_url(searcher.holdings, url)
-    return Queries(of_rows(searcher, [row]).features, [url], np.array([row]))
+    return replace(of_rows(searcher, [find_url(searcher.holdings, url)]), names=[url])
 
 
 def find_url(holdings: Holdings, url: str) -> int:
@@ -154,7 +156,8 @@ def search(
         query, rank (from 1), row, shard, row_in_shard, distance (squared L2; null where a hit's
         features are not at hand for re-ranking), url, caption.
     """
-    distances, ids = searcher.search(queries.features, k + 1, rerank, max(depth, SORTED_A_HIT * k))
+    most = max(depth, SORTED_A_HIT * k)
+    distances, ids = searcher.search(queries.features, k + 1, rerank, most, queries.encoded)
     rows: dict[str, list[Any]] = {"query": [], "rank": [], "row": [], "distance": []}
     for name, own, near, hits in zip(queries.names, queries.own, distances, ids, strict=True):
         kept = np.flatnonzero((hits >= 0) & (hits != own))[:k]

@@ -218,13 +218,15 @@ class Searcher:
     net: SnipNet | None = None
     snip: shards.Features | None = None
 
-    def encode(self, raw: np.ndarray) -> np.ndarray:
+    def encode(self, raw: np.ndarray, encoded: bool = False) -> np.ndarray:
         """Features as the index holds them: float32[n, dim].
 
         Parameters
         ----------
         raw
             float[n, D]: raw features, or already of the index's dimension.
+        encoded
+            Whether they are SNIP features, though raw ones be as long.
 
         Raises
         ------
@@ -232,7 +234,7 @@ class Searcher:
             They fit neither the net nor the index.
         """
         size = raw.shape[1]
-        if self.net is not None and size == self.net.sizes[0]:
+        if self.net is not None and size == self.net.sizes[0] and not encoded:
             if self.net.sizes[-1] != self.index.dim:
                 raise BadInputError(
                     f"the net makes {self.net.sizes[-1]} numbers, the index holds "
@@ -250,7 +252,12 @@ class Searcher:
         )
 
     def search(
-        self, raw: np.ndarray, k: int, rerank: Rerank = "none", depth: int = 100
+        self,
+        raw: np.ndarray,
+        k: int,
+        rerank: Rerank = "none",
+        depth: int = 100,
+        encoded: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest rows of each query.
 
@@ -261,12 +268,16 @@ class Searcher:
         rerank
             Sort the first `depth` hits again by SNIP or raw distance; hits whose features are not
             at hand come last, at distance NaN.
+        encoded
+            As in `encode`.
 
         Returns
         -------
         Squared L2 distances float32[n, k] and row ids int64[n, k]; -1 and infinity for no hit.
         """
-        x = self.encode(raw)
+        if encoded and rerank == "raw":
+            raise BadInputError("the query's raw features are not at hand; re-rank without them.")
+        x = self.encode(raw, encoded)
         if rerank == "none":
             return self.index.search(x, k)
         _, ids = self.index.search(x, max(k, depth))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 from .errors import BadInputError
 
@@ -25,9 +25,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "train_rows": (1, inf),
     "pca_below": (0, inf),
     "workers": (0, inf),
-    "memory_gb": (1e-6, inf),
-    "cache_gb": (0.0, inf),
-    "seed": (0, inf),
+    "memory_gb": (1e-6, 1e9),
+    "cache_gb": (0.0, 1e9),
+    "seed": (0, 2**63 - 1),
 }
 
 # Value of `compute`: this machine.
@@ -149,6 +149,6 @@ class Settings:
     def __post_init__(self) -> None:
         for name, (least, largest) in BOUNDS.items():
             value = getattr(self, name)
-            if not least <= value <= largest:
+            if not (least <= value <= largest and isfinite(value)):
                 most = "" if largest == inf else f" and at most {largest:g}"
                 raise BadInputError(f"{name} {value}: it must be at least {least:g}{most}.")

@@ -21,9 +21,10 @@ from torch import nn
 
 from . import choices, progress, threads
 from .compress import device_of
+from .errors import BadInputError
 from .features import Features
 from .kernels.fused_loss import Terms, fits, fused_loss
-from .model import SnipNet, pca, save_model
+from .model import LEAST_LENGTH, SnipNet, pca, save_model
 from .neighbourhoods import neighbourhoods
 from .objective import (
     DEFAULT,
@@ -289,7 +290,7 @@ class Trainer:
 
     def _tensor(self, rows: np.ndarray, chosen: np.ndarray) -> torch.Tensor:
         taken = torch.from_numpy(rows[chosen]).to(self.device)
-        return nn.functional.normalize(taken.float(), dim=1)
+        return nn.functional.normalize(taken.float(), dim=1, eps=LEAST_LENGTH)
 
     def _short(self, net: SnipNet, rows: torch.Tensor) -> torch.Tensor:
         """Compressed rows; the layers in bfloat16 where the processor multiplies it fast."""
@@ -303,6 +304,11 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
     def _evaluate(self, net: SnipNet, step: int, loss: float) -> None:
+        if not all(p.isfinite().all() for p in net.parameters()) or not math.isfinite(loss):
+            raise BadInputError(
+                f"training came to no finite numbers by step {step}; choose a learning_rate below "
+                f"{self.settings.learning_rate:g}."
+            )
         decode = self.codes.decode if self.codes is not None and self.codes.ready else None
         point = {"step": step, "loss": loss, **self.validation.measure(net, decode)}
         self.curve.append(point)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .model import LEAST_LENGTH
+
 # With fewer true pairs than these among the validation rows (or than a quarter of the rows),
 # the closest pairs stand in for them.
 LEAST_PAIRS = 256
@@ -35,7 +37,7 @@ class Validation:
 
     def __init__(self, rows: np.ndarray, max_distance: float, device: torch.device) -> None:
         self.rows = torch.from_numpy(rows).to(device)
-        raw = _distances(nn.functional.normalize(self.rows.float(), dim=1))
+        raw = _distances(nn.functional.normalize(self.rows.float(), dim=1, eps=LEAST_LENGTH))
         self.distance = max_distance
         wanted = min(LEAST_PAIRS, len(rows) // 4)
         if wanted and int((raw < max_distance).sum()) < wanted:

@@ -278,10 +278,9 @@ def thin(pairs: Pairs, limit: int) -> Pairs:
     names = distinct(np.concatenate(ends))
     node, partner = (_places(names, own, blocks) for own in (pairs.row, pairs.earlier_row))
     keep = _nearest(starts, pairs.distance, limit)
-    # By distance, those that are kept anyway first; a distance is no negative number, so it takes
-    # 31 bits.
-    keys = pairs.distance.view(np.uint32).astype(np.uint64) << np.uint64(33)
-    keys |= (~keep).astype(np.uint64) << SHIFT | np.arange(len(pairs), dtype=np.uint64)
+    # By distance, which is no negative number, so its bits rise with it; equal ones by their rows.
+    keys = pairs.distance.view(np.uint32).astype(np.uint64) << SHIFT
+    keys |= np.arange(len(pairs), dtype=np.uint64)
     _connect(sorted_keys(keys), node, partner, keep, len(names))
     return pairs[keep]
 

@@ -63,7 +63,8 @@ def about(layout: Layout, row: int, nearest: int = 10) -> dict[str, Any]:
         ]
     if nearest and read_manifest(layout.snip_index) is not None:
         searcher = open_searcher(layout.root)
-        hits = engine.search(searcher, engine.of_rows(searcher, [row]), nearest, "raw")
+        query = engine.of_rows(searcher, [row])
+        hits = engine.search(searcher, query, nearest, "none" if query.encoded else "raw")
         known["nearest"] = hits.drop_columns(["query"]).to_pylist()
     return known
 

@@ -194,7 +194,7 @@ def _calibration(run: Run) -> list[Chart | None]:
     manifest = read_manifest(run.layout.trained_index)
     facts = manifest.facts if manifest else {}
     charts: list[Chart | None] = []
-    if points := facts.get("curve"):
+    if (points := facts.get("curve")) and "sampled_pairs" in facts:
         charts.append(
             site_charts.lines(
                 "slack",

@@ -24,7 +24,7 @@ from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.metadata import URL_NAMES, Metadata, as_text, find_column
 from snip_assets.engine.pair_files import of_groups, stream
 from snip_assets.engine.run import INDEX_SETTINGS, MODEL_SETTINGS, PAIR_SETTINGS, Run
-from snip_assets.engine.storage.files import Manifest, open_npy, read_manifest, require
+from snip_assets.engine.storage.files import Manifest, digest_of, open_npy, read_manifest, require
 from snip_assets.engine.storage.parquet_source import parquet_file
 
 # Work that grows with the data is bounded: beyond these numbers a sample or fewer points.
@@ -76,13 +76,14 @@ def made_otherwise(run: Run) -> list[str]:
            for k in run.registry.keys[:1]},
     }  # fmt: skip
     # What the outputs name is what was chosen, where the settings may have left it open.
-    left_open = Run(run.layout, dataclasses.replace(run.settings, codec=AUTO))
+    left_open = dataclasses.asdict(run.settings) | {"codec": AUTO}
     found = ((name, read_manifest(path), names) for name, (path, names) in made.items())
     return [
         name
         for name, manifest, names in found
         if manifest
-        and manifest.inputs.get("settings") not in (run.digest(names), left_open.digest(names))
+        and manifest.inputs.get("settings")
+        not in (run.digest(names), digest_of({name: left_open[name] for name in names}))
     ]
 
 

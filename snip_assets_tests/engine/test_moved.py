@@ -30,8 +30,14 @@ def layout(tmp_path: Path) -> Layout:
     shutil.copytree(SAMPLE.metadata, source.metadata)
     layout = Layout(tmp_path / "out")
     register(layout, source)
-    until_published(stations.Run(layout, Settings()))
+    made(layout)
     return layout
+
+
+def made(layout: Layout) -> None:
+    run = stations.Run(layout, Settings())
+    stations.metadata(run, run.registry.keys)
+    until_published(run)
 
 
 def written(layout: Layout) -> dict[Path, int]:
@@ -47,7 +53,7 @@ def test_nothing_is_made_again(layout: Layout, tmp_path: Path) -> None:
         register(layout, new)
     assert move(layout, new).source == load(layout).source == new
     assert register(layout, new) == []
-    until_published(stations.Run(layout, Settings()))
+    made(layout)
     assert written(layout) == before
 
 
@@ -68,6 +74,13 @@ def test_another_data_set_is_not_taken_for_the_moved_one(layout: Layout, tmp_pat
         np.save(path, changed)
         with pytest.raises(BadInputError, match=says):
             move(layout, new)
+    np.save(path, rows)
+    one, other = (new.metadata / f"metadata_000{n}.parquet" for n in (0, 1))
+    held = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(BadInputError, match="is not the metadata registered for shard 0000"):
+        move(layout, new)
+    one.write_bytes(held)
     path.unlink()
     with pytest.raises(BadInputError, match="no such file"):
         move(layout, new)

@@ -91,6 +91,14 @@ def test_the_folder_of_another_run_is_not_written_to(sealed, tmp_path):
     until_pairs(other)
     with pytest.raises(BadInputError, match="holds another run"):
         recut(sealed[0].root, other.layout.root, 0.05)
+    # Nor that of a recut of another run, which has other shards.
+    recut(other.layout.root, tmp_path / "cut", 0.05)
+    mixed = start(tmp_path / "mixed", ["0001", "0000"])
+    until_pairs(mixed)
+    before = every_file(tmp_path / "cut")
+    with pytest.raises(BadInputError, match="holds another run"):
+        recut(mixed.layout.root, tmp_path / "cut", 0.05)
+    assert every_file(tmp_path / "cut") == before
 
 
 def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):

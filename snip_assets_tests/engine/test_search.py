@@ -12,10 +12,13 @@ import pytest
 
 from snip_assets.engine import model, search, shards, stations
 from snip_assets.engine.errors import BadInputError, SnipError
+from snip_assets.engine.features import normalised
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.shards import Source, register
 from snip_assets.engine.storage.files import write_json
+from snip_assets.report.gallery_row import about
 from snip_assets_tests import mirror as faulty
 
 from .station_tools import until_pairs
@@ -167,6 +170,32 @@ def test_missing_shards_are_missing_not_wrong(data, tmp_path):
         search.of_rows(searcher, [OFFSETS[1]])
     with pytest.raises(BadInputError, match="shard 1 is missing"):
         opened(folder, metadata=tmp_path / "metadata", features=None, offsets=None)
+
+
+def test_a_query_by_snip_features_does_not_go_through_the_net_again(tmp_path):
+    """Also where raw features have as many numbers, and those of its shard are not at hand."""
+    random = np.random.default_rng(0)
+    source = Source(tmp_path / "img_emb", tmp_path / "metadata")
+    for folder in (source.features, source.metadata):
+        folder.mkdir()
+    for key in ("0", "1"):
+        np.save(source.features / f"img_emb_{key}.npy", random.normal(size=(300, 128)))
+        pq.write_table(pa.table({"url": ["u"] * 300}), source.metadata / f"metadata_{key}.parquet")
+    layout = Layout(tmp_path / "out")
+    register(layout, source)
+    until_pairs(stations.Run(layout, Settings()))
+    held = np.load(layout.snip_features("1")).astype(np.float32)
+    (source.features / "img_emb_1.npy").unlink()
+    searcher = open_searcher(layout.root)
+    query = search.of_rows(searcher, [310])
+    assert query.encoded and search.finest(searcher, query) == "none"
+    np.testing.assert_allclose(
+        searcher.encode(query.features, query.encoded)[0], normalised(held[10:11])[0], atol=1e-6
+    )
+    assert len(search.search(searcher, query, 5)) == 5
+    with pytest.raises(BadInputError, match="raw features are not at hand"):
+        search.search(searcher, query, 5, "raw")
+    assert len(about(layout, 310, 5)["nearest"]) == 5
 
 
 def test_our_own_index_answers_as_its_plain_faiss_export(data, tmp_path):

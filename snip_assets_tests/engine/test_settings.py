@@ -18,6 +18,6 @@ def test_every_number_has_bounds() -> None:
 def test_what_is_beyond_them_is_refused_by_name(name: str) -> None:
     least, largest = BOUNDS[name]
     dataclasses.replace(Settings(), **{name: least})
-    for value in (least - 1, nan, *([] if largest == inf else [largest + 1])):
+    for value in (least - 1, nan, inf, *([] if largest == inf else [largest + 1])):
         with pytest.raises(BadInputError, match=f"^{name} "):
             dataclasses.replace(Settings(), **{name: value})

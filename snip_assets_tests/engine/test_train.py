@@ -235,3 +235,25 @@ def test_validation_of_a_perfect_and_of_a_useless_net() -> None:
     assert perfect["precision"] == 1.0 and perfect["recall"] >= 0.99
     noise = validation.measure(lambda x: torch.randn(len(x), 4))
     assert noise["precision"] < 0.1 and noise["recall"] < 0.1
+
+
+def test_short_rows_train_the_same_net(features: Features, tmp_path: Path) -> None:
+    rows = features.take(np.arange(600)).astype(np.float32)
+    found = []
+    for name, factor in (("whole", 1.0), ("short", 2.0**-46)):
+        (tmp_path / name).mkdir()
+        info = train(
+            stored(tmp_path / name, rows * np.float32(factor)), TINY, tmp_path / name / "n"
+        )
+        found.append(info["validation"] | {"loss": info["curve"][-1]["loss"]})
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_training_that_diverges_says_so(features: Features, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"no finite numbers.*choose a learning_rate below 1e"):
+        train(features, replace(TINY, learning_rate=1e38), tmp_path / "net")
+
+
+def test_any_seed_is_one(features: Features, tmp_path: Path) -> None:
+    few = stored(tmp_path, features.take(np.arange(300)))
+    assert train(few, replace(TINY, seed=2**63 - 1, steps=3), tmp_path / "net")["method"] == "net"

@@ -20,7 +20,7 @@ from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
 from snip_assets.engine.storage.files import manifest_path, open_npy, read_manifest
-from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
+from snip_assets.options import SAMPLE, SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.report import gallery_groups, gallery_pairs, site, site_data
 
 from .conftest import HARM, SCRIPT, Finished, materialise
@@ -253,6 +253,14 @@ def test_the_report_looks_at_no_shard_that_was_refused(tmp_path: Path) -> None:
     np.save(refused, np.load(refused)[:7])
     materialise(run, [key for key in run.registry.keys if key != "0001"])
     assert gallery_pairs.just_outside(run)
+
+
+def test_a_net_of_any_width_is_reported_on(tmp_path: Path) -> None:
+    run = Run(Layout(tmp_path / "out"), Settings(dim=40, codec="PQ8"))
+    shards.register(run.layout, SAMPLE, ["0000"])
+    materialise(run, ["0000"])
+    assert site_data.made_otherwise(run) == []
+    assert site.dedup_report(run).facts["rows"] == 500
 
 
 def test_the_exports_hold_what_is_shown(finished: Finished, pages: dict[str, Page]) -> None:
