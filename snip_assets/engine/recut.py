@@ -136,9 +136,9 @@ def recut(
     registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
     apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
-    inputs = {"data": _data_of(layout, registry)}
-    _require_own(target, inputs["data"])
-    inputs |= _pair_versions(layout, registry, max_distance)
+    own = {"run": str(root.resolve()), "data": _data_of(layout, registry)}
+    _require_own(target, own)
+    inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
     given_up = _given_up(layout, registry, max_distance)
     inputs["copies_by_hash"] = str(copies is not None)
@@ -146,21 +146,25 @@ def recut(
     groups = finish(
         target.duplicate_groups,
         inputs,
-        lambda: duplicate_groups(
-            [layout.duplicate_pairs(key) for key in registry.keys],
-            registry.rows,
-            target.duplicate_groups,
-            max_distance=max_distance,
-            rule=rule,
-            metadata=Metadata.of(registry),
-            copies=copies,
-            given_up=given_up,
+        lambda: (
+            own
+            | duplicate_groups(
+                [layout.duplicate_pairs(key) for key in registry.keys],
+                registry.rows,
+                target.duplicate_groups,
+                max_distance=max_distance,
+                rule=rule,
+                metadata=Metadata.of(registry),
+                copies=copies,
+                given_up=given_up,
+            )
         ),
         now=lambda: {**inputs, **_pair_versions(layout, registry, max_distance)},
     )
     notes = _outputs(target, registry, groups, duplicate_count, keep_captions)
     require_same(target, "duplicate_groups", groups.version)
-    return {**groups.facts, "max_distance": max_distance, "rule": rule, "notes": notes}
+    facts = {name: fact for name, fact in groups.facts.items() if name not in own}
+    return {**facts, "max_distance": max_distance, "rule": rule, "notes": notes}
 
 
 def _data_of(layout: Layout, registry: Registry) -> str:
@@ -169,10 +173,14 @@ def _data_of(layout: Layout, registry: Registry) -> str:
     return first.version if first is not None else ""
 
 
-def _require_own(target: Layout, data: str) -> None:
-    """Raise BadInputError where something else lies than an earlier recut of the same run."""
+def _require_own(target: Layout, own: dict[str, str]) -> None:
+    """Raise BadInputError where something else lies than an earlier recut of the same run.
+
+    That is one in the same folder, or one of the same rows.
+    """
     former = read_manifest(target.duplicate_groups)
-    if target.registry.exists() or (former is not None and former.inputs.get("data") != data):
+    known = {} if former is None else {name: former.facts.get(name) for name in own}
+    if target.registry.exists() or (known.get("run") and not own.items() & known.items()):
         raise BadInputError(f"{target.root}: holds another run; choose another folder.")
 
 

@@ -25,8 +25,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "train_rows": (1, inf),
     "pca_below": (0, inf),
     "workers": (0, inf),
-    "memory_gb": (1e-6, 1e9),
-    "cache_gb": (0.0, 1e9),
+    "memory_gb": (1e-6, inf),
+    "cache_gb": (0.0, inf),
     "seed": (0, 2**63 - 1),
 }
 
