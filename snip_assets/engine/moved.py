@@ -43,6 +43,9 @@ def move(layout: Layout, source: Source) -> Registry:
     """
     source = Source(absolute(source.features), absolute(source.metadata))
     apart.from_sources(layout.root, source)
+    for folder in (source.features, source.metadata):
+        if not is_remote(folder) and not folder.is_dir():
+            raise BadInputError(f"{folder}: no such folder.")
     with lock(layout.registry, layout.row_offsets):
         shards = load(layout).shards
         for shard in track(shards, "compare", len(shards), "shards"):
