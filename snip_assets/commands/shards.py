@@ -15,6 +15,8 @@ from snip_assets.options import (
     chosen_source,
 )
 
+_NOTED = "noted in ./.env: `dagster` commands in this folder work on this data set"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -46,7 +48,7 @@ def sync(
         f"{len(new)} new shards, {len(registry.shards)} in all, {registry.rows:,} rows: {out}"
     )
     if home.remember(data.layout, source):
-        typer.echo("noted in ./.env: `dagster` commands in this folder work on this data set")
+        typer.echo(_NOTED)
     else:
         typer.echo(
             f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it (./.env is "
@@ -131,4 +133,4 @@ def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAUL
         f"{registry.source.metadata} now: {out}"
     )
     if home.remember(layout, registry.source):
-        typer.echo("noted in ./.env: `dagster` commands in this folder work on this data set")
+        typer.echo(_NOTED)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def from_sources(root: Path, source: Source) -> None:
     """Raise BadInputError if outputs below a folder or url would lie among the sources."""
-    own = _place(root)
+    own = place(root)
     for given in (source.features, source.metadata):
-        place = _place(given)
-        inside = place.removeprefix(own).partition("/")[0] if place.startswith(own) else None
+        there = place(given)
+        inside = there.removeprefix(own).partition("/")[0] if there.startswith(own) else None
         if inside == "" or inside in STATIONS:
             raise BadInputError(
                 f"{given}: outputs in {root} would be written among these sources; choose another "
@@ -29,14 +29,15 @@ def from_sources(root: Path, source: Source) -> None:
             )
 
 
-def _place(folder: Path) -> str:
+def place(folder: Path) -> str:
+    """One text for all names of a folder or url, with a slash at its end."""
     return (str(folder) if is_remote(folder) else str(folder.resolve())).rstrip("/") + "/"
 
 
 def from_outputs(folder: Path) -> None:
     """Raise BadInputError if a folder is one of the outputs of a run, or lies in one."""
     whole = folder.resolve()
-    for place in (whole, *whole.parents):
-        marks = (place.parent / "shards.json", place.parent / "duplicate_groups")
-        if place.name in STATIONS and any(mark.exists() for mark in marks):
+    for part in (whole, *whole.parents):
+        marks = (part.parent / "shards.json", part.parent / "duplicate_groups")
+        if part.name in STATIONS and any(mark.exists() for mark in marks):
             raise BadInputError(f"{folder}: holds outputs of a run; choose another folder.")

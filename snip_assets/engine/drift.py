@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 from .audit import Interval, recall_into, wilson, with_pairs
 from .errors import StaleOutputError
@@ -73,19 +72,13 @@ def measure(run: Run, sample: int, seed: int) -> Drift:
             f"{run.layout.trained_index}: made by an older version; run `snip dedup`."
         )
     # One whose rows were replaced since has a key that the training saw.
-    then = [trained.get(s.key) == _rows_version(run, s) for s in ready]
-    seen, fresh = ([*compress(ready, own)] for own in (then, [not known for known in then]))
+    keys = {s.key for s in ready if trained.get(s.key) == run.rows_version(s.key)}
+    seen, fresh = ([s for s in ready if (s.key in keys) == known] for known in (True, False))
     rows = sum(s.rows for s in fresh)
     recall = recall_into(run, fresh, sample, seed) if rows else wilson(0, 0)
     before, now = _code_error(run, seen), _code_error(run, fresh)
     error = now / before if before and now else 1.0
     return Drift(sum(s.rows for s in seen), rows, recall, _target(run), error)
-
-
-def _rows_version(run: Run, shard: Shard) -> str:
-    """Changes when another row lies in a shard."""
-    manifest = read_manifest(run.layout.clip_features(shard.key))
-    return manifest.version if manifest is not None else ""
 
 
 def _code_error(run: Run, some: Sequence[Shard]) -> float:

@@ -133,10 +133,12 @@ def recut(
     if out.resolve() == root.resolve():
         raise BadInputError(f"{out}: this holds the run itself; choose another folder.")
     apart.from_outputs(out)
-    registry, copies = load(layout), Run(layout, Settings()).copies_by_hash()
+    run, registry = Run(layout, Settings()), load(layout)
+    copies = run.copies_by_hash()
     apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
-    own = {"run": str(root.resolve()), "data": _data_of(layout, registry)}
+    # All recuts of a run have these in common: its first shard is never withdrawn.
+    own = {"run": str(root.resolve()), "data": run.rows_version(registry.keys[0])}
     _require_own(target, own)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
@@ -165,12 +167,6 @@ def recut(
     require_same(target, "duplicate_groups", groups.version)
     facts = {name: fact for name, fact in groups.facts.items() if name not in own}
     return {**facts, "max_distance": max_distance, "rule": rule, "notes": notes}
-
-
-def _data_of(layout: Layout, registry: Registry) -> str:
-    """What all recuts of a run have in common: its first shard is never withdrawn."""
-    first = read_manifest(layout.clip_features(registry.keys[0]))
-    return first.version if first is not None else ""
 
 
 def _require_own(target: Layout, own: dict[str, str]) -> None:

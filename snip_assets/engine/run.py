@@ -240,6 +240,11 @@ class Run:
                 f"{path}: missing or damaged, and the tier codes needs it; train the index again."
             ) from error
 
+    def rows_version(self, key: str) -> str:
+        """Changes when another row lies in a shard; empty while that is not read."""
+        manifest = read_manifest(self.layout.clip_features(key))
+        return manifest.version if manifest is not None else ""
+
     def indexed(self) -> list[IndexedShard]:
         """Index shards that are materialised, by ordinal."""
         found = []

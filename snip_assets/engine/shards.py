@@ -266,11 +266,8 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
 
 def _same_place(one: Source, other: Source) -> bool:
     """Whether two names are of the same folders."""
-    if one == other:
-        return True
     pairs = ((one.features, other.features), (one.metadata, other.metadata))
-    local = [pair for pair in pairs if not any(map(is_remote, pair))]
-    return len(local) == len(pairs) and all(a.resolve() == b.resolve() for a, b in local)
+    return all(apart.place(a) == apart.place(b) for a, b in pairs)
 
 
 def _same_offsets(layout: Layout, registry: Registry) -> bool:

@@ -43,7 +43,9 @@ def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
     """
     for folder in (source.features, source.metadata):
         if not is_remote(folder) and not folder.is_dir():
-            moved = "; mount it or put it back. If it was moved, `snip shards move` tells where to"
+            moved = (
+                "; mount it or put it back. If it was moved, say where to with `snip shards move`"
+            )
             raise BadInputError(f"{folder}: no such folder{moved if registered else ''}.")
     features = _keys(source.features, _FEATURES_NAME)
     metadata = _keys(source.metadata, _METADATA_NAME)

@@ -14,6 +14,7 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.moved import move
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
+from snip_assets.engine.storage.remote_files import as_path
 from snip_assets.options import SAMPLE
 
 from .station_tools import until_published
@@ -97,8 +98,6 @@ def test_a_registered_shard_that_lost_a_file_is_to_be_put_back(
 
 
 def test_the_home_is_found_without_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    from snip_assets.engine.storage.remote_files import as_path
-
     monkeypatch.setenv("HOME", "/somewhere")
     assert as_path("~/data") == Path("/somewhere/data")
     assert as_path("a/~/data") == Path("a/~/data")

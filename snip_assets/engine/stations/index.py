@@ -110,7 +110,7 @@ def _trained(run: Run, ready: list[Shard], lists: int, codec: str) -> dict[str, 
         "codec": codec,
         "code_bytes": trained.codec.size,
         "rows_read": len(rows),
-        "shards_seen": {s.key: run.version("clip_features", s.key) for s in ready},
+        "shards_seen": {s.key: run.rows_version(s.key) for s in ready},
         **found.to_json(),
     }
 

@@ -109,7 +109,7 @@ def home_expanded(text: str) -> Path:
 
 def absolute(path: Path) -> Path:
     """A path that means the same in any working folder; links in it stay, as they may be moved."""
-    return path if is_remote(path) else Path(os.path.abspath(path))  # noqa: PTH100
+    return path if is_remote(path) else path.absolute()
 
 
 def is_remote(path: Path) -> bool:
