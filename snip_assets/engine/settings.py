@@ -151,4 +151,5 @@ class Settings:
             value = getattr(self, name)
             if not (least <= value <= largest and isfinite(value)):
                 most = "" if largest == inf else f" and at most {largest:g}"
-                raise BadInputError(f"{name} {value}: it must be at least {least:g}{most}.")
+                kind = "" if isfinite(value) else "finite and "
+                raise BadInputError(f"{name} {value}: it must be {kind}at least {least:g}{most}.")
