@@ -215,6 +215,7 @@ def test_a_dagster_home_that_is_not_there_is_named(
     [
         ("--codec", "PQ9"),
         ("--model", "none.safetensors"),
+        ("--model", __file__),
         ("--keep", "largest(none)"),
         ("--dim", "100"),
         pytest.param(("--device", "cuda"), marks=NO_GPU),

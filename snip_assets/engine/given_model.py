@@ -7,7 +7,7 @@ from typing import Any
 
 from .contents import format_of
 from .errors import BadInputError
-from .model import load_model, save_model
+from .model import SnipNet, load_model, save_model
 from .run import Run
 
 
@@ -34,14 +34,20 @@ def given_model(run: Run) -> Path | None:
     return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
 
-def take_model(run: Run, path: Path) -> dict[str, Any]:
-    """Take a net over into the output folder; its weights alone are read."""
+def usable(run: Run, path: Path) -> SnipNet:
+    """The net of a file, which fits the features of this run; its weights alone are read."""
     net = load_model(path)
     if net.sizes[0] != run.registry.dim:
         raise BadInputError(
             f"{path}: a net for features of {net.sizes[0]} numbers; the shards have "
             f"{run.registry.dim}. Use the net of the same CLIP model, or train one."
         )
+    return net
+
+
+def take_model(run: Run, path: Path) -> dict[str, Any]:
+    """Take a net over into the output folder."""
+    net = usable(run, path)
     facts = {"method": "file", "why": f"weights of {path.name}", "dim": net.sizes[-1]}
     save_model(net, run.layout.snip_model, facts)
     return facts

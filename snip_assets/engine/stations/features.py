@@ -10,7 +10,7 @@ from typing import Any
 from snip_assets.engine import copies, keep_rule, shards
 from snip_assets.engine.compress import compress_shard, device_of
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.given_model import given_model, take_model
+from snip_assets.engine.given_model import given_model, take_model, usable
 from snip_assets.engine.metadata import require_text_columns
 from snip_assets.engine.model import load_model
 from snip_assets.engine.progress import track
@@ -73,7 +73,8 @@ def compressed_inputs(run: Run) -> Inputs:
 
 def require_named(run: Run) -> None:
     """Raise unless the net, the columns and the device that the settings name are there."""
-    given_model(run)
+    if given := given_model(run):
+        usable(run, given)
     if run.settings.compute == LOCAL:
         device_of(run.settings)
     _checked_rule(run)
