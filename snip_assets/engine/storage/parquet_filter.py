@@ -22,6 +22,8 @@ from .remote_files import is_remote
 # Of a batch, at the most: rows, and bytes of them on average.
 BATCH_ROWS, BATCH_BYTES = 1 << 16, 1 << 26
 MOST_GROUP_ROWS = 1 << 20
+# As logical types of Parquet are put into words.
+_LATER_TYPES = ("timeUnit=nanoseconds", "bitWidth=32, isSigned=false")
 
 # (first row, rows to keep in this batch) -> an array for the kept rows.
 Column = Callable[[int, np.ndarray], pa.Array]
@@ -69,6 +71,8 @@ def filter_parquet(
             atomic_path(out) as temporary,
             pq.ParquetWriter(temporary, schema, **writer_options(file)) as writer,
         ):
+            if notes := _notes(file):
+                writer.add_key_value_metadata(notes)
             waiting: list[pa.RecordBatch] = []
             start = 0
             for batch in _batches(source, file):
@@ -131,8 +135,8 @@ def _group_rows(file: pq.ParquetFile) -> int:
 def writer_options(file: pq.ParquetFile) -> dict:
     """Arguments of ParquetWriter that give a file the same form: codecs, dictionaries, version."""
     options: dict = {
-        "version": file.metadata.format_version,
-        "store_schema": b"ARROW:schema" in (file.metadata.metadata or {}),
+        "version": _version(file),
+        "store_schema": _has_schema(file),
         "use_deprecated_int96_timestamps": _int96(file.schema),
     }
     if file.num_row_groups:
@@ -145,7 +149,31 @@ def writer_options(file: pq.ParquetFile) -> dict:
         options["use_dictionary"] = [
             c.path_in_schema for c in chunks if any("DICTIONARY" in e for e in c.encodings)
         ]
+        # Else what lists hold would be called `element`, and the codecs fit no column.
+        options["use_compliant_nested_type"] = not any(".list.item" in path for path in codecs)
     return options
+
+
+def _has_schema(file: pq.ParquetFile) -> bool:
+    """Whether Arrow has noted its own types in the file."""
+    return b"ARROW:schema" in (file.metadata.metadata or {})
+
+
+def _notes(file: pq.ParquetFile) -> dict[bytes, bytes]:
+    """File metadata that is not written with the schema."""
+    return {} if _has_schema(file) else file.metadata.metadata or {}
+
+
+def _version(file: pq.ParquetFile) -> str:
+    """The format version: the latest for types that earlier ones lack.
+
+    Others write such types under any version; Arrow would write other types.
+    """
+    columns = [file.schema.column(number) for number in range(len(file.schema))]
+    types = [str(c.logical_type) for c in columns]
+    later = any(name in text for text in types for name in _LATER_TYPES)
+    mixed = not _int96(file.schema) and any(c.physical_type == "INT96" for c in columns)
+    return "2.6" if later or mixed else file.metadata.format_version
 
 
 def _int96(schema: pq.ParquetSchema) -> bool:

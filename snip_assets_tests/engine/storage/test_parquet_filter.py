@@ -69,3 +69,42 @@ def test_dictionaries_in_nested_columns_of_several_row_groups(tmp_path):
     rows = [row for group in groups for row in group.to_pylist()]
     assert copy.schema_arrow.equals(table.schema)
     assert rows == table.filter(pa.array(keep)).to_pylist()
+
+
+def _first_version(path):
+    """Have a file say that its format version is 1, as DuckDB and Spark do under any types."""
+    data = bytearray(path.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert data[footer : footer + 2] == b"\x15\x04"
+    data[footer + 1] = 2
+    path.write_bytes(bytes(data))
+
+
+def test_files_without_a_schema_of_arrow_keep_types_and_notes(tmp_path):
+    columns = {
+        "time": pa.array([1600000000123456789] * 9, pa.timestamp("ns")),
+        "count": pa.array([4_000_000_000] * 9, pa.uint32()),
+        "counts": pa.array([[4_000_000_000]] * 9, pa.list_(pa.uint32())),
+    }
+    source, copy = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    with pq.ParquetWriter(source, pa.table(columns).schema, store_schema=False) as writer:
+        writer.write_table(pa.table(columns))
+        writer.add_key_value_metadata({"licence": "CC-BY"})
+    _first_version(source)
+    assert pq.read_metadata(source).format_version == "1.0"
+    filter_parquet(source, copy, np.arange(9) % 2 == 0)
+    kept = pq.read_table(copy)
+    assert kept.equals(pq.read_table(source).slice(0, 5))
+    assert pq.read_metadata(copy).metadata == {b"licence": b"CC-BY"}
+
+
+def test_lists_keep_the_name_of_what_they_hold_and_its_codec(tmp_path):
+    table = pa.table({"tags": [["a"]] * 9})
+    source, copy = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for compliant in (True, False):
+        pq.write_table(table, source, use_compliant_nested_type=compliant, compression="zstd")
+        filter_parquet(source, copy, np.ones(9, bool))
+        one, other = (pq.read_metadata(path).row_group(0).column(0) for path in (source, copy))
+        assert one.path_in_schema == other.path_in_schema
+        assert one.compression == other.compression == "ZSTD"
+        assert pq.read_schema(copy) == pq.read_schema(source)
