@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from . import choices
-from .axes import scale_of
+from .axes import Axes
 from .calibration import Calibration, Sample
 from .code_distance import CodeErrors
-from .evidence import MANY_ROWS, Evidence, Placed, gather, widths_of
+from .evidence import MANY_ROWS, Evidence, Leading, Placed, gather
 from .known_pairs import KnownPairs
 from .settings import Settings
 from .threads import ordered_map
@@ -69,14 +69,13 @@ def calibrate(
     probes = min(trained.lists, choices.probes(sample.rows, settings))
     seen = gather(trained, sample, settings, known, probes)
     limits = _Limits.choose(seen, choices.loss(sample.rows, settings), settings.workers)
-    chosen_axes = np.ascontiguousarray(seen.axes[:, : limits.width])
+    chosen_axes = np.ascontiguousarray(seen.leading.axes[:, : limits.width])
     if expected is None:
         expected = CodeErrors.learn(trained, sample.snip, settings.workers)
     tiers = _tiers(seen, settings, known, expected)
     calibration = Calibration(
         **vars(limits),
         probes=probes,
-        axis_scale=scale_of(seen.residuals, chosen_axes),
         snip_max_distance=tiers["snip"]["max_distance"],
         code_max_distance=tiers["codes"]["max_distance"],
         code_power=tiers["codes"].get("power", 0.0),
@@ -94,6 +93,7 @@ class _Limits:
     slack: float
     radius: float
     width: int
+    axis_scale: float
     short_slack: float
     snip_limit: float
     recall: float
@@ -112,14 +112,21 @@ class _Limits:
         n, rows = len(sample.snip), sample.rows
         # Stand-ins are no farther apart than pairs may be.
         beyond = partial(exceeded_by, bounded=seen.stand_ins)
-        short = _Short.of(needs, seen.axes, loss, beyond)
-        width, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
+        short = _Short.of(needs, seen.leading, loss, beyond)
+        axes, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
         margin, excess, snip = needs.margin, needs.excess, needs.snip
         histogram = _candidate_curve(placed, sample, seen.queries[:512], workers)
         snip_limit = ALLOWANCE * beyond(snip, loss / 20) + 1e-4
         reachable = np.where(lost_short, np.inf, excess)
         slack, radius = _choose(
-            margin, reachable, placed, histogram, rows=rows, width=width, loss=loss, beyond=beyond
+            margin,
+            reachable,
+            placed,
+            histogram,
+            rows=rows,
+            width=axes.width,
+            loss=loss,
+            beyond=beyond,
         )
         if seen.stand_ins and rows > MANY_ROWS:
             # Hardly a row has a pair: what looking for them costs is bounded.
@@ -128,7 +135,8 @@ class _Limits:
         return cls(
             slack=slack,
             radius=radius,
-            width=width,
+            width=axes.width,
+            axis_scale=axes.scale,
             short_slack=short_slack,
             snip_limit=snip_limit,
             recall=float((found & (snip <= snip_limit)).mean()),
@@ -269,38 +277,36 @@ def _radius(margin: np.ndarray, share: float, beyond: Beyond) -> float:
 class _Short:
     """The excess of the true pairs on each width of leading axes, and the slack it asks for."""
 
-    axes: np.ndarray
-    widths: list[int]
+    leading: Leading
     slacks: list[float]
     lost: list[np.ndarray]
 
     @classmethod
-    def of(cls, needs, axes, loss, beyond) -> _Short:
-        widths = widths_of(axes)
+    def of(cls, needs, leading, loss, beyond) -> _Short:
         # A tenth of the allowed loss may be due to the preselection.
         allowed = loss / 10
         slacks = [ALLOWANCE * beyond(own, allowed) + 1e-4 for own in needs.short.T]
         lost = [e > s for e, s in zip(needs.short.T, slacks, strict=True)]
-        return cls(axes, widths, slacks, lost)
+        return cls(leading, slacks, lost)
 
-    def choose(self, placed, sample, queries) -> tuple[int, float, np.ndarray]:
-        """The width that makes product, scan and exact ADC cheapest together."""
-        home, ends = placed.lists[:, 0], np.array(self.widths) - 1
+    def choose(self, placed, sample, queries) -> tuple[Axes, float, np.ndarray]:
+        """The axes that make product, scan and exact ADC cheapest together."""
+        home, widths = placed.lists[:, 0], np.array([a.width for a in self.leading.first])
 
         def short(apart: np.ndarray) -> np.ndarray:
-            return np.cumsum((apart @ self.axes) ** 2, axis=1)[:, ends]
+            return np.cumsum((apart @ self.leading.axes) ** 2, axis=1)[:, widths - 1]
 
         errors = short(placed.decoded[queries] - sample.snip[queries])
-        passed, pairs = np.zeros(len(self.widths)), 0
+        passed, pairs = np.zeros(len(widths)), 0
         for query, error in zip(queries, errors, strict=True):
             rows = np.flatnonzero(home == home[query])
             rows = rows[rows != query][:4096]
             near = short(placed.decoded[rows] - sample.snip[query]) - error
             passed += (near <= np.array(self.slacks)).sum(0)
             pairs += len(rows)
-        cost = NS_PER_PAIR + NS_PER_AXIS * np.array(self.widths)
+        cost = NS_PER_PAIR + NS_PER_AXIS * widths
         best = int(np.argmin(cost + NS_PER_EXCESS * passed / max(pairs, 1)))
-        return self.widths[best], self.slacks[best], self.lost[best]
+        return self.leading.first[best], self.slacks[best], self.lost[best]
 
 
 def _curve(excess, margin, radius, histogram, rows, sampled) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from .axes import leading_axes
+from .axes import Axes, leading_axes, scale_of
 from .calibration import QUERIES, Sample, affordable
 from .errors import SnipError
 from .exact import count_near, exact_pairs, sum_squares
@@ -31,6 +31,8 @@ RESIDUALS = 65_536
 # and that are searched for at the least.
 MOST_NEAR, COUNTED, FEWEST_HELD = 1 << 23, 256, 64
 WIDTHS = (16, 24, 32, 48, 64)
+# Partners of a row. Whatever a run's own `max_partners` is: it changes no index.
+VERY_MANY = Settings().max_partners
 
 
 @dataclass
@@ -73,6 +75,46 @@ class Placed:
         return cls(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
+@dataclass(frozen=True)
+class Leading:
+    """Leading axes of the residuals, and the join's own coordinates on some of them.
+
+    Attributes
+    ----------
+    axes
+        float32[dim, most], largest variance first.
+    first
+        The first ones of these, as many as may be chosen.
+    centroids
+        float32[lists, dim].
+    """
+
+    axes: np.ndarray
+    first: list[Axes]
+    centroids: np.ndarray
+
+    @classmethod
+    def of(cls, trained: TrainedIndex, residuals: np.ndarray) -> Leading:
+        """Those of residuals, float32[n, dim]."""
+        axes = leading_axes(residuals, trained.dim)
+        widths = [w for w in WIDTHS if w < len(axes)] or [len(axes)]
+        first = [Axes(axes[:, :w], scale_of(residuals, axes[:, :w])) for w in widths]
+        return cls(axes, first, trained.centroids)
+
+    def squared(self, x: np.ndarray, decoded: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """Squared distances of rows and decoded rows of lists, on each number of axes.
+
+        Where they are near each other, rounding to steps adds more than lies between them.
+        """
+        residuals = decoded - self.centroids[lists]
+        return np.stack([self._squared(axes, x, residuals, lists) for axes in self.first], axis=1)
+
+    def _squared(self, axes: Axes, x, residuals, lists) -> np.ndarray:
+        seen = axes.project(x) - axes.project(self.centroids[lists])
+        one, other = (axes.coordinates(own).steps for own in (seen, axes.project(residuals)))
+        return ((one.astype(np.int32) - other) ** 2).sum(1) / axes.scale**2
+
+
 @dataclass
 class Needs:
     """What it takes to find each true pair.
@@ -82,7 +124,7 @@ class Needs:
     margin, excess
         float[m]: of the later row for the earlier one's list, and of both; see the module.
     short
-        float[m, widths]: the excess on each of `widths` leading axes alone.
+        float[m, widths]: the excess on each number of leading axes alone, rounded as in the join.
     snip
         float[m]: SNIP distance.
     """
@@ -93,17 +135,18 @@ class Needs:
     snip: np.ndarray
 
     @classmethod
-    def of(cls, x, placed, later, earlier, axes) -> Needs:
+    def of(cls, x, placed, later, earlier, leading) -> Needs:
         """Those of pairs of the placed rows `x`, by position."""
-        ends = np.array(widths_of(axes)) - 1
 
         def block(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
             at = placed.lists[one] == placed.lists[other, :1]
             margin = np.where(at.any(1), placed.margin[one, at.argmax(1)], np.inf)
             excess = sum_squares(x[one], placed.decoded[other]) - placed.error[one]
-            apart = np.cumsum(((x[one] - placed.decoded[other]) @ axes) ** 2, axis=1)
-            own = np.cumsum(((x[one] - placed.decoded[one]) @ axes) ** 2, axis=1)
-            return margin, excess, (apart - own)[:, ends], sum_squares(x[one], x[other])
+            apart, own = (
+                leading.squared(x[one], placed.decoded[row], placed.lists[row, 0])
+                for row in (other, one)
+            )
+            return margin, excess, apart - own, sum_squares(x[one], x[other])
 
         starts = range(0, max(len(later), 1), PAIRS_AT_ONCE)
         parts = [
@@ -112,18 +155,13 @@ class Needs:
         return cls(*(np.concatenate(own) for own in zip(*parts, strict=True)))
 
     @classmethod
-    def either_way(cls, x, placed, one, other, axes) -> Needs:
+    def either_way(cls, x, placed, one, other, leading) -> Needs:
         """Which row of a pair is the later one is chance: both ways tell what pairs need."""
-        return cls.of(x, placed, one, other, axes) + cls.of(x, placed, other, one, axes)
+        return cls.of(x, placed, one, other, leading) + cls.of(x, placed, other, one, leading)
 
     def __add__(self, other: Needs) -> Needs:
         names = ("margin", "excess", "short", "snip")
         return Needs(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
-
-
-def widths_of(axes: np.ndarray) -> list[int]:
-    """Numbers of leading axes to choose from, for axes float[dim, most]."""
-    return [w for w in WIDTHS if w < len(axes)] or [len(axes)]
 
 
 @dataclass
@@ -142,8 +180,8 @@ class Evidence:
         int64[q], ascending: positions in the sample of rows whose pairs were searched for.
     later, earlier
         int64[m]: all true pairs of these.
-    residuals, axes
-        float32[n, dim] and [dim, most]: of the first rows, and their leading axes.
+    leading
+        Of the residuals of the first rows.
     needs
         Of one pair a row, and of stand-ins.
     pairs
@@ -158,8 +196,7 @@ class Evidence:
     queries: np.ndarray
     later: np.ndarray
     earlier: np.ndarray
-    residuals: np.ndarray
-    axes: np.ndarray
+    leading: Leading
     needs: Needs
     pairs: int
     stand_ins: bool
@@ -179,23 +216,23 @@ def gather(
     queries, later, earlier = _own_pairs(sample, settings)
     placed = Placed.of(trained, sample.snip, probes, workers)
     residuals = sample.snip[:RESIDUALS] - trained.centroids[placed.lists[:RESIDUALS, 0]]
-    axes = leading_axes(residuals, trained.dim)
-    one_a_row = partial(_one_a_row, most=settings.max_partners, seed=settings.seed)
+    leading = Leading.of(trained, residuals)
+    one_a_row = partial(_one_a_row, seed=settings.seed)
     some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
-    needs = Needs.either_way(sample.snip, placed, later[some], earlier[some], axes)
+    needs = Needs.either_way(sample.snip, placed, later[some], earlier[some], leading)
     theirs = None
     if known is not None:
         theirs = Placed.of(trained, known.snip, probes, workers)
         one, other = known.later[known.true], known.earlier[known.true]
         some = one_a_row(one, other, known.weight[known.true])
-        needs += Needs.either_way(known.snip, theirs, one[some], other[some], axes)
+        needs += Needs.either_way(known.snip, theirs, one[some], other[some], leading)
     pairs = len(needs.snip) // 2
     _require_reach(needs.margin, settings.target_recall, probes)
     if few := pairs < (FEWEST_PAIRS if sample.rows <= MANY_ROWS else FEW_PAIRS):
         x = stand_ins(sample, known, queries, settings.max_distance, settings.seed, workers)
         moved = Placed.of(trained, x, probes, workers)
         one, other = np.split(np.arange(len(x)), 2)
-        needs += Needs.either_way(x, moved, one, other, axes)
+        needs += Needs.either_way(x, moved, one, other, leading)
     return Evidence(
         sample=sample,
         placed=placed,
@@ -203,8 +240,7 @@ def gather(
         queries=queries,
         later=later,
         earlier=earlier,
-        residuals=residuals,
-        axes=axes,
+        leading=leading,
         needs=needs,
         pairs=pairs,
         stand_ins=few,
@@ -236,19 +272,19 @@ def _holdable(sample: Sample, settings: Settings) -> int:
 
 
 def _one_a_row(
-    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, most: int, seed: int
+    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, seed: int
 ) -> np.ndarray:
     """Places of one random pair of each row, that of its end with more partners.
 
     All pairs of a large group would outnumber, by the square of its rows, all other pairs of the
-    data set, and decide alone. Of a row with more than `most` partners not all must be found.
+    data set, and decide alone. Of a row with very many partners not all must be found.
     """
     ends = np.concatenate([later, earlier])
     partners = np.bincount(ends, np.concatenate([weight, weight]))
     owner = np.where(partners[later] >= partners[earlier], later, earlier)
     order = np.random.default_rng(seed).permutation(len(owner))
     chosen = order[np.unique(owner[order], return_index=True)[1]]
-    return np.sort(chosen[partners[owner[chosen]] <= most])
+    return np.sort(chosen[partners[owner[chosen]] <= VERY_MANY])
 
 
 def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:

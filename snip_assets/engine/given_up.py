@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from .features import as_float32, at_least, normalised
 from .kernels import keep_loops
 from .pair_files import PairBlock, Paired
+from .shards import Registry, raw_features
 from .verify import Rows, distances
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ class GivenUp:
     raw: Rows
     max_partners: int
     max_distance: float
+
+    @classmethod
+    def of(
+        cls, made: list[dict[str, Any]], registry: Registry, max_distance: float
+    ) -> GivenUp | None:
+        """For pairs made with these facts; None unless raw features decided about all of them."""
+        if any(facts.get("tier") != "raw" for facts in made):
+            return None
+        return cls(raw_features(registry), min(f["max_partners"] for f in made), max_distance)
 
     def settle(self, paired: Paired, decision: Decision, labels: np.ndarray) -> list[PairBlock]:
         """Change the decision so that no two kept rows of a group are near.

@@ -117,7 +117,7 @@ class Hits:
     @classmethod
     def of(cls, query: np.ndarray, row: np.ndarray, steps: np.ndarray) -> Hits:
         """With the excess in squared steps."""
-        return cls(query, row, steps * np.float32(1 / UNIT))
+        return cls(query, row, steps.astype(np.float32) * np.float32(1 / UNIT))
 
     def ordered(self) -> Hits:
         """By query; what was found panel by panel has its rows in order already."""

@@ -26,7 +26,7 @@ from .metadata import Metadata
 from .pair_files import Copies, Paired, limit, number_rows, row_dtype
 from .run import Run
 from .settings import Settings
-from .shards import Registry, load, raw_features
+from .shards import Registry, load
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
 from .storage.files import Manifest, digest_of, manifest_path, read_manifest, require
@@ -142,7 +142,8 @@ def recut(
     _require_own(target, own)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}
-    given_up = _given_up(layout, registry, max_distance)
+    pairs = [read_manifest(layout.duplicate_pairs(key)) for key in registry.keys]
+    given_up = GivenUp.of([m.facts for m in pairs if m is not None], registry, max_distance)
     inputs["copies_by_hash"] = str(copies is not None)
     inputs["given_up"] = str(given_up and given_up.max_partners)
     groups = finish(
@@ -178,15 +179,6 @@ def _require_own(target: Layout, own: dict[str, str]) -> None:
     known = {} if former is None else {name: former.facts.get(name) for name in own}
     if target.registry.exists() or (known.get("run") and not own.items() & known.items()):
         raise BadInputError(f"{target.root}: holds another run; choose another folder.")
-
-
-def _given_up(layout: Layout, registry: Registry, max_distance: float) -> GivenUp | None:
-    """What measures pairs that are not stored, if raw features decided about those that are."""
-    manifests = [read_manifest(layout.duplicate_pairs(key)) for key in registry.keys]
-    facts = [manifest.facts for manifest in manifests if manifest is not None]
-    if any(f.get("tier") != "raw" for f in facts):
-        return None
-    return GivenUp(raw_features(registry), min(f["max_partners"] for f in facts), max_distance)
 
 
 def rule_version(rule: str, registry: Registry) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from snip_assets.engine import calibrate, calibration, evidence
+from snip_assets.engine.axes import Axes
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.exact import exact_pairs
 from snip_assets.engine.settings import Settings
@@ -99,6 +100,32 @@ def test_target_is_reached_on_other_rows() -> None:
     excess = ((other[later] - placed.decoded[earlier]) ** 2).sum(1) - placed.error[later]
     assert len(later) > 300
     assert ((margin <= found.radius) & (excess <= found.slack)).mean() > 0.97
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e-4])
+def test_pairs_nearer_than_a_step_pass_the_leading_axes(limit: float) -> None:
+    """There rounding adds more than lies between them, if the codec leaves no error of its own."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(600, 100))
+    x = np.concatenate([x, x]) / np.linalg.norm(np.concatenate([x, x]), axis=1, keepdims=True)
+    step = random.normal(size=(600, 100))
+    step *= (limit * random.random((600, 1))) ** 0.5 / np.linalg.norm(step, axis=1, keepdims=True)
+    x[600:] += step
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    trained = TrainedIndex.train(x, 4, "SQfp16")
+    sample = calibration.Sample(x, x, np.ones(len(x), bool), len(x))
+    found, wide = calibrate.calibrate(trained, sample, replace(Settings(), max_distance=limit))
+    axes = Axes(wide, found.axis_scale)
+    home = trained.assigner.nearest(x, 1)[0][:, 0]
+    residuals = x - trained.centroids[home]
+    codes = axes.decode(trained.codec, axes.book(trained.codec), trained.codec.encode(residuals))
+    decoded = codes.steps.astype(np.int64)
+    one, other = np.arange(600, 1200), np.arange(600)
+    asked = axes.project(x[one]) - axes.project(trained.centroids)[home[other]]
+    steps = axes.coordinates(asked).steps
+    own = axes.coordinates(axes.project(x) - axes.project(trained.centroids)[home]).steps[one]
+    excess = ((steps - decoded[other]) ** 2).sum(1) - ((own - decoded[one]) ** 2).sum(1)
+    assert (excess <= axes.steps(found.short_slack)).mean() > 0.995
 
 
 def test_a_target_out_of_reach_is_refused() -> None:
@@ -214,7 +241,8 @@ def test_the_radius_reaches_beyond_the_pairs_that_were_seen() -> None:
     assert not found.stand_ins
     placed = evidence.Placed.of(trained, x, found.probes, 1)
     later, earlier = exact_pairs(x, np.arange(len(x)), settings.max_distance)
-    margin = evidence.Needs.either_way(x, placed, later, earlier, np.eye(48)).margin
+    leading = evidence.Leading.of(trained, x - trained.centroids[placed.lists[:, 0]])
+    margin = evidence.Needs.either_way(x, placed, later, earlier, leading).margin
     assert found.radius > 1.2 * margin.max()
 
 

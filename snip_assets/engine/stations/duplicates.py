@@ -17,7 +17,7 @@ from snip_assets.engine.metadata import Metadata
 from snip_assets.engine.pairs import find_pairs, write_pairs
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.run import PAIR_SETTINGS, Run
-from snip_assets.engine.shards import Shard, raw_features
+from snip_assets.engine.shards import Shard
 from snip_assets.engine.slices import Slices
 from snip_assets.engine.storage.files import (
     CODE_VERSION,
@@ -211,11 +211,12 @@ def duplicate_groups(run: Run) -> Manifest:
         raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
     _require_wide_enough(run, list(found))
     described = {s.key: source_state(s.metadata) for s in registry.shards}
+    given_up = _given_up(run, list(found))
     inputs = {
         "duplicate_pairs": digest_of(found),
         "rows": str(registry.rows),
         "metadata": digest_of(described),
-        "settings": run.digest(("keep", "max_distance")),
+        **_made_by(run, given_up),
     }
 
     def work() -> dict[str, Any]:
@@ -232,8 +233,8 @@ def duplicate_groups(run: Run) -> Manifest:
             rule=settings.keep,
             metadata=Metadata.of(registry),
             copies=copies,
-            former=_former(run, seen),
-            given_up=_given_up(run),
+            former=_former(run, seen, _made_by(run, given_up)),
+            given_up=given_up,
         )
         missing = [key for key in registry.keys if key not in found]
         return {**facts, **seen, "keep": settings.keep, "shards_missing": missing}
@@ -255,13 +256,19 @@ def _pair_versions(run: Run) -> dict[str, str]:
     return {key: manifest.version for key, manifest in found.items() if manifest is not None}
 
 
-def _given_up(run: Run) -> GivenUp | None:
-    """What measures pairs that are not stored, if raw features decide about pairs."""
-    settings = run.settings
-    if settings.tier != "raw":
-        return None
-    raw = raw_features(run.registry)
-    return GivenUp(raw, settings.max_partners, settings.max_distance)
+def _given_up(run: Run, keys: list[str]) -> GivenUp | None:
+    """What measures pairs that are not stored: by what they were made with, not by the settings."""
+    manifests = (read_manifest(run.layout.duplicate_pairs(key)) for key in keys)
+    made = [manifest.facts for manifest in manifests if manifest is not None]
+    return GivenUp.of(made, run.registry, run.settings.max_distance)
+
+
+def _made_by(run: Run, given_up: GivenUp | None) -> dict[str, str]:
+    """What decides about groups, beside pairs and metadata."""
+    return {
+        "settings": run.digest(("keep", "max_distance")),
+        "given_up": str(given_up and given_up.max_partners),
+    }
 
 
 def _require_wide_enough(run: Run, keys: list[str]) -> None:
@@ -276,11 +283,11 @@ def _require_wide_enough(run: Run, keys: list[str]) -> None:
             )
 
 
-def _former(run: Run, seen: dict[str, Any]) -> Former | None:
+def _former(run: Run, seen: dict[str, Any], made_by: dict[str, str]) -> Former | None:
     """The last run, if all that went into its labels still holds, and what else of it does."""
     folder = run.layout.duplicate_groups
     manifest = read_manifest(folder)
-    made_by = {"settings": run.digest(("keep", "max_distance")), "code": CODE_VERSION}
+    made_by = {**made_by, "code": CODE_VERSION}
     if manifest is None or not made_by.items() <= manifest.inputs.items():
         return None
 

@@ -30,7 +30,7 @@ from .npy_maps import mapped
 from .resident import watch
 
 BLOCK = 1 << 22
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.
