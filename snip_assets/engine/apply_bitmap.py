@@ -18,6 +18,7 @@ from . import apart, row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
 from .progress import track
+from .sources import natural
 from .storage.files import Manifest, checksum, current, seal
 from .storage.locks import lock
 from .storage.parquet_filter import filter_parquet, require_apart
@@ -139,13 +140,15 @@ def _parts(
     if offsets is not None:
         bounds = row_offsets.load(offsets)
         keys = row_offsets.keys_beside(offsets) or keys
+    keys = keys if bounds is not None and keys and len(keys) == len(bounds) - 1 else None
+    if keys is None:
+        _require_one_order(files)
     if bounds is None:
         marks = Bitmap(bitmap)
         _require_all(marks, files, sizes, metadata)
         starts = np.cumsum([0, *sizes])
         found = list(map(Part, files, map(int, starts), sizes))
         return marks, found, Applied(by_name=len(files) > 1)
-    keys = keys if keys is not None and len(keys) == len(bounds) - 1 else None
     marks = Bitmap(bitmap, int(bounds[-1]), bit_order)
     marks.require(int(bounds[-1]), f"the data set of {offsets or 'its shards.json'}")
     ordinals, missing = _ordinals(files, bounds, keys)
@@ -180,24 +183,22 @@ def _files(metadata: Path) -> list[Path]:
     if not files:
         raise BadInputError(f"{metadata}: no .parquet file in this folder.")
     # By number, so that shard 10000 comes after shard 9999.
-    ordered = sorted(files, key=lambda p: (-1 if (n := number_of(p)) is None else n, p.name))
-    for one, other in pairwise(ordered):
-        if _natural(one) > _natural(other):
+    return sorted(files, key=lambda p: (-1 if (n := number_of(p)) is None else n, p.name))
+
+
+def _require_one_order(files: list[Path]) -> None:
+    """Raise BadInputError if numbers say one thing about the order, and names another."""
+    for one, other in pairwise(files):
+        if natural(one.stem) > natural(other.stem):
             raise BadInputError(
-                f"{metadata}: is {one.name} before or after {other.name}? Their numbers say one "
+                f"{one.parent}: is {one.name} before or after {other.name}? Their numbers say one "
                 "thing and the rest of their names another. Name the files by their shard number "
                 "(metadata_0000.parquet)."
             )
-    return ordered
 
 
 def _key(path: Path) -> str:
     return path.stem.removeprefix("metadata_")
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A name as people sort it: numbers in it by their value."""
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t]
 
 
 def _require_all(marks: Bitmap, files: list[Path], sizes: list[int], metadata: Path) -> None:

@@ -211,7 +211,8 @@ def look(
     memory = replace(before, waiting={}, refused={})
     complete, growing = [], []
     gone = {state: key for key, state in registered.items() if state and now.state(key) is None}
-    for key in sorted((now.features.keys() | now.metadata.keys()) - registered.keys()):
+    new = (now.features.keys() | now.metadata.keys()) - registered.keys()
+    for key in sorted(new, key=sources.natural):
         if not sources.is_plain(key):
             problems[key[:120]] = (
                 f"the shard key {key[:120]!r} is not a plain name (letters, digits, '.', '_', "

@@ -206,7 +206,7 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
     Parameters
     ----------
     keys
-        Which to register, in this order; default: all that `discover` finds, sorted.
+        Which to register, in this order; default: all that `discover` finds, as it sorts them.
 
     Returns
     -------

@@ -29,7 +29,7 @@ class Source:
 
 
 def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
-    """Keys of the shards in the source folders, sorted.
+    """Keys of the shards in the source folders, in `natural` order.
 
     Parameters
     ----------
@@ -63,7 +63,13 @@ def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
             f"shard {alone[0]}: {source.features / name} is missing (metadata without "
             f"features: {len(alone)}); {_cure(alone[0], registered, 'metadata')}."
         )
-    return sorted(features)
+    return sorted(features, key=natural)
+
+
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What names are sorted by as people do it: numbers in them by their value."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
 def _cure(key: str, registered: Collection[str], there: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from snip_assets.engine.apply_bitmap import apply_bitmap
 from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.shards import Source, discover
 
 
 def test_the_bitmap_of_a_run_meets_the_shards_in_the_order_of_the_run(tmp_path):
@@ -48,3 +49,34 @@ def test_the_bitmap_of_a_run_meets_the_shards_in_the_order_of_the_run(tmp_path):
     pq.write_table(pa.table({"row": [0, 1, 2]}), metadata / "metadata_0001.parquet")
     with pytest.raises(BadInputError, match="3 rows, but shard 0 has 2"):
         apply_bitmap(metadata, tmp_path / "other", bitmap)
+
+
+def test_listed_shards_need_no_numbers_in_their_names(tmp_path):
+    metadata, keys = tmp_path / "metadata", ["extra", "batch1.5", "batch1"]
+    metadata.mkdir()
+    for key in keys:
+        pq.write_table(pa.table({"row": [0, 1]}), metadata / f"metadata_{key}.parquet")
+    bitmap = tmp_path / "dup_bitmap.npy"
+    np.save(bitmap, np.array([1, 0, 0, 0, 0, 1], bool))
+    with pytest.raises(BadInputError, match="before or after"):
+        apply_bitmap(metadata, tmp_path / "unknown", bitmap)
+    listed = [{"key": key, "rows": 2} for key in keys]
+    (tmp_path / "shards.json").write_text(json.dumps({"shards": listed}))
+    apply_bitmap(metadata, tmp_path / "out", bitmap)
+    for key, rows in {"extra": [1], "batch1.5": [0, 1], "batch1": [0]}.items():
+        kept = pq.read_table(tmp_path / "out" / f"metadata_{key}.parquet")
+        assert kept["row"].to_pylist() == rows
+
+
+def test_shards_are_registered_in_the_order_in_which_a_bitmap_takes_files(tmp_path):
+    keys = ["0", "1", "2", "9", "10", "0010", "100"]
+    for key in keys:
+        np.save(tmp_path / f"img_emb_{key}.npy", np.zeros((1, 4), np.float16))
+        pq.write_table(pa.table({"key": [key]}), tmp_path / f"metadata_{key}.parquet")
+    found = discover(Source(tmp_path, tmp_path))
+    assert found == ["0", "1", "2", "9", "0010", "10", "100"]
+    for number in range(len(found)):
+        np.save(tmp_path / "marks.npy", np.arange(len(found)) != number)
+        apply_bitmap(tmp_path, tmp_path / "out", tmp_path / "marks.npy")
+        kept = pq.read_table(tmp_path / "out", columns=["key"])
+        assert kept["key"].to_pylist() == [found[number]]
