@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -52,6 +53,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     flushes = flushing.begin(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            # Not every library that writes says it as an error that names the place.
+            raise PermissionError(errno.EACCES, "not writable", str(path.parent))
         yield temporary
         if temporary.is_dir():
             flushes.wait(temporary)

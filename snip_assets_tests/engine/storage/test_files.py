@@ -252,3 +252,12 @@ def test_a_fault_that_may_pass_stays_what_it_is(tmp_path, monkeypatch, number, r
     with pytest.raises(raised) as error, locks.lock(tmp_path / "out"):
         pass
     assert isinstance(error.value, BadInputError) == (raised is BadInputError)
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError) as raised, atomic_path(tmp_path / "a.npy"):
+        raise RuntimeError("faiss: could not open the file")
+    assert raised.value.filename == str(tmp_path)
