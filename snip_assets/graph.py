@@ -92,7 +92,8 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
         # No daemon need run: a killed run must not keep this one waiting.
         bury(instance)
         defs, every = build_defs({"data": data}), load(data.layout).keys
-        own = {PROGRESS_TAG: "bars", MACHINE_TAG: machine()}
+        # A daemon cannot start such a run again, and would say that it will.
+        own = {PROGRESS_TAG: "bars", MACHINE_TAG: machine(), "dagster/max_retries": "0"}
 
         def work(job: str, keys: list[str], assets: Sequence[str] = (), **config: Any) -> None:
             definition = defs.resolve_job_def(job)

@@ -318,7 +318,10 @@ def _not_given(context: typer.Context, chosen: dict[str, Any], out: Path) -> dic
     }
     if found:
         said = ", ".join(f"{name} {value}" for name, value in found.items())
-        typer.echo(f"{out}: settings of the last `snip dedup` here: {said}", err=True)
+        whose = "of the last `snip dedup` here"
+        if not Layout(out).settings.exists():
+            whose = "that the outputs here were made with"
+        typer.echo(f"{out}: settings {whose}: {said}", err=True)
     return found
 
 

@@ -212,6 +212,12 @@ def _subject(run: Run, sample: int, seed: int) -> str:
 def _recall(
     run: Run, ready: Sequence[Shard], some: Sequence[Shard], share: float, seed: int
 ) -> Interval:
+    searched = float(_searched_within(run).min())
+    if searched < np.float32(run.settings.max_distance):
+        raise StaleOutputError(
+            f"{run.layout.root}: pairs were searched within {searched:g} only; run `snip dedup` to "
+            f"make them again with {run.settings.max_distance:g}."
+        )
     earlier, row = true_pairs(run, ready, some, share, seed)
     ends = np.stack([row, earlier])
     # The pairs of a later copy are those of its first copy.

@@ -158,6 +158,14 @@ def test_the_published_net_is_the_one_that_was_fetched_last(
     assert stations.snip_model(run).facts["why"] == "weights of laion2b.safetensors"
 
 
+def test_pairs_of_a_smaller_threshold_are_told(done: stations.Run) -> None:
+    wider = stations.Run(done.layout, replace(done.settings, max_distance=0.2))
+    with pytest.raises(StaleOutputError, match="has pairs up to 0.1 only.* not 0.2"):
+        stations.duplicate_groups(wider)
+    with pytest.raises(StaleOutputError, match="searched within 0.1 only"):
+        query_recall(wider, 100, 0)
+
+
 def test_a_station_says_what_must_come_first(tmp_path: Path) -> None:
     run = start(tmp_path)
     with pytest.raises(StaleOutputError, match="snip_model"):

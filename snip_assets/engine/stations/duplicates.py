@@ -278,8 +278,9 @@ def _require_wide_enough(run: Run, keys: list[str]) -> None:
         searched = manifest.facts.get("max_distance") if manifest else None
         if searched is not None and searched < run.settings.max_distance:
             raise StaleOutputError(
-                f"duplicate_pairs {key} has pairs up to {searched:g} only; choose a max_distance "
-                "of that at most, or materialise duplicate_pairs with the larger one."
+                f"duplicate_pairs {key} has pairs up to {searched:g} only, as it was made with "
+                f"that max_distance, not {run.settings.max_distance:g}. Run `snip dedup`, or the "
+                "job `arrival` over all shards, or choose a max_distance of that at most."
             )
 
 

@@ -258,6 +258,6 @@ def test_a_place_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    with pytest.raises(PermissionError) as raised, atomic_path(tmp_path / "a.npy"):
+    with pytest.raises(PermissionError) as raised, files.atomic_path(tmp_path / "a.npy"):
         raise RuntimeError("faiss: could not open the file")
     assert raised.value.filename == str(tmp_path)
