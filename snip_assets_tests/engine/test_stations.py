@@ -163,7 +163,7 @@ def test_pairs_of_a_smaller_threshold_are_told(done: stations.Run) -> None:
     with pytest.raises(StaleOutputError, match="has pairs up to 0.1 only.* not 0.2"):
         stations.duplicate_groups(wider)
     with pytest.raises(StaleOutputError, match="searched within 0.1 only"):
-        query_recall(wider, 100, 0)
+        audit.query_recall(wider, 100, 0)
 
 
 def test_a_station_says_what_must_come_first(tmp_path: Path) -> None:
