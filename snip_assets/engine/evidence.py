@@ -271,9 +271,7 @@ def _holdable(sample: Sample, settings: Settings) -> int:
     return max(FEWEST_HELD, MOST_NEAR * len(some) // max(1, near))
 
 
-def _one_a_row(
-    later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, seed: int
-) -> np.ndarray:
+def _one_a_row(later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
     """Places of one random pair of each row, that of its end with more partners.
 
     All pairs of a large group would outnumber, by the square of its rows, all other pairs of the

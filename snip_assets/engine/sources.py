@@ -42,6 +42,8 @@ def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
         A folder is missing or empty, a file has no partner, or a key is not a plain name.
     """
     for folder in (source.features, source.metadata):
+        if not is_remote(folder) and folder.is_file():
+            raise BadInputError(f"{folder}: is a file; give the folder that it is in.")
         if not is_remote(folder) and not folder.is_dir():
             moved = (
                 "; mount it or put it back. If it was moved, say where to with `snip shards move`"

@@ -21,9 +21,9 @@ import xxhash
 from snip_assets.engine.shards import Registry
 from snip_assets.engine.storage.remote_files import is_remote
 
+from .harmless import shorten
 from .shown_rows import look_up
 
-LONGEST_TEXT = 300
 LONGEST_DATA = 1 << 16
 LARGEST_COPY = 1 << 18
 MOST_COPIED_BYTES = 1 << 26
@@ -63,14 +63,6 @@ class Card:
 def web(url: str | None) -> str | None:
     """The url if it is http(s); blanks, quotes and brackets are encoded as a browser would."""
     return url.translate(_ENCODED) if url is not None and _WEB.fullmatch(url) else None
-
-
-def shorten(text: str | None) -> str:
-    """Text for eyes: control characters gone, cut."""
-    clean = (text or "")[: LONGEST_TEXT + 1]
-    if not clean.isprintable():
-        clean = "".join(c if c.isprintable() else " " for c in clean)
-    return clean[:LONGEST_TEXT] + "…" if len(clean) > LONGEST_TEXT else clean
 
 
 class Pictures:

@@ -13,7 +13,8 @@ from snip_assets.engine.search import Queries
 from snip_assets.engine.storage.files import atomic_path
 
 from . import site_pages
-from .gallery import Card, Pictures, shorten, web
+from .gallery import Card, Pictures, web
+from .harmless import shorten
 
 
 def write_page(

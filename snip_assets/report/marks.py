@@ -168,7 +168,8 @@ def _mark(where: str, entry: dict[str, str | None], rows: int) -> Given:
         raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
     if not 0 <= int(earlier) < int(row) < rows:
         raise BadInputError(
-            f"{where}: rows {row} and {earlier} cannot be a pair among {rows} rows."
+            f"{where}: row {row} and earlier_row {earlier} cannot be a pair among {rows} rows: the "
+            "earlier one is the smaller."
         )
     if kind not in KINDS:
         raise BadInputError(f"{where}: set {kind[:40]!r}; one of {', '.join(KINDS)}.")

@@ -16,6 +16,7 @@ from snip_assets.engine.storage.parquet_source import parquet_file, readable
 from snip_assets.versions import version
 
 from . import plots
+from .harmless import harmless
 
 # Beyond this number of shards in one run the records get totals only: Dagster takes some 40 ms
 # to write metadata of its own for each of thousands of partitions.
@@ -113,7 +114,7 @@ def sample_rows(path: Path, count: int = 8) -> dg.MetadataValue:
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    text = "".join(c if c.isprintable() else " " for c in text)[:60]
+    text = harmless(text)[:60]
     return "`" + text.replace("`", "'").replace("|", "¦") + "`" if text else ""
 
 

@@ -204,7 +204,7 @@ def _calibration(run: Run) -> list[Chart | None]:
                 f"Chosen: slack {facts['slack']:.4g}, at most {facts['probes']} probes; recall "
                 f"{facts['recall']:.4f} on {facts['sampled_pairs']:,} pairs of a sample"
                 + (", and rows moved to stand in for more." if facts["stand_ins"] else "."),
-                y_range=(int(20 * min(p["recall"] for p in points)) / 20, 1.0),
+                y_range=(min(0.95, int(20 * min(p["recall"] for p in points)) / 20), 1.0),
             )
         )
     lines = {}

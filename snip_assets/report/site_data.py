@@ -264,7 +264,7 @@ def domains(run: Run) -> tuple[list[dict[str, Any]], int]:
 
 
 def _hosts(urls: pa.ChunkedArray) -> pa.Array:
-    pattern = r"^https?://(?:[^/?#@]*@)?(?:www\.)?(?P<host>\[[^/?#\]]*\]|[^/:?#]+)"
+    pattern = r"^https?://(?:[^/?#@]*@)?(?:www\.)?(?P<host>\[[^/?#\]]*\]|[^\[\]/:?#]+)"
     host = pc.extract_regex(pc.utf8_lower(urls), pattern)
     found = pc.struct_field(host, "host").combine_chunks()
     return pc.fill_null(found, "(no host: relative or other)")

@@ -27,6 +27,8 @@ from rich.text import Text
 
 from snip_assets.engine import progress
 
+from .harmless import shorten
+
 _IDS = ("row", "row_in_shard", "group", "representative", "kept_row", "earlier_row")
 _UNLIMITED = 10_000
 # Work that took less leaves no line behind.
@@ -178,13 +180,11 @@ def cells(line: Mapping[str, Any]) -> list[Any]:
     not amounts.
     """
     return [
-        v if v is None or (isinstance(v, (int, float)) and k not in _IDS) else _harmless(str(v))
+        v
+        if v is None or (isinstance(v, (int, float)) and k not in _IDS)
+        else escape(shorten(str(v)))
         for k, v in line.items()
     ]
-
-
-def _harmless(value: str) -> str:
-    return escape("".join(c if c.isprintable() else " " for c in value))
 
 
 def text(value: Any) -> str:

@@ -160,9 +160,9 @@ def test_the_published_net_is_the_one_that_was_fetched_last(
 
 def test_pairs_of_a_smaller_threshold_are_told(done: stations.Run) -> None:
     wider = stations.Run(done.layout, replace(done.settings, max_distance=0.2))
-    with pytest.raises(StaleOutputError, match="has pairs up to 0.1 only.* not 0.2"):
+    with pytest.raises(StaleOutputError, match=r"has pairs up to 0\.1 only.* not 0\.2"):
         stations.duplicate_groups(wider)
-    with pytest.raises(StaleOutputError, match="searched within 0.1 only"):
+    with pytest.raises(StaleOutputError, match=r"searched within 0\.1 only"):
         audit.query_recall(wider, 100, 0)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from snip_assets.report import gallery
-from snip_assets.report.gallery import Pictures, shorten, web
+from snip_assets.report.gallery import Pictures, web
+from snip_assets.report.harmless import LONGEST, shorten
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(40)
 
@@ -106,5 +107,12 @@ def test_data_of_a_picture_is_taken(pictures: Pictures) -> None:
 
 def test_text_is_cut_and_cannot_steer() -> None:
     assert shorten("a\x1b[31m\u202eb\n") == "a [31m b "
-    assert len(shorten("x" * 10_000)) == gallery.LONGEST_TEXT + 1
+    assert len(shorten("x" * 10_000)) == LONGEST + 1
     assert shorten(None) == ""
+    # Joiners belong to the words of Persian and Indic languages, and to emoji.
+    for text in (
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f469\u200d\U0001f680",
+        "co\u00adop",
+    ):
+        assert shorten(text) == text

@@ -70,7 +70,10 @@ function threshold() {
 
 function marking() {
   const pairs = [...document.querySelectorAll(".pair")];
-  if (!pairs.length) return;
+  if (!pairs.length) {
+    for (const tally of document.querySelectorAll(".tally")) tally.remove();
+    return;
+  }
   const place = "snip-marks-" + document.documentElement.dataset.id;
   let marks = read(place);
   const nameOf = (pair) => `${pair.dataset.row}-${pair.dataset.earlier}`;
