@@ -168,8 +168,8 @@ def _mark(where: str, entry: dict[str, str | None], rows: int) -> Given:
         raise BadInputError(f"{where}: row {row[:40]!r} and earlier_row {earlier[:40]!r}; numbers.")
     if not 0 <= int(earlier) < int(row) < rows:
         raise BadInputError(
-            f"{where}: row {row} and earlier_row {earlier} cannot be a pair among {rows} rows: the "
-            "earlier one is the smaller."
+            f"{where}: row {row} and earlier_row {earlier} are no pair: the earlier one is the "
+            f"smaller, and there are {rows} rows."
         )
     if kind not in KINDS:
         raise BadInputError(f"{where}: set {kind[:40]!r}; one of {', '.join(KINDS)}.")

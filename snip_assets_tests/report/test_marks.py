@@ -113,8 +113,8 @@ def test_marks_change_the_version(layout: Layout, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("row,earlier_row,mark\n", "no column set"),
-        (HEAD + "3,5,,random,right\n", "line 2: row 3 and earlier_row 5 cannot be a pair"),
-        (HEAD + "5,3,,random,right\n750,3,,random,right\n", "line 3: rows 750"),
+        (HEAD + "3,5,,random,right\n", "line 2: row 3 and earlier_row 5 are no pair"),
+        (HEAD + "5,3,,random,right\n750,3,,random,right\n", "line 3: row 750"),
         (HEAD + "-5,3,,random,right\n", "numbers"),
         (HEAD + "5,3,,somewhere,right\n", "set 'somewhere'"),
         (HEAD + "5,3,,random,maybe\n", "mark 'maybe'"),
