@@ -53,7 +53,7 @@ def found_pairs(run: stations.Run) -> set[int]:
 def true_pairs(run: stations.Run) -> set[int]:
     """All pairs by brute force: later copies with their first copy, the rest between firsts."""
     n = run.registry.rows
-    later, first = run.exact_copies(len(run.registry.shards) - 1)
+    later, first = np.concatenate([*run.exact_copies(len(run.registry.shards) - 1)], axis=1)
     alone = np.setdiff1d(np.arange(n), later)
     query, row = exact_neighbours(
         shards.raw_features(run.registry), alone, run.settings.max_distance
@@ -73,7 +73,7 @@ def compared(
     copies for the c (c - 1) / 2 pairs among them: that is what brute force over all rows counts.
     """
     n = run.registry.rows
-    later, first = run.exact_copies(len(run.registry.shards) - 1)
+    later, first = np.concatenate([*run.exact_copies(len(run.registry.shards) - 1)], axis=1)
     copies = np.ones(n)
     np.add.at(copies, first, 1)
     among = float((copies * (copies - 1) / 2).sum())

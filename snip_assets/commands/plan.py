@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,8 +36,8 @@ def _gib(text: str) -> float:
 
 def _number(value: float) -> float:
     # Of no bound can it be said on which side NaN lies.
-    if math.isnan(value):
-        raise typer.BadParameter("not a number.")
+    if not math.isfinite(value):
+        raise typer.BadParameter("give a finite number.")
     return value
 
 
@@ -62,7 +63,7 @@ def plan(
         typer.Option(
             parser=_gib,
             metavar="<GiB>",
-            help="Also as 32GB; 0: memory_gb.",
+            help="Of the machine, also as 32GB; 0: that of this one.",
             rich_help_panel=_MACHINE,
         ),
     ] = 0.0,
@@ -119,6 +120,7 @@ def plan(
         disk_gb_per_s=disk_gb_per_s,
         gpu_tflops=gpu_tflops,
         source_rate=source_rate,
+        free=shutil.disk_usage(rates.existing(out)).free,
     )
     if json:
         terminal.as_json({**planned.to_json(), "rates": measured.__dict__})
@@ -144,11 +146,12 @@ def _print(planned: Plan, short_dim: int) -> None:
         ("hours of --train-again, later", planned.retraining_seconds / 3600),
         ("memory at the most, GiB (1 of them file pages)", planned.peak_gib),
         ("disk for outputs, GB", planned.disk_gb),
+        ("free there, GB", planned.free_gb),
         ("inverted lists", planned.lists),
         ("codec", planned.codec),
         ("lists probed a row (assumed)", planned.probes),
         ("shards joined at once", planned.shards_a_run),
-        ("with the setting memory_gb", planned.run_memory_gb),
+        ("to be run with --memory-gb", planned.run_memory_gb),
     ]
     terminal.table("In all", ["", ""], facts)
     for problem in planned.problems:

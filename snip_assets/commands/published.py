@@ -158,6 +158,7 @@ def fetch(
 ) -> None:
     """Fetch published files by name; without a name, list them."""
     from snip_assets.engine import fetch as engine
+    from snip_assets.engine.layout import local
     from snip_assets.report import terminal
 
     known = _catalogue(catalogue)
@@ -171,7 +172,7 @@ def fetch(
         return
     if location and len(names) > 1:
         raise typer.BadParameter("--from goes with one name")
-    wanted = [known[name].wanted(out, location) for name in names]
+    wanted = [known[name].wanted(local(out), location) for name in names]
     with terminal.bars():
         if len(wanted) == 1:  # its bar then knows the total
             fetched = [engine.fetch(wanted[0], again=again)]

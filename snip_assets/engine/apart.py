@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import BadInputError
-from .layout import STATIONS
+from .layout import STATIONS, local
 from .storage.remote_files import is_remote
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def place(folder: Path) -> str:
 
 
 def from_outputs(folder: Path) -> None:
-    """Raise BadInputError if a folder is one of the outputs of a run, or lies in one."""
-    whole = folder.resolve()
+    """Raise BadInputError if a folder is one of the outputs of a run, or lies in one, or a url."""
+    whole = local(folder).resolve()
     for part in (whole, *whole.parents):
         marks = (part.parent / "shards.json", part.parent / "duplicate_groups")
         if part.name in STATIONS and any(mark.exists() for mark in marks):

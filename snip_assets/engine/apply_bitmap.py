@@ -17,6 +17,7 @@ import numpy as np
 from . import apart, row_offsets
 from .bitmap import Bitmap, BitOrder, digest
 from .errors import BadInputError
+from .layout import local
 from .progress import track
 from .sources import natural
 from .storage.files import Manifest, checksum, current, seal
@@ -177,7 +178,7 @@ def number_of(path: Path) -> int | None:
 def _files(metadata: Path) -> list[Path]:
     if metadata.is_file():
         return [metadata]
-    if not metadata.is_dir():
+    if not local(metadata).is_dir():
         raise BadInputError(f"{metadata}: no such folder.")
     files = [p for p in metadata.iterdir() if p.suffix == ".parquet" and p.name[0] != "."]
     if not files:

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from . import apart, progress
 from .errors import BadInputError
+from .layout import local
 from .metadata import MD5_NAMES, URL_NAMES, describe, find_column
 from .settings import Settings
 from .shards import METADATA_PATTERN
@@ -185,7 +186,7 @@ _DROPPED = """
 def _parquet_files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
-    found = folder.glob("*.parquet") if folder.is_dir() else []
+    found = folder.glob("*.parquet") if local(folder).is_dir() else []
     files = sorted(path for path in found if path.name[0] != ".")
     if not files:
         raise BadInputError(f"{folder}: no parquet file here.")

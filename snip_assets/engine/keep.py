@@ -23,8 +23,8 @@ bit for bit, in six passes over the pairs and one sort, however long the chains.
 Rows without a pair stay. So the others are numbered anew first (`pair_files.number_rows`), and all
 that follows is by those places: what is decided costs what there is to decide.
 
-Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering), 17 R
-(deciding) and 21 R bytes (writing), twice that from 2^32 rows; and about 1 GB of fixed buffers.
+Memory: for N rows of which R occur in pairs, at most the larger of 5 N + 4 R (numbering) and
+21 R bytes (deciding, writing), twice that from 2^32 rows; and about 1 GB of fixed buffers.
 Disk while it runs: 21 bytes a pair and 16 bytes a row that occurs in pairs.
 """
 

@@ -53,21 +53,26 @@ class Merged:
 
     A group of near copies that is spread over many short lists has as many pairs as its square,
     and in none of them as many as are thinned there.
+
+    Attributes
+    ----------
+    size
+        Pairs held.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.parts: list[Pairs] = []
-        self._size, self._limit = 0, MERGE_AT
+        self.size, self._limit = 0, MERGE_AT
 
     def add(self, pairs: Pairs) -> None:
         """Add those of a list; the lists in order, as what connects a group depends on it."""
         self.parts.append(pairs)
-        self._size += len(pairs)
-        if self._size >= self._limit:
+        self.size += len(pairs)
+        if self.size >= self._limit:
             self.parts = [self.all()]
-            self._size = len(self.parts[0])
-            self._limit = max(MERGE_AT, self._size + self._size // 2)
+            self.size = len(self.parts[0])
+            self._limit = max(MERGE_AT, self.size + self.size // 2)
 
     def all(self) -> Pairs:
         """All of them, sorted and thinned."""

@@ -17,7 +17,7 @@ from .features import as_float32
 from .index import SnipIndex
 from .join import CPU, ListJoin
 from .list_queries import CandidateRule, ListProbes, ListQueries, list_queries
-from .listed_pairs import Counts, Joined, Listed, Merged
+from .listed_pairs import MERGE_AT, Counts, Joined, Listed, Merged
 from .pair_files import SCHEMA
 from .progress import task
 from .query_rows import QueryReader, QueryShard
@@ -198,7 +198,9 @@ def find_pairs(
             for part in ordered_map(lambda work: work(), waiting.rest(), workers):
                 waiting.take(part)
                 trim()
-    return list(ordered_map(Merged.all, merged, workers)), total
+    # Putting pairs in order takes several times their own room.
+    several = workers if sum(own.size for own in merged) <= MERGE_AT else 1
+    return list(ordered_map(Merged.all, merged, several)), total
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

@@ -25,6 +25,8 @@ from .storage.resident import LIMIT
 GB, GIB = 1e9, 2**30
 # A row of metadata, with its url and caption, in a parquet file.
 METADATA_BYTES = 120.0
+# Stations whose memory is that of blocks of rows, one a worker.
+OF_CORES = ("clip_features", "snip_features")
 # Of an idle process with everything imported.
 BASE_GIB = 0.7
 
@@ -50,6 +52,8 @@ class Plan:
         The data set.
     cores, memory_gb, disk_gb_per_s, gpu_tflops
         The machine that is planned for.
+    free_gb
+        Room for the outputs; 0: not known.
     lists, codec, probes, shards_a_run, run_memory_gb
         What a run uses; `run_memory_gb` is the setting `memory_gb` that it is planned with.
     stations
@@ -66,6 +70,7 @@ class Plan:
     memory_gb: float
     disk_gb_per_s: float
     gpu_tflops: float
+    free_gb: float
     lists: int
     codec: str
     probes: float
@@ -119,6 +124,7 @@ def predict(
     gpu_tflops: float = 0.0,
     metadata_bytes: float = METADATA_BYTES,
     source_rate: float = 0.0,
+    free: float = 0.0,
     assumed: Assumed | None = None,
 ) -> Plan:
     """Plan a run.
@@ -142,6 +148,8 @@ def predict(
         A row, in a parquet file.
     source_rate
         Bytes a second of the raw features where they lie, see `rates.reading`; 0: as the disk.
+    free
+        Bytes of room for the outputs; 0: not known.
     """
     settings, assumed = settings or Settings(), assumed or Assumed()
     shards = shards or max(1, -(-rows // 1_000_000))
@@ -149,7 +157,8 @@ def predict(
         settings = replace(settings, memory_gb=max(settings.memory_gb, memory_gb / 4))
     settings = choices.settled(rows, settings)
     memory_gb = memory_gb or psutil.virtual_memory().total / GIB
-    cores = cores or rates.cores
+    # No more threads than workers.
+    cores = min(cores or rates.cores, settings.workers or (1 << 30))
     case = Case(
         rows=rows,
         dim=dim,
@@ -176,6 +185,7 @@ def predict(
         memory_gb=memory_gb,
         disk_gb_per_s=disk / GB,
         gpu_tflops=case.gpu / 1e12,
+        free_gb=free / GB,
         lists=settings.lists,
         codec=settings.codec,
         probes=assumed.probes,
@@ -203,16 +213,20 @@ def _problems(plan: Plan, case: Case) -> list[str]:
     heaviest = max(plan.stations, key=lambda s: s.memory_gib)
     if plan.peak_gib > plan.memory_gb:
         found.append(
-            f"{heaviest.name} needs {plan.peak_gib:.1f} GiB, not {plan.memory_gb:.3g}: plan with "
-            "more memory, or de-duplicate fewer rows at once."
+            f"{heaviest.name} needs {plan.peak_gib:.1f} GiB, not {plan.memory_gb:.3g}: "
+            f"{_cure(plan, heaviest)}."
         )
-    if heaviest.name == "duplicate_groups" and plan.peak_gib > plan.memory_gb:
-        found.append("`--keep first` needs no counting of neighbours: 9 bytes a row less.")
+    if plan.free_gb and plan.disk_gb > plan.free_gb:
+        found.append(
+            f"the outputs take {plan.disk_gb:,.0f} GB, and {plan.free_gb:,.0f} are free where they "
+            "would lie: choose another disk with --out."
+        )
     join = next(s for s in plan.stations if s.name == "duplicate_pairs")
     if join.read_gb / plan.disk_gb_per_s > 0.5 * join.seconds and join.seconds > 3600:
         found.append(
-            f"duplicate_pairs waits for the disk ({join.read_gb:,.0f} GB in single rows): a faster "
-            "disk, more memory, or `--tier snip` (raw features are then not read)."
+            "duplicate_pairs waits for the disk, which single rows keep as long as "
+            f"{join.read_gb:,.0f} GB in one go: a faster disk, more memory, or `--tier snip` (raw "
+            "features are then not read)."
         )
     if plan.seconds > 86_400:
         slowest = max(plan.stations, key=lambda s: s.seconds)
@@ -226,6 +240,15 @@ def _problems(plan: Plan, case: Case) -> list[str]:
             f"{8 * plan.rows / GB:.0f} GB more and has fewer (`--codec auto` chooses it)."
         )
     return found
+
+
+def _cure(plan: Plan, heaviest: Station) -> str:
+    """What makes a station take less memory."""
+    if plan.run_memory_gb > plan.memory_gb / 2:
+        return f"give a run less than `--memory-gb {plan.run_memory_gb:g}`"
+    if heaviest.name in OF_CORES:
+        return "give a run fewer `--workers`, each of which holds blocks of rows"
+    return "plan with more memory, or de-duplicate fewer rows at once"
 
 
 def feature_files(folder: Path) -> list[Path]:

@@ -88,6 +88,13 @@ class Rates:
     gpu_join: float = 0.0
 
 
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
 def measure(folder: Path, dim: int, settings: Settings) -> Rates:
     """Measure this machine.
 
@@ -100,9 +107,7 @@ def measure(folder: Path, dim: int, settings: Settings) -> Rates:
     """
     workers = threads.count(settings.workers)
     random = np.random.default_rng(0)
-    while not folder.is_dir():
-        folder = folder.parent
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".snip-rates-") as place:
+    with tempfile.TemporaryDirectory(dir=existing(folder), prefix=".snip-rates-") as place:
         write, read, hashed, verified = _of_files(Path(place), dim, random, workers)
     few, many = _encoding(settings, random, workers)
     per_list = max(many - few, 1e-12) / (MANY - FEW)

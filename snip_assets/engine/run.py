@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,7 @@ class Run:
 
     def exact_copies(
         self, last: int, fresh: Collection[str] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Later copies and their first copies, confirmed, among shards up to ordinal `last`.
 
         Parameters
@@ -165,25 +165,22 @@ class Run:
         fresh
             Keys of the shards whose later copies are wanted; default: all.
 
-        Returns
-        -------
-        rows, first : int64[m]
+        Yields
+        ------
+        rows, first : int64[m], as `copies.copies` does
         """
         some = [s for s in self.hashed() if s.ordinal <= last]
         wanted = np.array([fresh is None or s.key in fresh for s in some], bool)
         if not wanted.any():
-            return np.empty(0, np.int64), np.empty(0, np.int64)
+            return
         starts = np.array([s.start for s in some], np.int64)
         files = [self.layout.clip_features(s.key) for s in some]
         raw = shards.raw_features(self.registry) if self.settings.tier == "raw" else None
-        rows, first = [], []
         for later, earlier in copies.copies(files, starts, wanted, self.settings.workers):
             if raw is not None:
                 equal = copies.confirmed(raw, later, earlier, self.settings.workers)
                 later, earlier = later[equal], earlier[equal]
-            rows.append(later)
-            first.append(earlier)
-        return np.concatenate(rows), np.concatenate(first)
+            yield later, earlier
 
     def first_copies(self, rows: np.ndarray, last: int) -> np.ndarray:
         """int64[n]: first copy of each row among shards up to ordinal `last`, or the row itself.
@@ -204,13 +201,11 @@ class Run:
         first[other[~equal]] = names[other[~equal]]
         return first[back]
 
-    def marked_copies(self, keys: list[str]) -> np.ndarray:
-        """bool[N]: later exact copies in some shards, as their pairs tell."""
-        marked = np.zeros(self.registry.rows, bool)
+    def mark_copies(self, keys: list[str], marked: np.ndarray) -> None:
+        """Mark later exact copies in some shards, as their pairs tell, in bool[N]."""
         files = [self.layout.duplicate_pairs(key) for key in keys]
         for rows in copies.of_pairs(files, self.registry.rows, self._hashes()):
             marked[rows] = True
-        return marked
 
     def calibration(self) -> Calibration:
         """What calibration chose."""

@@ -384,7 +384,8 @@ def _looks(case: Case) -> dict[str, Cost]:
         "checks": Cost(
             exact(searched, choices.AUDITED_ROWS * case.rows / searched),
             case.pace * (LOOKED + SHARD_CHECKED * case.shards),
-            memory,
+            # `every_row_once` counts each row: a byte, and bits.
+            max(memory, 1.4 * case.rows),
             case.uncached(case.raw * searched / case.rows),
         ),
         "dedup_report": Cost(

@@ -13,9 +13,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -27,14 +28,25 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def count(workers: int = 0) -> int:
-    """Threads to use: `workers`, or every core this process may run on when 0."""
+def count(workers: int = 0, limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Threads to use: `workers`, or every core this process may run on when 0.
+
+    Parameters
+    ----------
+    limit
+        Where Linux says how many microseconds of how many a container may run (cgroup v2).
+    """
     if workers > 0:
         return workers
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        # "max" in place of the first where there is no limit.
+        quota, period = map(int, limit.read_text().split())
+        cores = min(cores, max(1, -(-quota // period)))
+    return cores
 
 
 def _free() -> None:

@@ -41,6 +41,7 @@ def test_what_is_no_size_is_refused(tmp_path: Path) -> None:
     [
         ("--rows", "99999999999999999999"), ("--raw-dim", "0"), ("--shards", "-1"),
         ("--shards", "99999999999"), ("--disk", "nan"), ("--disk", "-2"), ("--gpu-tflops", "nan"),
+        ("--disk", "inf"),
     ],
 )  # fmt: skip
 def test_what_no_machine_or_data_set_has_is_refused(

@@ -54,9 +54,9 @@ def test_values_name_what_is_there() -> None:
     assert values["runLauncher"]["type"] == "K8sRunLauncher"
 
 
-def test_stations_are_assets() -> None:
-    assets = {key.to_user_string() for key in defs.resolve_all_asset_keys()}
-    assert set(_read("stations.yaml")) - {"default"} <= assets
+def test_stations_are_steps_of_a_run() -> None:
+    steps = {node.name for node in defs.resolve_job_def("arrival").nodes}
+    assert set(_read("stations.yaml")) - {"default"} <= steps
     assert kubernetes.executor({}) is dg.in_process_executor
 
 

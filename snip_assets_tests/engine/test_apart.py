@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snip_assets.engine import shards, stations
+from snip_assets.engine import apart, shards, stations
 from snip_assets.engine.apply_bitmap import apply_bitmap
 from snip_assets.engine.apply_drop_list import apply_drop_list
 from snip_assets.engine.copy_out import copy_out
@@ -92,6 +92,8 @@ def test_a_folder_beside_them_is_taken(root: Path, tmp_path: Path) -> None:
 def test_a_path_with_one_slash_of_a_url_is_no_folder(root: Path) -> None:
     with pytest.raises(BadInputError, match="a url has two slashes"):
         copy_out(Layout(root / "out"), "s3:/bucket")
+    with pytest.raises(BadInputError, match="s3://bucket/out: a url"):
+        apart.from_outputs(Path("s3:/bucket/out"))
 
 
 def test_rows_of_another_data_set_are_not_searched(root: Path, tmp_path: Path) -> None:

@@ -83,6 +83,19 @@ def test_sums_and_problems() -> None:
     assert not predict(1_000_000).problems
 
 
+def test_each_problem_comes_with_its_own_cure() -> None:
+    def told(rows: int, settings: Settings, **machine: float) -> str:
+        return " ".join(plan.predict(rows, 1024, RATES, settings, **machine).problems)
+
+    few, many = Settings(workers=4), Settings()
+    assert "another disk with --out" in told(10**7, many, memory_gb=32, free=1e9)
+    assert "disk" not in told(10**7, many, memory_gb=32, free=1e12)
+    assert "than `--memory-gb 900`" in told(10**9, Settings(memory_gb=900), memory_gb=32)
+    said = told(10**7, many, memory_gb=16, cores=192)
+    assert "clip_features needs" in said and "fewer `--workers`" in said
+    assert not told(10**7, few, memory_gb=16, cores=192)
+
+
 def test_folder_of_features(tmp_path: Path) -> None:
     rows, dim, itemsize, shards = plan.headers(SAMPLE_FEATURES)
     assert (rows, shards) == (2000, 4)

@@ -6,16 +6,30 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
+from pathlib import Path
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from snip_assets.engine import threads
 from snip_assets.engine.threads import AT_ONCE, ordered_map, overlapped
 
 
 def _set(_: int = 0) -> tuple[int, ...]:
     return torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", None)]
+)
+def test_a_container_has_the_cores_that_it_may_use(
+    tmp_path: Path, limit: str, cores: int | None
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    here = threads.count(0, tmp_path / "none")
+    assert threads.count(0, tmp_path / "cpu.max") == min(here, cores or here)
+    assert threads.count(7, tmp_path / "cpu.max") == 7
 
 
 def test_maps_that_overlap_give_back_what_there_was() -> None:

@@ -116,7 +116,7 @@ def test_recall_counts_a_pair_at_its_first_copies(tmp_path: Path) -> None:
     stations.index_shards(run, run.registry.keys)
     stations.snip_index(run)
     stations.duplicate_pairs(run, run.registry.keys)
-    later, first = run.exact_copies(3)
+    ((later, first),) = run.exact_copies(3)
     copies = dict(zip(later.tolist(), first.tolist(), strict=True))
     assert copies
     true = {pair for pair in brute_force(run) if not copies.keys() & set(pair)}

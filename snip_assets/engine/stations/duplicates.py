@@ -136,12 +136,7 @@ def _join_batch(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]])
     last = batch[-1].ordinal
     with measured() as cost:
         _require_earlier(run, last)
-        earlier = _paired(run, last, inputs)
-        with ThreadPoolExecutor(1) as pool:
-            marking = pool.submit(run.marked_copies, earlier)
-            later, first = run.exact_copies(last, set(run.registry.keys).difference(earlier))
-            is_copy = marking.result()
-        is_copy[later] = True
+        is_copy, (later, first) = _copies(run, batch, _paired(run, last, inputs))
         queries = [run.query_shard(s) for s in batch]
         most = choices.query_rows(run.settings)
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
@@ -174,6 +169,27 @@ def _join_batch(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]])
     shards = zip(batch, found, strict=True)
     for _ in threads.ordered_map(write, shards, run.settings.workers):
         pass
+
+
+def _copies(
+    run: Run, batch: list[Shard], known: list[str]
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Later exact copies, bool[N], and those of a batch of shards with the first of each.
+
+    Of shards that others work on, whose pairs are not known yet, the marks alone are held.
+    """
+    is_copy, own = np.zeros(run.registry.rows, bool), [np.empty((2, 0), np.int64)]
+    ordinals, unknown = [s.ordinal for s in batch], set(run.registry.keys).difference(known)
+    with ThreadPoolExecutor(1) as pool:
+        marking = pool.submit(run.mark_copies, known, is_copy)
+        for found in run.exact_copies(batch[-1].ordinal, unknown):
+            is_copy[found[0]] = True
+            place = np.searchsorted(run.registry.offsets, found[0], "right") - 1
+            inside = np.isin(place, ordinals)
+            own.append(np.stack(found)[:, inside])
+        marking.result()
+    later, first = np.concatenate(own, axis=1)
+    return is_copy, (later, first)
 
 
 def _require_same_index(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]]) -> None:
