@@ -37,13 +37,13 @@ class Listed:
         self.parts.append(pairs)
         self.size += len(pairs)
         if self.size >= self._limit:
-            kept = Pairs.concatenate(self.by_shard())
-            self.parts, self.size = [kept], len(kept)
-            self._limit = max(THIN_AT, 2 * len(kept))
+            self.parts = [Pairs.concatenate(self.by_shard())]
+            self.size = len(self.parts[0])
+            self._limit = max(THIN_AT, 2 * self.size)
 
     def by_shard(self) -> list[Pairs]:
-        """Cut by shard, and then thinned: so they do not depend on the grouping."""
-        pairs = Pairs.concatenate(self.parts)
+        """Take them, cut by shard and then thinned: so they do not depend on the grouping."""
+        pairs = _taken(self)
         cuts = [*np.searchsorted(pairs.row, self.starts).tolist(), len(pairs)]
         return [thin(pairs[slice(low, high)], self.most) for low, high in pairwise(cuts)]
 
@@ -70,13 +70,19 @@ class Merged:
         self.parts.append(pairs)
         self.size += len(pairs)
         if self.size >= self._limit:
-            self.parts = [self.all()]
+            self.parts = [self.taken()]
             self.size = len(self.parts[0])
             self._limit = max(MERGE_AT, self.size + self.size // 2)
 
-    def all(self) -> Pairs:
-        """All of them, sorted and thinned."""
-        return thin(Pairs.concatenate(self.parts).ordered(), self.most)
+    def taken(self) -> Pairs:
+        """Take all of them, sorted and thinned."""
+        return thin(_taken(self).ordered(), self.most)
+
+
+def _taken(pairs: Listed | Merged) -> Pairs:
+    """All that is held, which is not held twice."""
+    parts, pairs.parts = pairs.parts, []
+    return Pairs.concatenate(parts)
 
 
 @dataclass

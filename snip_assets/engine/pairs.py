@@ -200,7 +200,7 @@ def find_pairs(
                 trim()
     # Putting pairs in order takes several times their own room.
     several = workers if sum(own.size for own in merged) <= MERGE_AT else 1
-    return list(ordered_map(Merged.all, merged, several)), total
+    return list(ordered_map(Merged.taken, merged, several)), total
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

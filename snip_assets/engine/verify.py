@@ -123,6 +123,8 @@ class Pairs:
         """One after the other."""
         if not parts:
             return cls.empty()
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(np.concatenate([getattr(p, n) for p in parts]) for n in FIELDS))
 
     def __len__(self) -> int:
@@ -140,7 +142,7 @@ class Pairs:
         new[1:] = (result.row[1:] != result.row[:-1]) | (
             result.earlier_row[1:] != result.earlier_row[:-1]
         )
-        return result[new]
+        return result if new.all() else result[new]
 
     def _order(self) -> np.ndarray:
         low, wide = self.row.min(), np.uint64(1 << 32)
