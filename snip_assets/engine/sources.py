@@ -68,10 +68,13 @@ def discover(source: Source, registered: Collection[str] = ()) -> list[str]:
     return sorted(features, key=natural)
 
 
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """What names are sorted by as people do it: numbers in them by their value."""
+def natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """What names are sorted by as people do it: numbers in them by their value, and before words.
+
+    So shards are in the same order by their keys and by their files, which begin with a word.
+    """
     parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
+    return [(False, int(p), "") if p.isdecimal() else (True, 0, p) for p in parts], name
 
 
 def _cure(key: str, registered: Collection[str], there: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from snip_assets.engine.apply_bitmap import apply_bitmap
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.shards import Source, discover
+from snip_assets.engine.sources import natural
 
 
 def test_the_bitmap_of_a_run_meets_the_shards_in_the_order_of_the_run(tmp_path):
@@ -70,6 +71,7 @@ def test_listed_shards_need_no_numbers_in_their_names(tmp_path):
 
 def test_shards_are_registered_in_the_order_in_which_a_bitmap_takes_files(tmp_path):
     keys = ["0", "1", "2", "9", "10", "0010", "100"]
+    assert sorted(["b", "10", "a2", "a10", "9"], key=natural) == ["9", "10", "a2", "a10", "b"]
     for key in keys:
         np.save(tmp_path / f"img_emb_{key}.npy", np.zeros((1, 4), np.float16))
         pq.write_table(pa.table({"key": [key]}), tmp_path / f"metadata_{key}.parquet")
