@@ -159,9 +159,10 @@ def play(folder: Path, *, kill: bool) -> dict:
     services, keys = arrivals.services, arrivals.keys
     told: dict = {}
     services.start("webserver")
-    services.start("daemon")
     try:
         services.wait_ready()
+        # Not at once: both would make the tables of a new SQLite database.
+        services.start("daemon")
         for name in ("new_shards", "clean_output"):
             services.start_sensor(name)
         arrivals.put(keys[0])

@@ -80,9 +80,10 @@ class Trial:
         """Launch, kill, start again, wait; what happened, with `why` if it did not survive."""
         services = self.services
         services.start("webserver")
-        services.start("daemon")
         try:
             services.wait_ready()
+            # Not at once: both would make the tables of a new SQLite database.
+            services.start("daemon")
             told = self._disturbed(services)
         except (TimeoutError, RuntimeError) as error:
             return {"why": str(error)}
