@@ -106,17 +106,25 @@ def publish(
         str | None,
         typer.Option(help="Copy the result here afterwards: a url (s3://...) or a folder."),
     ] = None,
+    all_outputs: Annotated[
+        bool,
+        typer.Option(
+            "--all-outputs", help="With --to: copy the outputs of all stations, and the report."
+        ),
+    ] = False,
     out: Out = DEFAULT_OUT,
     json: Json = False,
 ) -> None:
     """Write the cleaned metadata and the lists of dropped rows; copy the result to a url."""
     if to == "":
         raise typer.BadParameter("--to is empty; give a url or a folder")
+    if all_outputs and not to:
+        raise typer.BadParameter("--all-outputs goes with --to")
     _run(settings, out, json, ("deduped_metadata", key), ("drop_list", key))
     if to:
         from snip_assets.engine.copy_out import copy_out
 
-        count = copy_out(Layout(out), to)
+        count = copy_out(Layout(out), to, every=all_outputs)
         typer.echo(
             f"{to}: {count.copied} files copied, {count.there} were there, {count.bytes:,} bytes",
             err=json,

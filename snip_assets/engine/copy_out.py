@@ -11,11 +11,15 @@ from typing import Any
 
 from . import apart, progress
 from .errors import BadInputError, StaleOutputError, without_secrets
-from .layout import Layout, like_url
+from .layout import STATIONS, WHOLE, Layout, like_url
 from .shards import load
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
+
+RESULT = ("dup_bitmap", "deduped_metadata", "drop_list")
+# Beside the outputs of all stations where they are a copy.
+MARK = "copied.json"
 
 
 @dataclass
@@ -27,12 +31,17 @@ class Count:
     bytes: int = 0
 
 
-def copy_out(layout: Layout, to: str) -> Count:
+def copy_out(layout: Layout, to: str, *, every: bool = False) -> Count:
     """Copy the cleaned metadata, drop lists, bitmap and row offsets below a url or folder.
 
     Each output is checked against its manifest before it leaves, and its manifest follows it: an
     output whose manifest lies there already is not copied again, one without is unfinished.
     Memory: one block.
+
+    Parameters
+    ----------
+    every
+        Copy the outputs of all stations and the report, not the result alone.
 
     Raises
     ------
@@ -51,11 +60,16 @@ def copy_out(layout: Layout, to: str) -> Count:
             raise BadInputError(f"{to}: this is the output folder itself; give another place.")
         apart.from_outputs(root)
     apart.from_sources(root, load(layout).source)
-    if exists(root / manifest_path(layout.duplicate_groups).name):
+    if exists(root / manifest_path(layout.duplicate_groups).name) and not exists(root / MARK):
         raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
-    outputs = _outputs(layout)
+    outputs = _outputs(layout, every)
     _require_no_others(layout, {output for output, _ in outputs}, root)
     count = Count()
+    if every:
+        # Else the next copy would take the groups for those of a run.
+        with tempfile.TemporaryDirectory(prefix="snip-") as folder:
+            write_json(Path(folder) / MARK, {"copy": "of the outputs of a run"})
+            _copy(Path(folder) / MARK, root / MARK, count)
     for output, manifest in progress.track(outputs, "copy", len(outputs), "outputs"):
         _copy_output(layout, output, manifest, root, count)
     with tempfile.TemporaryDirectory(prefix="snip-") as folder:
@@ -74,21 +88,24 @@ def _without_secrets(layout: Layout, path: Path) -> None:
     write_json(path, with_digest(value))
 
 
-def _outputs(layout: Layout) -> list[tuple[Path, Manifest]]:
+def _outputs(layout: Layout, every: bool) -> list[tuple[Path, Manifest]]:
     registry = load(layout)
     if not registry.shards:
         raise StaleOutputError(f"{layout.root}: no shards; run `snip shards sync`.")
-    found = [(layout.dup_bitmap, require(layout.dup_bitmap, "dup_bitmap", "full"))]
-    for key in registry.keys:
-        for name in ("deduped_metadata", "drop_list"):
-            path = layout.output(name, key)
-            found.append((path, require(path, f"{name} {key}", "full")))
+    found = []
+    for name in STATIONS if every else RESULT:
+        keys = [""] if name in WHOLE else registry.keys
+        for key, path in zip(keys, layout.outputs(name, registry.keys), strict=True):
+            found.append((path, require(path, f"{name} {key}".rstrip(), "full")))
+    report = layout.dedup_report
+    if every and manifest_path(report).exists():
+        found.append((report, require(report, "dedup_report", "full")))
     return found
 
 
 def _require_no_others(layout: Layout, outputs: set[Path], root: Any) -> None:
     """Raise BadInputError where outputs of shards lie that this run does not have (any more)."""
-    for folder in sorted({output.parent for output in outputs if output != layout.dup_bitmap}):
+    for folder in sorted({output.parent for output in outputs} - {layout.root}):
         there = root / folder.name
         names = (remote_names if is_remote(there) else os.listdir)(there) if exists(there) else []
         others = sorted(n for n in names if n.endswith(".parquet") and folder / n not in outputs)

@@ -87,6 +87,13 @@ def test_a_folder_beside_them_is_taken(root: Path, tmp_path: Path) -> None:
         command(root, tmp_path / command.__name__)
     # The same again goes on.
     _publish(root, tmp_path / "_publish")
+    layout, every = Layout(root / "out"), tmp_path / "every"
+    stations.metadata(stations.Run(layout, Settings()), shards.load(layout).keys)
+    assert copy_out(layout, str(every), every=True).copied > 40
+    assert (every / "duplicate_groups" / "groups.parquet").exists()
+    assert (
+        copy_out(layout, str(every), every=True).copied == copy_out(layout, str(every)).copied == 0
+    )
 
 
 def test_a_path_with_one_slash_of_a_url_is_no_folder(root: Path) -> None:

@@ -27,7 +27,7 @@ from snip_assets.engine import arrivals, stations
 from snip_assets.engine.arrivals import Look, Memory, look, look_and_admit
 from snip_assets.engine.copy_out import copy_out
 from snip_assets.engine.errors import BadInputError
-from snip_assets.engine.layout import Layout
+from snip_assets.engine.layout import STATIONS, Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, discover, load, register
@@ -196,6 +196,15 @@ def test_a_bucket_gives_the_same_bytes(bucket: str, local: dict[str, str], tmp_p
     for path in ("deduped_metadata/metadata_0001.parquet", "dup_bitmap/dup_bitmap.npy"):
         assert (UPath(clean) / path).read_bytes() == (out / path).read_bytes()
     assert copy_out(Layout(out), clean).copied == 0
+    # All of it, for who goes on with pairs or index; a change alone is copied again.
+    every = f"{bucket}/every/one"
+    assert copy_out(Layout(out), every, every=True).copied > 40
+    whole = (p for name in STATIONS for p in (out / name).rglob("*") if p.is_file())
+    for path in whole:
+        if path.relative_to(out).parts[0] != "snip_index" or path.suffix != ".json":
+            assert (UPath(every) / path.relative_to(out)).read_bytes() == path.read_bytes()
+    assert copy_out(Layout(out), every, every=True).copied == 0
+    assert copy_out(Layout(out), every).copied == 0
 
 
 def test_shards_arrive_in_a_bucket(bucket: str, tmp_path: Path) -> None:
