@@ -228,11 +228,12 @@ def duplicate_groups(run: Run) -> Manifest:
     _require_wide_enough(run, list(found))
     described = {s.key: source_state(s.metadata) for s in registry.shards}
     given_up = _given_up(run, list(found))
+    made_by = _made_by(run, given_up)
     inputs = {
         "duplicate_pairs": digest_of(found),
         "rows": str(registry.rows),
         "metadata": digest_of(described),
-        **_made_by(run, given_up),
+        **made_by,
     }
 
     def work() -> dict[str, Any]:
@@ -249,7 +250,7 @@ def duplicate_groups(run: Run) -> Manifest:
             rule=settings.keep,
             metadata=Metadata.of(registry),
             copies=copies,
-            former=_former(run, seen, _made_by(run, given_up)),
+            former=_former(run, seen, made_by),
             given_up=given_up,
         )
         missing = [key for key in registry.keys if key not in found]

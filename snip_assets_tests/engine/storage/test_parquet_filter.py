@@ -72,7 +72,7 @@ def test_dictionaries_in_nested_columns_of_several_row_groups(tmp_path):
 
 
 def _first_version(path):
-    """Have a file say that its format version is 1, as DuckDB and Spark do under any types."""
+    """Have a file say that its format version is 1, as DuckDB does under any types."""
     data = bytearray(path.read_bytes())
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     assert data[footer : footer + 2] == b"\x15\x04"
