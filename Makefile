@@ -46,10 +46,11 @@ test-dask: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dask]'
 	$(BIN)/python -m pytest -v snip_assets_tests/engine/test_fanout.py
 
-# Sources in object stores, servers on loopback.
+# Sources and outputs in object stores, servers on loopback.
 test-s3 test-gs: test-%: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]' $(SERVER_$*)
-	$(BIN)/python -m pytest -v snip_assets_tests/engine/storage/test_remote_files.py
+	$(BIN)/python -m pytest -v snip_assets_tests/engine/storage/test_remote_files.py \
+		snip_assets_tests/engine/test_remote_outputs.py
 
 SERVER_s3 = 'moto[server]>=5'
 SERVER_gs = gcp-storage-emulator

@@ -9,6 +9,7 @@ from dagster import AssetSelection as Select
 from . import checks
 from .engine.layout import Layout
 from .engine.shards import load
+from .engine.storage.files import read_manifest
 from .partitions import RANGE_END, RANGE_START
 from .resources import DataSet
 from .verification import seed_of
@@ -73,7 +74,7 @@ def nightly_verification(
     context: dg.ScheduleEvaluationContext, data: DataSet
 ) -> dg.RunRequest | dg.SkipReason:
     """Verify, unless there is nothing yet."""
-    if not data.layout.dup_bitmap.exists():
+    if read_manifest(data.layout.dup_bitmap) is None:
         return dg.SkipReason("No bitmap yet: nothing to verify.")
     day = _day(context)
     config = {"resources": {"verifying": {"config": {"seed": seed_of(day)}}}}

@@ -22,6 +22,7 @@ from .engine.progress import track
 from .engine.storage.files import damage, manifest_path, open_npy, read_manifest
 from .engine.storage.parquet_source import parquet_rows
 from .engine.storage.remote_files import is_remote
+from .engine.storage.working_copies import here
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
@@ -259,7 +260,7 @@ def kept_and_dropped_add_up(
     keys = _keys(context, data, data.layout.deduped_metadata)
     problems = []
     for shard in registry.only(keys):
-        output = data.layout.deduped_metadata(shard.key)
+        output = here(data.layout.deduped_metadata(shard.key))
         if not output.is_file():
             problems.append(f"{output}: missing; materialise deduped_metadata {shard.key} again")
             continue

@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -90,12 +91,32 @@ def _say(error: object, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
+def _send_outputs() -> None:
+    """Bring what a command made to the url of its output folder, where it has one."""
+    # Loaded by who opened such a folder.
+    if (outputs := sys.modules.get("snip_assets.engine.remote_outputs")) is not None:
+        outputs.send()
+
+
+def _run() -> None:
+    try:
+        app()
+    except SnipError:
+        # What failed is told, not that this could not be sent either.
+        with suppress(SnipError):
+            _send_outputs()
+        raise
+    except SystemExit:
+        _send_outputs()
+        raise
+
+
 def main() -> None:
     """Run a command; an error that the user can mend is one line and an exit code."""
     warnings.filterwarnings("ignore", message=".*is currently in (beta|preview).*")
     atexit.register(garbage.freeze)
     try:
-        app()
+        _run()
     except SnipError as error:
         if _debug:
             raise

@@ -227,22 +227,35 @@ def chosen_source(features: Path | None, metadata: Path | None, out: Path) -> So
 
 
 def default_out(environment: Mapping[str, str] = os.environ) -> Path:
-    """SNIP_OUT, or ./out/demo."""
-    return home_expanded(environment.get("SNIP_OUT") or str(DEFAULT_OUT))
+    """SNIP_OUT (of a url: its working copy), or ./out/demo."""
+    return out_folder(environment.get("SNIP_OUT") or str(DEFAULT_OUT))
 
 
-def _folder(text: str | Path) -> Path:
+def out_folder(text: str | Path) -> Path:
+    """An output folder; of a url its working copy."""
     if not str(text):
         raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
-    return home_expanded(str(text))
+    if "://" not in str(text):
+        return home_expanded(str(text))
+    # Not needed for --help.
+    from .engine.remote_outputs import folder
+
+    return folder(text)
+
+
+def named(out: Path) -> str:
+    """An output folder as the user names it: of a working copy the url."""
+    from .engine import remote_outputs
+
+    return remote_outputs.named(out)
 
 
 Out = Annotated[
     Path,
     typer.Option(
-        parser=_folder,
-        metavar="<path>",
-        help="Output folder.",
+        parser=out_folder,
+        metavar="PATH|URL",
+        help="Output folder; of a url, a working copy is kept here (SNIP_WORK says where).",
         envvar="SNIP_OUT",
         rich_help_panel="Data",
     ),
@@ -321,7 +334,7 @@ def _not_given(context: typer.Context, chosen: dict[str, Any], out: Path) -> dic
         whose = "of the last `snip dedup` here"
         if not Layout(out).settings.exists():
             whose = "that the outputs here were made with"
-        typer.echo(f"{out}: settings {whose}: {said}", err=True)
+        typer.echo(f"{named(out)}: settings {whose}: {said}", err=True)
     return found
 
 

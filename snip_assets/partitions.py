@@ -7,6 +7,7 @@ from itertools import dropwhile
 
 import dagster as dg
 
+from .engine import remote_outputs
 from .engine import shards as engine_shards
 from .engine.errors import BadInputError, StaleOutputError
 from .engine.layout import Layout
@@ -65,6 +66,8 @@ def announce(instance: dg.DagsterInstance, layout: Layout) -> list[str]:
     StaleOutputError
         Dagster's records belong to another data set.
     """
+    # Runs elsewhere must find them.
+    remote_outputs.send(layout.root)
     name = str(shards.name)
     known = list(instance.get_dynamic_partitions(name))
     keys = engine_shards.load(layout).keys

@@ -18,7 +18,15 @@ from .engine.layout import Layout
 from .engine.settings import Settings
 from .engine.shards import Source
 from .engine.storage.remote_files import as_path
-from .options import default_out, default_source, known_settings, settings_options, variable
+from .options import (
+    default_out,
+    default_source,
+    known_settings,
+    named,
+    out_folder,
+    settings_options,
+    variable,
+)
 
 
 def _bound(name: str, default: float, description: str) -> Any:
@@ -39,7 +47,7 @@ class DataSet(_SettingsFields):
 
     features: str = Field(description="Folder or url of img_emb_{key}.npy (SNIP_FEATURES).")
     metadata: str = Field(description="Folder or url of metadata_{key}.parquet (SNIP_METADATA).")
-    out: str = Field(description="Output folder (SNIP_OUT).")
+    out: str = Field(description="Output folder or url (SNIP_OUT).")
 
     @classmethod
     def of(cls, source: Source, out: Path, settings: Settings) -> DataSet:
@@ -47,7 +55,7 @@ class DataSet(_SettingsFields):
         return cls(
             features=str(source.features),
             metadata=str(source.metadata),
-            out=str(out),
+            out=named(out),
             **settings.__dict__,
         )
 
@@ -83,8 +91,8 @@ class DataSet(_SettingsFields):
 
     @property
     def layout(self) -> Layout:
-        """Where the outputs lie."""
-        return Layout(Path(self.out))
+        """Where the outputs lie; of a url, in its working copy."""
+        return Layout(out_folder(self.out))
 
     @property
     def settings(self) -> Settings:

@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from snip_assets.dead_runs import tag
-from snip_assets.engine import progress
+from snip_assets.engine import progress, remote_outputs
 from snip_assets.engine.errors import SnipError
 from snip_assets.engine.storage.files import CODE_VERSION
 from snip_assets.partitions import backfill_policy, chosen
@@ -61,6 +61,8 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
     try:
         with shown:
             yield
+        # Before Dagster starts what follows, perhaps on another machine.
+        remote_outputs.send()
         seconds = time.monotonic() - started
         context.log.info(f"{context.op_def.name}: done in {seconds:.1f} s")
     except SnipError as error:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from snip_assets.options import DEFAULT_OUT, Out
+from snip_assets.options import DEFAULT_OUT, Out, named
 
 _MODULE = ["-m", "snip_assets.definitions"]
 _RUNS = (["asset", "materialize"], ["job", "execute"])
@@ -65,7 +65,9 @@ def _dagster(arguments: list[str], out: Path) -> int:
     layout = Layout(out)
     source = load(layout).source if layout.registry.exists() else None
     if source is None:
-        typer.echo(f"{out}: no shards registered here yet; see `snip shards sync`.", err=True)
+        typer.echo(
+            f"{named(out)}: no shards registered here yet; see `snip shards sync`.", err=True
+        )
     variables = {**os.environ, **home.environment(layout, source)}
     if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
         _warn_of_settings(variables)
@@ -102,7 +104,7 @@ def _warn_of_settings(variables: dict[str, str]) -> None:
     data = DataSet.from_environment(variables)
     if found := made_otherwise(data.run()):
         typer.echo(
-            f"warning: {', '.join(found)} in {data.layout.root} had other settings than runs will "
+            f"warning: {', '.join(found)} in {data.out} had other settings than runs will "
             f"have here (max_distance {data.max_distance:g}, codec {data.codec}, ...), and would "
             "be made again. Export those that they were made with, such as SNIP_MAX_DISTANCE, or "
             "unset variables that say otherwise.",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from snip_assets.options import Json
+from snip_assets.options import Json, out_folder
 
 PANEL = "After a run"
 
@@ -32,7 +32,12 @@ def register(app: typer.Typer) -> None:
 
 
 def recut(
-    root: Annotated[Path, typer.Argument(help="Output folder of a finished run.")],
+    root: Annotated[
+        Path,
+        typer.Argument(
+            parser=out_folder, metavar="PATH|URL", help="Output folder of a finished run."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Another folder for the new outputs.")] = None,
     max_distance: Annotated[
         list[float] | None,

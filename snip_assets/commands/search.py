@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snip_assets.options import Json, default_out, use_noted
+from snip_assets.options import Json, default_out, out_folder, use_noted
 
 if TYPE_CHECKING:
     from snip_assets.engine.search import Queries
@@ -55,6 +55,8 @@ def search(
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=out_folder,
+            metavar="PATH|URL",
             help="Output folder of `snip dedup`.",
             show_default="SNIP_OUT or out/demo, where no other data is named",
             rich_help_panel=DATA,

@@ -13,6 +13,7 @@ from snip_assets.options import (
     Metadata,
     Out,
     chosen_source,
+    named,
 )
 
 _NOTED = "noted in ./.env: `dagster` commands in this folder work on this data set"
@@ -43,15 +44,16 @@ def sync(
     source = chosen_source(features, metadata, out)
     data = DataSet.of(source, out, Settings())
     new = graph.sync(data, limit_shards)
+    where = named(out)
     registry = load(data.layout)
     typer.echo(
-        f"{len(new)} new shards, {len(registry.shards)} in all, {registry.rows:,} rows: {out}"
+        f"{len(new)} new shards, {len(registry.shards)} in all, {registry.rows:,} rows: {where}"
     )
     if home.remember(data.layout, source):
         typer.echo(_NOTED)
     else:
         typer.echo(
-            f"`snip ui --out {out}` and `snip dagster --out {out} ...` work on it (./.env is "
+            f"`snip ui --out {where}` and `snip dagster --out {where} ...` work on it (./.env is "
             "written where a workspace.yaml names snip_assets.definitions, and for paths without "
             "quotes and dollar signs)"
         )
@@ -63,6 +65,7 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
     from snip_assets.engine.errors import SnipError
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.settings import Settings
+    from snip_assets.engine.storage.files import read_manifest
     from snip_assets.report import terminal
 
     run = stations.Run(Layout(out), Settings())
@@ -80,7 +83,8 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
             "first row": s.start,
             "rows": s.rows,
             "dimension": s.dim,
-            "pairs": s.key not in unpaired and run.layout.duplicate_pairs(s.key).is_file(),
+            "pairs": s.key not in unpaired
+            and read_manifest(run.layout.duplicate_pairs(s.key)) is not None,
             "published": s.key not in unpublished,
         }
         for s in run.registry.shards
@@ -88,7 +92,7 @@ def list_shards(out: Out = DEFAULT_OUT, json: Json = False) -> None:
     if json:
         terminal.as_json(rows)
     else:
-        terminal.table(str(out), list(rows[0]), [list(row.values()) for row in rows])
+        terminal.table(named(out), list(rows[0]), [list(row.values()) for row in rows])
 
 
 def withdraw(
@@ -103,10 +107,10 @@ def withdraw(
     layout = Layout(out)
     with home.instance(layout) as instance:
         gone = partitions.withdraw(instance, layout, keys)
-    left = load(layout)
+    left, where = load(layout), named(out)
     typer.echo(
-        f"{len(gone)} withdrawn, {len(left.shards)} shards left, {left.rows:,} rows: {out}\n"
-        f"`snip dedup --out {out}` decides about the others anew; what lies in "
+        f"{len(gone)} withdrawn, {len(left.shards)} shards left, {left.rows:,} rows: {where}\n"
+        f"`snip dedup --out {where}` decides about the others anew; what lies in "
         f"{left.source.features} is registered again by it, and by the sensor `new_shards`: move "
         "files away that should stay out."
     )
@@ -130,7 +134,7 @@ def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAUL
         registry = moved.move(layout, source)
     typer.echo(
         f"{len(registry.shards)} shards lie in {registry.source.features} and "
-        f"{registry.source.metadata} now: {out}"
+        f"{registry.source.metadata} now: {named(out)}"
     )
     if home.remember(layout, registry.source):
         typer.echo(_NOTED)

@@ -10,7 +10,7 @@ import typer
 
 from snip_assets.engine.layout import WHOLE, Layout
 from snip_assets.engine.settings import Settings
-from snip_assets.options import DEFAULT_OUT, Json, Out, with_settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, named, with_settings
 
 if TYPE_CHECKING:
     from snip_assets.engine.stations import Run
@@ -148,7 +148,7 @@ def _run(settings: Settings, out: Path, json: bool, *wanted: tuple[str, list[str
         for row in rows:
             if (peak := row.get("peak_memory")) is not None:
                 row["peak_memory"] = f"{peak / 1e9:.2f} GB"
-        terminal.table(str(out), columns, [[r.get(c) for c in columns] for r in rows])
+        terminal.table(named(out), columns, [[r.get(c) for c in columns] for r in rows])
 
 
 def _manifests(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .errors import BadInputError
 from .layout import STATIONS, local
+from .storage import working_copies
 from .storage.remote_files import is_remote
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def from_sources(root: Path, source: Source) -> None:
 
 def place(folder: Path) -> str:
     """One text for all names of a folder or url, with a slash at its end."""
+    copy = working_copies.of(folder)
+    if copy is not None and folder == copy.root:
+        folder = copy.url
     return (str(folder) if is_remote(folder) else str(folder.resolve())).rstrip("/") + "/"
 
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from . import choices, shards
 from .errors import StaleOutputError
@@ -21,6 +20,7 @@ from .run import Run
 from .sample import random_shards, rows_of
 from .shards import Shard
 from .storage.files import digest_of, open_npy, read_manifest, require
+from .storage.parquet_source import parquet_rows
 from .truth import true_pairs
 from .verify import distances
 
@@ -103,7 +103,7 @@ def with_pairs(run: Run) -> list[Shard]:
 def sample_pairs(run: Run, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random pairs of all shards: `row` and `earlier_row`, uint64."""
     found = with_pairs(run)
-    counts = [pq.read_metadata(run.layout.duplicate_pairs(s.key)).num_rows for s in found]
+    counts = [parquet_rows(run.layout.duplicate_pairs(s.key)) for s in found]
     ends = np.cumsum(counts)
     total = int(ends[-1])
     chosen = np.random.default_rng(seed).choice(total, min(sample, total), replace=False)

@@ -16,6 +16,7 @@ from .shards import load
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
+from .storage.transfers import to_remote, writing
 
 RESULT = ("dup_bitmap", "deduped_metadata", "drop_list")
 # Beside the outputs of all stations where they are a copy.
@@ -56,9 +57,9 @@ def copy_out(layout: Layout, to: str, *, every: bool = False) -> Count:
     if isinstance(root, Path):
         if like_url(to) and "://" not in to:
             raise BadInputError(f"{to}: neither a path nor a url; a url has two slashes.")
-        if root.resolve() == layout.root.resolve():
-            raise BadInputError(f"{to}: this is the output folder itself; give another place.")
         apart.from_outputs(root)
+    if apart.place(root) == apart.place(layout.root):
+        raise BadInputError(f"{to}: this is the output folder itself; give another place.")
     apart.from_sources(root, load(layout).source)
     if exists(root / manifest_path(layout.duplicate_groups).name) and not exists(root / MARK):
         raise BadInputError(f"{to}: holds another run, or one that was recut; give another place.")
@@ -133,20 +134,15 @@ def _copy(path: Path, target: Any, count: Count) -> None:
     if size <= BLOCK and exists(target) and target.read_bytes() == path.read_bytes():
         count.there += 1
         return
-    try:
-        if isinstance(target, Path):
+    if isinstance(target, Path):
+        with writing(target), open(path, "rb") as source:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "rb") as source, target.open("wb") as copy:
-            while block := source.read(BLOCK):
-                copy.write(block)
-        written = target.stat().st_size
-    except Exception as error:
-        # Each store has errors of its own: of the network, of credentials, of the service.
-        raise DownloadError(
-            f"{target}: cannot be written ({type(error).__name__}: {error}); once that is mended, "
-            "the same command goes on from here."
-        ) from error
-    if written != size:
-        raise DownloadError(f"{target}: {written} bytes arrived of {size}; run again.")
+            with target.open("wb") as copy:
+                while block := source.read(BLOCK):
+                    copy.write(block)
+        if target.stat().st_size != size:
+            raise DownloadError(f"{target}: not all of {size} bytes arrived; run again.")
+    else:
+        to_remote(path, target)
     count.copied += 1
     count.bytes += size

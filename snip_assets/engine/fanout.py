@@ -1,9 +1,9 @@
 """The shards of one station on several machines, through a Dask scheduler that already runs.
 
 A task is the station itself, called for one shard (for some shards, where a station reads the whole
-index once for all of them). Workers see the output folder and the source under the same paths as
-the caller; files are all that they share. Dask gives the shards of a lost worker to another one,
-which skips what the lost one had finished.
+index once for all of them). Workers see the output folder and the source under the same paths or
+urls as the caller; files are all that they share. Dask gives the shards of a lost worker to
+another one, which skips what the lost one had finished.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
+from . import remote_outputs
 from .errors import BadInputError, SnipError, StaleOutputError
 from .layout import Layout
 from .progress import task
@@ -72,8 +72,10 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
         return station(run, keys)
     wanted = [shard.key for shard in run.registry.only(keys)]
     name = station.__name__
-    root = run.layout.root.resolve()
-    here = {"root": str(root), "registry": checksum(run.layout.registry), "code": _code()}
+    # What workers read must be where they see it.
+    remote_outputs.send(run.layout.root)
+    root = remote_outputs.named(run.layout.root.resolve())
+    here = {"root": root, "registry": checksum(run.layout.registry), "code": _code()}
     settings = asdict(replace(run.settings, compute=LOCAL))
     with _client(run.settings.compute) as client, task(name, len(wanted), "shards") as bar:
         batches = _batches(name, wanted, len(client.scheduler_info(n_workers=-1)["workers"]))
@@ -86,6 +88,7 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
             for n, batch in enumerate(batches)
         }
         found = list(_results(client, futures, bar.advance))
+    remote_outputs.refresh(run.layout.root)
     return _judge(found, wanted)
 
 
@@ -212,8 +215,12 @@ def _work(
     station: Station = getattr(stations, name)
     with _one_at_a_time:
         try:
-            _same_files(here)
-            return station(Run(Layout(Path(here["root"])), Settings(**settings)), keys)
+            layout = Layout(remote_outputs.folder(here["root"]))
+            remote_outputs.refresh(layout.root)
+            _same_files(layout, here)
+            made = station(Run(layout, Settings(**settings)), keys)
+            remote_outputs.send(layout.root)
+            return made
         except SnipError as error:
             logging.getLogger(__name__).warning("%s %s: %s", name, ", ".join(keys), error)
             return error
@@ -224,8 +231,8 @@ def _code() -> str:
     return digest_of([CODE_VERSION, [f.name for f in fields(Settings)]])
 
 
-def _same_files(here: dict[str, str]) -> None:
-    host, layout = socket.gethostname(), Layout(Path(here["root"]))
+def _same_files(layout: Layout, here: dict[str, str]) -> None:
+    host = socket.gethostname()
     if here["code"] != _code():
         raise ComputeError(
             f"the worker on {host} runs another version of snip_assets; install the same one on "

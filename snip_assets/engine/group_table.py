@@ -36,6 +36,7 @@ from .pair_files import Copies
 from .representatives import Representatives
 from .storage.external_sort import PairSorter
 from .storage.files import atomic_path, open_npy
+from .storage.working_copies import here
 
 MOST_REPRESENTATIVES = 16
 BLOCK_ROWS = 1 << 20
@@ -172,7 +173,7 @@ def top_groups(
         Of `groups.parquet`, with `group` and those of `most`.
     """
     best = {by: SCHEMA.empty_table().select(list(columns)) for by in most}
-    with pq.ParquetFile(folder / "groups.parquet") as file:
+    with pq.ParquetFile(here(folder / "groups.parquet")) as file:
         for batch in file.iter_batches(BATCH_GROUPS, columns=list(columns)):
             table = pa.Table.from_batches([batch])
             for by, count in most.items():

@@ -37,6 +37,7 @@ from .storage.files import (
 )
 from .storage.folders import remove
 from .storage.resident import trim
+from .storage.working_copies import here
 from .tally import tally
 from .trained import TrainedIndex
 
@@ -280,7 +281,7 @@ def export(layout: Layout, path: Path) -> None:
 def read_segments(folder: Path) -> list[dict[str, Any]]:
     """The segments of a `snip_index` folder: name, keys, rows."""
     try:
-        return json.loads((folder / "segments.json").read_text())
+        return json.loads(here(folder / "segments.json").read_text())
     except FileNotFoundError as error:
         raise StaleOutputError(f"{folder}: no index here; materialise snip_index first.") from error
     except ValueError as error:

@@ -40,8 +40,9 @@ def local(folder: Path) -> Path:
     if like_url(str(folder)):
         url = re.sub(":/+", "://", str(folder), count=1)
         raise BadInputError(
-            f"{url}: a url; outputs and copies of sources need a local or mounted folder "
-            "(renames, locks, memory maps). `snip publish --to URL` copies the result."
+            f"{url}: a url, where a local or mounted folder is needed (renames, locks, memory "
+            "maps). `--out` and SNIP_OUT take urls with two slashes; `snip publish --to URL` "
+            "copies a result."
         )
     return folder
 

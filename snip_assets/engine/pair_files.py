@@ -24,6 +24,7 @@ from . import progress
 from .errors import BadInputError
 from .sample import drawn
 from .storage.row_file import file_state
+from .storage.working_copies import here
 from .threads import prefetch
 
 BLOCK_PAIRS = 1 << 20
@@ -239,7 +240,7 @@ class _Held:
 
     def get(self, path: Path) -> tuple[tuple[int, ...], PairBlock | None]:
         """State of a file now, and its pairs if they are known."""
-        state = file_state(path.stat())
+        state = file_state(here(path).stat())
         with self._lock:
             known = self._found.get(path.name) if path.parent == self._folder else None
         return state, known[1] if known and known[0] == state else None

@@ -24,6 +24,7 @@ from .query_rows import QueryReader, QueryShard
 from .settings import Settings
 from .storage.files import atomic_path
 from .storage.resident import trim
+from .storage.working_copies import here
 from .threads import ordered_map
 from .verify import Pairs, Rows, Verifier
 from .waiting import Waiting
@@ -218,5 +219,5 @@ def write_pairs(path: Path, pairs: Pairs) -> None:
 
 def read_pairs(path: Path) -> Pairs:
     """All pairs of a shard."""
-    table = pq.read_table(path, schema=SCHEMA)
+    table = pq.read_table(here(path), schema=SCHEMA)
     return Pairs(*(table[name].to_numpy() for name in SCHEMA.names))

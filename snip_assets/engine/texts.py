@@ -14,6 +14,7 @@ import pyarrow as pa
 from numba import njit
 
 from .storage.resident import watch
+from .storage.working_copies import here
 
 BITS = 7
 
@@ -56,7 +57,7 @@ class Texts:
     """
 
     def __init__(self, path: Path, column: str) -> None:
-        self._whole = np.memmap(path, np.uint8, "r")
+        self._whole = np.memmap(here(path), np.uint8, "r")
         watch(self._whole)
         self._words = self._whole[: len(self._whole) // 8 * 8].view(np.int64)
         file = pa.ipc.open_file(pa.py_buffer(self._whole))

@@ -16,6 +16,7 @@ from snip_assets.engine.searcher import open_searcher
 from snip_assets.engine.shards import Shard, load
 from snip_assets.engine.storage.files import open_npy, read_manifest
 from snip_assets.engine.storage.parquet_source import parquet_file
+from snip_assets.engine.storage.working_copies import here
 
 
 def find(layout: Layout, name: str) -> int:
@@ -57,7 +58,7 @@ def about(layout: Layout, row: int, nearest: int = 10) -> dict[str, Any]:
         known |= _decision(layout, row)
     if read_manifest(layout.duplicate_pairs(shard.key)) is not None:
         chosen = [("row", "=", row)]
-        pairs = pq.read_table(layout.duplicate_pairs(shard.key), filters=chosen).to_pylist()
+        pairs = pq.read_table(here(layout.duplicate_pairs(shard.key)), filters=chosen).to_pylist()
         known["earlier_duplicates"] = [
             {"earlier_row": p["earlier_row"], "distance": p["distance"]} for p in pairs
         ]
@@ -87,7 +88,8 @@ def _decision(layout: Layout, row: int) -> dict[str, Any]:
         return {}
     label, kept_row = int(labels[row]), int(open_npy(folder / "kept_row.npy")[row])
     distance = float(open_npy(folder / "kept_distance.npy")[row])
-    found = pq.read_table(folder / "groups.parquet", filters=[("group", "=", label)]).to_pylist()
+    groups = here(folder / "groups.parquet")
+    found = pq.read_table(groups, filters=[("group", "=", label)]).to_pylist()
     group = found[0] if found else {"size": 1, "representative": row, "kept": 1}
     return {
         "kept": kept_row == row,

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
+
+from snip_assets.engine.storage.parquet_source import parquet_file
 
 BLUE = "#4f43dd"
 MOST_BINS = 60
@@ -51,7 +52,7 @@ def of_facts(facts: Mapping[str, Any]) -> dict[str, str]:
 def group_sizes(groups: Path) -> str:
     """Histogram of the sizes of groups, in steps of two, from `groups.parquet`."""
     counts = np.zeros(64, np.int64)
-    with pq.ParquetFile(groups) as file:
+    with parquet_file(groups) as file:
         for batch in file.iter_batches(columns=["size"]):
             sizes = batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)
             counts += np.bincount(np.log2(sizes).astype(int), minlength=64)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from snip_assets.engine import audit, choices, recut
 from snip_assets.engine.choices import AUTO
@@ -148,7 +147,7 @@ def versions() -> dict[str, str]:
 def group_sizes(run: Run) -> list[tuple[int, int]]:
     """(size, how many groups), by size."""
     counts: dict[int, int] = {}
-    with pq.ParquetFile(run.layout.duplicate_groups / "groups.parquet") as file:
+    with parquet_file(run.layout.duplicate_groups / "groups.parquet") as file:
         for batch in file.iter_batches(columns=["size"]):
             sizes, times = np.unique(batch.column(0).to_numpy(), return_counts=True)
             for size, number in zip(sizes.tolist(), times.tolist(), strict=True):

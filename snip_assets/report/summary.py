@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from snip_assets.engine import shards
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.remote_outputs import named
 from snip_assets.engine.storage.files import open_npy, read_manifest
+from snip_assets.engine.storage.parquet_source import parquet_rows
 
 
 def summary(layout: Layout) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def summary(layout: Layout) -> dict[str, Any]:
             # Registered since, or refused: it has no pairs.
             without += 1
             continue
-        pairs += pq.ParquetFile(layout.duplicate_pairs(key)).metadata.num_rows
+        pairs += parquet_rows(layout.duplicate_pairs(key))
         copies += int(manifest.facts.get("exact_copies", 0))
     dropped = int(np.count_nonzero(open_npy(layout.dup_bitmap / "dup_bitmap.npy")))
     index = read_manifest(layout.snip_index)
@@ -38,15 +39,15 @@ def summary(layout: Layout) -> dict[str, Any]:
         "shards_not_compared": without,
         "exact_copies": copies,
         "pairs": pairs,
-        "groups": pq.ParquetFile(layout.duplicate_groups / "groups.parquet").metadata.num_rows,
+        "groups": parquet_rows(layout.duplicate_groups / "groups.parquet"),
         "dropped": dropped,
         "kept": registry.rows - dropped,
         "index_bytes_per_row": index.facts["bytes_per_row"] if index else None,
         "outputs": {
-            "report": str(layout.dedup_report / "index.html"),
-            "cleaned metadata": str(layout.deduped_metadata("{key}")),
-            "dropped rows": str(layout.drop_list("{key}")),
-            "bitmap": str(layout.dup_bitmap / "dup_bitmap.npy"),
-            "pairs": str(layout.duplicate_pairs("{key}")),
+            "report": named(layout.dedup_report / "index.html"),
+            "cleaned metadata": named(layout.deduped_metadata("{key}")),
+            "dropped rows": named(layout.drop_list("{key}")),
+            "bitmap": named(layout.dup_bitmap / "dup_bitmap.npy"),
+            "pairs": named(layout.duplicate_pairs("{key}")),
         },
     }

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from snip_assets.engine import fanout, stations
+from snip_assets.engine import fanout, remote_outputs, stations
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.fanout import ComputeError, fan_out
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, register
+from snip_assets.engine.storage import working_copies
 from snip_assets.engine.storage.files import checksum
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 
@@ -77,15 +78,15 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     worker = ["dask_worker", *common, "--nthreads", "1", "--no-nanny", "--host", "127.0.0.1"]
     worker += ["--preload", "snip_assets.engine.stations"]
     commands = [scheduler, *([*worker, "--name", str(n)] for n in range(2))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{name}", *arguments],
-            env=environment,
+            # Like machines that have no folder in common.
+            env=os.environ | {"OMP_NUM_THREADS": "1", remote_outputs.PLACE: f"{tmp_path}/{n}"},
             cwd=tmp_path,
             stderr=subprocess.DEVNULL,
         )
-        for name, *arguments in commands
+        for n, (name, *arguments) in enumerate(commands)
     ]
     try:
         address = _wait_for(file, processes)
@@ -163,6 +164,27 @@ def test_a_killed_worker_and_the_same_bytes(
     assert len(expected) > 6 * SHARDS
     assert _digests(there) == expected
     assert not list(there.rglob(".tmp-*"))
+
+
+def test_workers_that_share_a_url_alone_make_the_same_bytes(
+    cluster: Cluster, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(remote_outputs.PLACE, str(tmp_path / "caller"))
+    monkeypatch.setattr(remote_outputs, "_open", {})
+    monkeypatch.setattr(working_copies, "_open", {})
+    _whole_pipeline(tmp_path / "local", source, Settings(check="size"))
+    # A store that needs no server: fsspec's own, of local files.
+    there = tmp_path / "store" / "run"
+    there.parent.mkdir()
+    out = remote_outputs.folder(f"local://{there}")
+    killed = threading.Event()
+    threading.Thread(target=cluster.kill_with_work, args=[killed], daemon=True).start()
+    _whole_pipeline(out, source, Settings(check="size", compute=cluster.address))
+    remote_outputs.send()
+    assert killed.is_set(), "the worker never had work to be killed with"
+    assert _digests(there) == _digests(tmp_path / "local")
+    # The worker that was not killed had a folder of its own.
+    assert len([*tmp_path.glob("2/run-*/clip_features/*.npy")]) > 1
 
 
 def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> None:

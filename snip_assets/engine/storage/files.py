@@ -24,13 +24,14 @@ import xxhash
 
 from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
 
-from . import comparisons, flushing
+from . import comparisons, flushing, working_copies
 from .folders import remove, replace_folder, temporary_of
 from .npy_faults import npy_reason, undisturbed
 from .npy_maps import mapped
 from .resident import watch
 
 BLOCK = 1 << 22
+MANIFEST = ".manifest.json"
 CODE_VERSION = "5"
 CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -63,6 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             flushing.flush(temporary, path.parent)
             temporary.replace(path)
+        working_copies.written(path)
     except DiskFullError:
         raise
     except Exception as error:
@@ -123,6 +125,7 @@ def open_npy(path: Path) -> np.ndarray:
         from .remote_files import open_npy as open_remote
 
         return open_remote(path)
+    working_copies.here(path)
     try:
         array = undisturbed(lambda: mapped(path))
     except FileNotFoundError as error:
@@ -225,7 +228,7 @@ class Manifest:
 @lru_cache(1 << 16)
 def manifest_path(output: Path) -> Path:
     """Where the manifest of an output lies."""
-    return output.parent / f"{output.name}.manifest.json"
+    return output.parent / f"{output.name}{MANIFEST}"
 
 
 def _members(output: Path) -> list[Path]:
@@ -318,15 +321,16 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
     level
         "size" compares sizes; "recent" also checksums, unless these very files held before (see
         `comparisons`); "full" checksums in any case. Where a file is newer than its manifest, as a
-        killed run may leave it, "size" is taken for "recent".
+        killed run may leave it, "size" is taken for "recent". In a working copy, "full" alone has
+        files come that are not here; what comes is compared then.
     """
-    entries = {output.parent / name: entry for name, entry in manifest.files.items()}
-    found = []
+    files = working_copies.here_or_fetched(output, manifest.files, fetch=level == "full")
+    entries, found = {output.parent / name: entry for name, entry in files.items()}, []
     for member, entry in entries.items():
         if not member.is_file():
             found.append(f"{member}: missing")
-        elif member.stat().st_size != entry["bytes"]:
-            found.append(f"{member}: {member.stat().st_size} bytes, not {entry['bytes']}")
+        elif (size := member.stat().st_size) != entry["bytes"]:
+            found.append(f"{member}: {size} bytes, not {entry['bytes']}")
     if found or (level == "size" and not _newer(output, entries)):
         return found
     level = "recent" if level == "size" else level

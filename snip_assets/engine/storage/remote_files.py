@@ -118,7 +118,8 @@ def is_remote(path: Path) -> bool:
 
 
 @contextmanager
-def _reading(path: Any) -> Iterator[None]:
+def reading(path: Any) -> Iterator[None]:
+    """Name the file, and the cure where there is one, in whatever a store fails with."""
     try:
         yield
     except SnipError:
@@ -132,8 +133,17 @@ def _reading(path: Any) -> Iterator[None]:
         raise DownloadError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
 
 
-def _info(path: Any) -> dict[str, Any]:
-    with _reading(path):
+def info_of(path: Any) -> dict[str, Any]:
+    """What a store tells of a file now.
+
+    Raises
+    ------
+    BadInputError
+        There is no such file, or no access to it.
+    DownloadError
+        The store cannot be reached.
+    """
+    with reading(path):
         # Not every store knows `refresh=True`.
         path.fs.invalidate_cache()
         info = path.fs.info(path.path)
@@ -145,7 +155,8 @@ def _info(path: Any) -> dict[str, Any]:
     return info
 
 
-def _state(info: dict[str, Any]) -> str:
+def state_of(info: dict[str, Any]) -> str:
+    """Changes when a file does, of which a store tells this."""
     stamp = next((_stamp(info[name]) for name in _STAMPS if info.get(name)), "")
     return f"{info['size']}-{xxhash.xxh3_64_intdigest(stamp.encode())}"
 
@@ -159,12 +170,12 @@ def _stamp(value: Any) -> str:
 
 def remote_state(path: Path) -> str:
     """Changes when the remote file does; read without its contents."""
-    return _state(_info(path))
+    return state_of(info_of(path))
 
 
 def _listed(folder: Any) -> dict[str, dict[str, Any]]:
     """Name -> what the store tells of each file in a remote folder, listed anew."""
-    with _reading(folder):
+    with reading(folder):
         folder.fs.invalidate_cache()
         found = folder.fs.ls(folder.path, detail=True)
     files_only = [info for info in found if info["type"] == "file"]
@@ -185,7 +196,7 @@ def remote_states(folder: Any, known: Callable[[str], bool]) -> list[tuple[str, 
     found: list[tuple[str, str | None]] = []
     for name, info in _listed(folder).items():
         if info.get("size") is not None:
-            found.append((name, _state(info)))
+            found.append((name, state_of(info)))
         else:
             found.append((name, None if known(name) else remote_state(folder / name)))
     return found
@@ -202,7 +213,7 @@ def exists(path: Path) -> bool:
     if not is_remote(path):
         return path.exists()
     remote: Any = path
-    with _reading(path):
+    with reading(path):
         remote.fs.invalidate_cache()
         return remote.fs.exists(remote.path)
 
@@ -215,7 +226,7 @@ class _Handle:
 
     def read(self, *size: int) -> bytes:
         """Some bytes from where it stands, all without a size."""
-        with _reading(self._path):
+        with reading(self._path):
             return self._handle.read(*size)
 
     def __getattr__(self, name: str) -> Any:
@@ -224,7 +235,7 @@ class _Handle:
 
 def open_file(path: Any) -> Any:
     """A handle that reads by ranges."""
-    with _reading(path):
+    with reading(path):
         return _Handle(path, path.fs.open(path.path, "rb"))
 
 
@@ -236,8 +247,8 @@ def npy_header(path: Any) -> tuple[tuple[int, ...], np.dtype]:
     BadInputError
         No .npy file, one of Python objects, or one whose size is not what its header says.
     """
-    size = _info(path)["size"]
-    with _reading(path):
+    size = info_of(path)["size"]
+    with reading(path):
         first = path.fs.cat_file(path.path, start=0, end=min(size, HEADER))
     try:
         (shape, _, dtype), begin = undisturbed(lambda: _header(first))
@@ -282,8 +293,8 @@ def open_npy(path: Any) -> np.ndarray:
 
 def _held(cache: Cache, path: Any) -> tuple[Path, int]:
     """The copy of a file, fetched if need be, and a handle whose lock keeps it from eviction."""
-    info = _info(path)
-    local = cache.folder / f"{files.digest_of([str(path), _state(info)])}-{path.name}"
+    info = info_of(path)
+    local = cache.folder / f"{files.digest_of([str(path), state_of(info)])}-{path.name}"
     while True:
         with lock(local):
             # A copy of another length was cut by other hands: it is fetched again.
@@ -301,8 +312,20 @@ def _held(cache: Cache, path: Any) -> tuple[Path, int]:
 
 
 def _fetch(path: Any, size: int, local: Path) -> None:
-    with files.atomic_path(local) as temporary, open(temporary, "wb") as copy:
-        with _reading(path), path.fs.open(path.path, "rb", block_size=BLOCK) as remote:
+    with files.atomic_path(local) as temporary:
+        download(path, size, temporary)
+
+
+def download(path: Any, size: int, target: Path) -> None:
+    """Copy a remote file of a known size to a local place.
+
+    Raises
+    ------
+    DownloadError
+        Another number of bytes came, or the store failed.
+    """
+    with open(target, "wb") as copy:
+        with reading(path), path.fs.open(path.path, "rb", block_size=BLOCK) as remote:
             while block := remote.read(BLOCK):
                 copy.write(block)
         if copy.tell() != size:

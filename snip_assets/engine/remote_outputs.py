@@ -1,0 +1,127 @@
+"""Output folders at urls: each has a working copy here, in which the stations work.
+
+`storage.working_copy` says how the two are kept alike.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from . import copy_out, forecast
+from .errors import BadInputError, without_secrets
+from .layout import STATIONS
+from .storage import working_copies
+from .storage.files import digest_of
+from .storage.locations import local_path
+from .storage.remote_files import as_path, exists, home_expanded, is_remote
+from .storage.working_copy import Parts, WorkingCopy
+
+# Where working copies lie, and how many GB each may take.
+PLACE, LIMIT = "SNIP_WORK", "SNIP_WORK_GB"
+PARTS = Parts(
+    files=frozenset(
+        ("shards.json", "row_offsets.npy", "settings.json", "reviewed_pairs.parquet", forecast.FILE)
+    ),
+    plain=frozenset(("audit",)),
+    sealed=frozenset((*STATIONS, "dedup_report", "published")),
+    # Read by what asks for folders and JSON; small.
+    at_once=frozenset(("metadata", "snip_model", "trained_index", "dedup_report")),
+)
+# Seconds after which a process looks again for what other machines have sent.
+FRESH = 30.0
+_READ_ONLY = ("http", "https")
+_opening = threading.Lock()
+
+
+def folder(text: str | Path) -> Path:
+    """The folder in which an output folder is worked on: itself, or the working copy of a url.
+
+    Raises
+    ------
+    BadInputError
+        No such kind of url is known, or nothing can be written there; or it holds a copy that
+        `snip publish` made.
+    DownloadError
+        The url cannot be reached.
+    """
+    given = str(text)
+    if "://" not in given:
+        return home_expanded(given)
+    if (here := local_path(given)) is not None:
+        return here
+    with _opening:
+        copy = _open.get(given) or _opened(given)
+        if time.monotonic() - copy.refreshed > FRESH:
+            copy.refresh()
+        return copy.root
+
+
+_open: dict[str, WorkingCopy] = {}
+
+
+def _opened(url: str) -> WorkingCopy:
+    there: Any = as_path(url)
+    if not is_remote(there) or there.protocol in _READ_ONLY:
+        raise BadInputError(
+            f"{url}: outputs cannot be written there; give a folder, s3:// or gs://."
+        )
+    if exists(there / copy_out.MARK):
+        raise BadInputError(
+            f"{url}: holds a copy that `snip publish` made; give the output folder of the run "
+            "itself, or another place."
+        )
+    name = f"{there.name or 'out'}-{digest_of(str(there))[:12]}"
+    copy = WorkingCopy(_place() / name, there, PARTS, int(_limit_gb() * 1e9))
+    copy.refresh()
+    working_copies.add(copy)
+    _open[url] = copy
+    return copy
+
+
+def _place() -> Path:
+    if given := os.environ.get(PLACE):
+        return home_expanded(given).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(cache) / "snip_assets" / "outputs").absolute()
+
+
+def _limit_gb() -> float:
+    text = os.environ.get(LIMIT, "0")
+    try:
+        return max(float(text), 0.0)
+    except ValueError as error:
+        raise BadInputError(f"{LIMIT}={text}: not a number; change it or unset it.") from error
+
+
+def refresh(root: Path) -> None:
+    """Take what other machines have sent to the url of a working copy; else do nothing."""
+    if (copy := working_copies.of(root)) is not None:
+        copy.refresh()
+
+
+def send(root: Path | None = None) -> None:
+    """Wait until all that was made in a working copy (in all of this process) lies at its url.
+
+    Raises
+    ------
+    DownloadError
+        The url cannot be reached, or refuses a file; what was made is kept, and sent the next time.
+    """
+    copies = working_copies.every() if root is None else [working_copies.of(root)]
+    for copy in copies:
+        if copy is not None:
+            copy.send()
+
+
+def named(path: Path) -> str:
+    """What a user calls a path: below the url in a working copy, else itself."""
+    copy = working_copies.of(path)
+    if copy is None:
+        return str(path)
+    below = path.relative_to(copy.root).as_posix()
+    url = str(copy.url if below == "." else copy.url / below)
+    return without_secrets(url)

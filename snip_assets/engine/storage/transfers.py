@@ -1,0 +1,106 @@
+"""Files sent to a store, taken from there, listed and removed there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from snip_assets.engine.errors import DiskFullError, SnipError
+
+from .files import is_full
+from .remote import DownloadError
+from .remote_files import download, info_of, reading, state_of
+
+
+@contextmanager
+def writing(place: Any) -> Iterator[None]:
+    """Name the file and the cure in whatever a store fails with."""
+    try:
+        yield
+    except SnipError:
+        raise
+    except Exception as error:
+        # Each store has errors of its own: of the network, of credentials, of the service.
+        raise DownloadError(
+            f"{place}: cannot be written ({type(error).__name__}: {error}); once that is mended, "
+            "the same command goes on from here."
+        ) from error
+
+
+def to_remote(path: Path, place: Any) -> str:
+    """Send a file, and return the state that it has there.
+
+    Raises
+    ------
+    DownloadError
+        The store refused it, or holds another number of bytes afterwards.
+    """
+    size = path.stat().st_size
+    with writing(place):
+        try:
+            place.fs.put_file(str(path), place.path)
+        except FileNotFoundError:
+            _make_folder(place.fs, place.parent.path)
+            place.fs.put_file(str(path), place.path)
+        info = info_of(place)
+    if info["size"] != size:
+        raise DownloadError(f"{place}: {info['size']} bytes arrived of {size}; run again.")
+    return state_of(info)
+
+
+def _make_folder(store: Any, folder: str) -> None:
+    """Make a folder where a store has real ones; never what is at its top, such as a bucket."""
+    above = folder.rstrip("/").rpartition("/")[0]
+    if above and not store.exists(folder):
+        _make_folder(store, above)
+        with suppress(FileExistsError):
+            store.mkdir(folder, create_parents=False)
+
+
+def to_local(place: Any, path: Path) -> None:
+    """Take a file from a store.
+
+    Raises
+    ------
+    BadInputError
+        There is no such file.
+    DownloadError
+        The store cannot be reached, or fails.
+    DiskFullError
+        There is no room for it.
+    """
+    try:
+        download(place, info_of(place)["size"], path)
+    except Exception as error:
+        if is_full(error):
+            raise DiskFullError(f"{path}: no space left for a copy of {place}.") from error
+        raise
+
+
+def remove(place: Any) -> None:
+    """Remove a file from a store, if it is there."""
+    with writing(place), suppress(FileNotFoundError):
+        place.fs.rm_file(place.path)
+
+
+def listed(folder: Any, *, deep: bool) -> dict[str, str]:
+    """Path below a folder -> state of each file there, listed anew; none where it is not there.
+
+    Raises
+    ------
+    BadInputError
+        There is no access to it.
+    DownloadError
+        The store cannot be reached.
+    """
+    with reading(folder):
+        folder.fs.invalidate_cache()
+        try:
+            infos = folder.fs.find(folder.path, maxdepth=None if deep else 1, detail=True)
+        except FileNotFoundError:
+            return {}
+    top = f"{folder.path.strip('/')}/"
+    files = ((name.lstrip("/"), info) for name, info in infos.items() if info["type"] == "file")
+    return {n.removeprefix(top): state_of(i) for n, i in files if n.startswith(top)}

@@ -1,0 +1,373 @@
+"""The working copy of an output folder that lies at a url.
+
+Renames, locks and memory maps need a local folder, so stations work in one, and each output goes
+to the url once it is whole: its files, then its manifest. What the url holds and the working copy
+lacks comes when it is opened. The former manifest leaves the url before files that replace those
+it names, so whoever looks meanwhile finds an output that is unfinished, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from snip_assets.engine.errors import BadInputError, StaleOutputError
+
+from . import transfers
+from .files import MANIFEST, checksum, manifest_path
+from .folders import remove
+from .locks import lock
+from .sent import Notes, Sent, files_of, state
+
+AT_ONCE = 8
+# Seconds for which a file that was just used is not given up to make room, and between two looks
+# for what can be given up.
+RECENT, BETWEEN_TRIMS = 60.0, 5.0
+# Where files are while they come; after so many seconds nobody waits for one any more.
+_COMING, OLD = ".coming", 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What belongs to an output folder; all else in it, and at the url, is left alone.
+
+    Attributes
+    ----------
+    files
+        Names of files that have no manifest; they are sent as they are.
+    plain
+        Names of folders of such files.
+    sealed
+        Names of outputs with a manifest, or of folders that hold them.
+    at_once
+        Those of `sealed` that come with their manifests; others come when they are opened.
+    """
+
+    files: frozenset[str]
+    plain: frozenset[str]
+    sealed: frozenset[str]
+    at_once: frozenset[str]
+
+    def holds(self, name: str) -> bool:
+        """Whether a file, by its path in the folder, is sent by itself: not as part of another."""
+        top, _, below = name.partition("/")
+        if below:
+            return top in self.plain or (top in self.sealed and below.endswith(MANIFEST))
+        return top in self.files or top.removesuffix(MANIFEST) in self.sealed - {top}
+
+    def comes_at_once(self, name: str) -> bool:
+        """Whether what a manifest names comes with it."""
+        return name.partition("/")[0].removesuffix(MANIFEST) in self.at_once
+
+
+class WorkingCopy:
+    """A local folder whose outputs go to a url and come from there.
+
+    Several threads, processes and machines may have copies of one url. Of an output that two make
+    at the same time, the last one stays.
+
+    Attributes
+    ----------
+    root
+        The local folder; once all is sent it may be removed at any time.
+    url
+        Where the outputs belong.
+    limit
+        Bytes that files here may take; those that lie at the url go when more are needed, the ones
+        not used for longest first, but none used in the last minute. 0: no limit.
+    refreshed
+        When it was last made like the url (`time.monotonic`).
+    """
+
+    def __init__(self, root: Path, url: Any, parts: Parts, limit: int = 0) -> None:
+        self.root, self.url, self.parts, self.limit = root, url, parts, limit
+        self.refreshed = float("-inf")
+        self._notes = Notes(root)
+        self._pool = ThreadPoolExecutor(AT_ONCE, "send")
+        self._sending: dict[Future[None], str] = {}
+        self._coming: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._room, self._trimmed = threading.Lock(), float("-inf")
+        self._bytes = limit + 1
+
+    def refresh(self) -> None:
+        """Take what is new at the url, and send what a killed process had not sent.
+
+        Raises
+        ------
+        DownloadError
+            The url cannot be reached, or refuses a file.
+        """
+        with lock(self.root / "working_copy"):
+            self._sweep()
+            # Before the listing: what is sent meanwhile is not taken for what was removed there.
+            known = self._notes.all()
+            there = {n: s for n, s in self._listed().items() if self.parts.holds(n)}
+            news = [n for n, s in there.items() if n not in known or known[n].remote != s]
+            self._each(self._take, [(name, there[name]) for name in news])
+            for name in [name for name in known if name not in there]:
+                self._take_removal(name, known[name])
+        self._each(self._come, [(n,) for n in self._here() if self.parts.comes_at_once(n)])
+        self.send()
+        self.refreshed = time.monotonic()
+
+    def send(self) -> None:
+        """Send all that changed here, removals too, and wait until it is there.
+
+        Raises
+        ------
+        DownloadError
+            The url cannot be reached, or refuses a file. What was made is kept here, and sent the
+            next time.
+        """
+        self.settle()
+        known, here = self._notes.all(), self._here()
+        changed = [n for n, now in here.items() if n not in known or known[n].here != now]
+        # Parts of an output before the whole.
+        changed.sort(key=lambda name: -name.count("/"))
+        self._each(self._send, [(name,) for name in changed])
+        for name in [name for name in known if name not in here]:
+            self._remove_there(name, known[name])
+
+    def written(self, path: Path) -> None:
+        """Send a file that was written, or an output whose manifest was, in the background."""
+        name = path.relative_to(self.root).as_posix()
+        if self.parts.holds(name):
+            self._sending[self._pool.submit(self._send, name)] = name
+
+    def settle(self) -> None:
+        """Wait until what was written so far is sent.
+
+        Raises
+        ------
+        DownloadError
+            As `send` does.
+        """
+        futures = list(self._sending)
+        wait(futures)
+        for future in futures:
+            self._sending.pop(future, None)
+        for future in futures:
+            future.result()
+
+    def fetch(self, output: Path, names: Iterable[str]) -> None:
+        """Have some files of an output come, if they are those that lie at the url.
+
+        Parameters
+        ----------
+        names
+            As the manifest has them, relative to the folder of the output.
+        """
+        manifest = manifest_path(output)
+        sent, own = self._notes.of(self._name(manifest)), files_of(manifest)
+        for name in names:
+            if sent is not None and sent.files.get(name) == own.get(name):
+                # What the url lacks is told as missing, with what makes it again.
+                with suppress(BadInputError):
+                    self._fetch(output.parent / name, own[name], manifest)
+
+    def fetch_file(self, path: Path) -> None:
+        """Have a file come that is not here, whichever output it is of.
+
+        Raises
+        ------
+        StaleOutputError
+            It lies at the url no more, or not as it was.
+        """
+        manifest = None
+        for output in (path, *path.parents):
+            if output == self.root or path.exists():
+                break
+            name = path.relative_to(output.parent).as_posix()
+            if name in files_of(manifest_path(output)) and self.holds(output):
+                manifest = manifest_path(output)
+                self.fetch(output, [name])
+        if manifest is not None and not path.exists():
+            raise StaleOutputError(
+                f"{self._at(path)}: lost or damaged. Delete {manifest} and run `snip dedup` again."
+            )
+
+    def holds(self, output: Path) -> bool:
+        """Whether an output lies at the url as its manifest here says."""
+        manifest = manifest_path(output)
+        sent = self._notes.of(self._name(manifest))
+        return sent is not None and sent.here == state(manifest)
+
+    def _take(self, name: str, remote: str) -> None:
+        """Take a file from the url; of an output, its manifest: former files of it go."""
+        path = self.root / name
+        former, sealed = files_of(path), state(path)
+        self._fetch_to(path)
+        now = files_of(path)
+        for member in {*former, *now}:
+            written = state(path.parent / member)
+            # What is newer than its manifest a killed run has left.
+            left = sealed is None or (written is not None and written[1] > sealed[1])
+            if left or former.get(member) != now.get(member):
+                remove(path.parent / member)
+        self._notes.note(name, remote)
+
+    def _take_removal(self, name: str, sent: Sent) -> None:
+        """What was removed at the url goes here too, unless it was made anew since."""
+        path = self.root / name
+        if state(path) == sent.here:
+            path.unlink(missing_ok=True)
+            if name.endswith(MANIFEST):
+                remove(_output_of(path))
+        self._notes.forget(name)
+
+    def _come(self, name: str) -> None:
+        """Have all files of an output come that are not here."""
+        path = self.root / name
+        missing = [n for n in files_of(path) if not (path.parent / n).exists()]
+        self.fetch(_output_of(path), missing)
+
+    def _send(self, name: str) -> None:
+        path = self.root / name
+        now, sent = state(path), self._notes.of(name)
+        if now is None or (sent is not None and sent.here == now):
+            return
+        files, former = files_of(path), sent.files if sent is not None else {}
+        there = {**former, **self._sent_parts(path)}
+        fresh = {n: entry for n, entry in files.items() if there.get(n) != entry}
+        sizes = {n: (state(path.parent / n) or (-1,))[0] for n in fresh}
+        if sizes != {n: entry["bytes"] for n, entry in fresh.items()}:
+            # It is being made again: it is sent when that is done.
+            return
+        gone = [n for n in former if n not in files]
+        if fresh or gone:
+            transfers.remove(self._at(path))
+        for member in fresh:
+            transfers.to_remote(path.parent / member, self._at(path.parent / member))
+        remote = transfers.to_remote(path, self._at(path))
+        for member in gone:
+            transfers.remove(self._at(path.parent / member))
+        # Unless it was written again meanwhile.
+        if state(path) == now:
+            self._notes.note(name, remote)
+        self._make_room(sum(sizes.values()))
+
+    def _sent_parts(self, path: Path) -> dict[str, Any]:
+        """What lies at the url of an output whose parts have manifests of their own."""
+        output = _output_of(path)
+        within = f"{self._name(output)}/"
+        for future, name in list(self._sending.items()):
+            if name.startswith(within):
+                # It was submitted before the whole was, so it does not wait for us.
+                wait([future])
+        found: dict[str, Any] = {}
+        for name, sent in self._notes.below(within).items():
+            folder = (self.root / name).parent
+            for member, entry in sent.files.items():
+                found[(folder / member).relative_to(output.parent).as_posix()] = entry
+        return found
+
+    def _remove_there(self, name: str, sent: Sent) -> None:
+        path = self.root / name
+        transfers.remove(self._at(path))
+        for member in sent.files:
+            transfers.remove(self._at(path.parent / member))
+        self._notes.forget(name)
+
+    def _fetch(self, path: Path, entry: dict[str, Any], manifest: Path) -> None:
+        with self._coming[path]:
+            if not path.exists():
+                self._make_room(entry["bytes"])
+                self._fetch_to(path, entry["xxh3"])
+                # As old as its manifest, like one that was made here.
+                with suppress(FileNotFoundError):
+                    os.utime(path, ns=(time.time_ns(), manifest.stat().st_mtime_ns))
+
+    def _fetch_to(self, path: Path, xxh3: str = "") -> None:
+        # Not beside its place: whoever locks an output removes temporaries of it.
+        folder = self.root / _COMING
+        folder.mkdir(exist_ok=True)
+        temporary = folder / uuid4().hex
+        try:
+            transfers.to_local(self._at(path), temporary)
+            if xxh3 and checksum(temporary) != xxh3:
+                raise BadInputError(f"{self._at(path)}: not what its manifest names.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left of files that came."""
+        for path in (self.root / _COMING).glob("*"):
+            if (found := state(path)) and time.time() - found[1] / 1e9 > OLD:
+                path.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Count bytes that came or were sent; give up files that lie at the url above the limit."""
+        if not self.limit:
+            return
+        with self._room:
+            self._bytes += size
+            now = time.monotonic()
+            if self._bytes > self.limit and now - self._trimmed > BETWEEN_TRIMS:
+                self._bytes, self._trimmed = self._trim(self.limit - size), now
+
+    def _trim(self, most: int) -> int:
+        """Give up files, until those here take so many bytes; return what they take."""
+        found: list[tuple[float, int, Path]] = []
+        for name, sent in self._notes.all().items():
+            path = self.root / name
+            if self.parts.comes_at_once(name) or sent.here != state(path):
+                continue
+            for member in sent.files:
+                with suppress(FileNotFoundError):
+                    status = (path.parent / member).stat()
+                    used = max(status.st_atime, status.st_mtime)
+                    found.append((used, status.st_size, path.parent / member))
+        total = sum(size for _, size, _ in found)
+        for used, size, path in sorted(found):
+            if total <= most or time.time() - used < RECENT:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        return total
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _at(self, path: Path) -> Any:
+        return self.url / self._name(path)
+
+    def _listed(self) -> dict[str, str]:
+        """Path below the url -> state of each file, listed anew."""
+        listed = transfers.listed(self.url, deep=False)
+        folders = sorted(self.parts.sealed | self.parts.plain)
+        found = self._pool.map(lambda name: transfers.listed(self.url / name, deep=True), folders)
+        for folder, part in zip(folders, found, strict=True):
+            listed |= {f"{folder}/{name}": state for name, state in part.items()}
+        return listed
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        """Size and time of each file here that is sent by itself."""
+        names = [*self.parts.files, *(f"{name}{MANIFEST}" for name in self.parts.sealed)]
+        for top in (*self.parts.plain, *self.parts.sealed):
+            for folder, folders, files in os.walk(self.root / top):
+                folders[:] = [name for name in folders if name[0] != "."]
+                below = self._name(Path(folder))
+                names += [f"{below}/{file}" for file in files if file[0] != "."]
+        states = {name: state(self.root / name) for name in names if self.parts.holds(name)}
+        return {name: found for name, found in states.items() if found is not None}
+
+    def _each(self, work: Callable[..., None], some: list[tuple[Any, ...]]) -> None:
+        futures = [self._pool.submit(work, *arguments) for arguments in some]
+        wait(futures)
+        for future in futures:
+            future.result()
+
+
+def _output_of(manifest: Path) -> Path:
+    return manifest.with_name(manifest.name.removesuffix(MANIFEST))
