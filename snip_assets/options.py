@@ -25,7 +25,7 @@ from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import Source, load
 from .engine.storage.files import digest_of, read_manifest, write_json
 from .engine.storage.locks import lock
-from .engine.storage.remote_files import as_path, home_expanded
+from .engine.storage.remote_files import as_path, home_expanded, is_remote
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
@@ -249,6 +249,44 @@ def named(out: Path) -> str:
 
     return remote_outputs.named(out)
 
+
+def written_folder(text: str | Path) -> Path:
+    """A folder for what a command writes once; at a url once the command has ended."""
+    if not str(text):
+        raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
+    if "://" not in str(text):
+        return home_expanded(str(text))
+    from .engine.remote_outputs import outbox
+
+    return outbox(text)
+
+
+def written_file(text: str | Path) -> Path:
+    """A file that a command writes once; at a url once the command has ended."""
+    folder, _, name = str(text).rpartition("/")
+    return written_folder(folder) / name if "://" in folder else home_expanded(str(text))
+
+
+def read_here(*locations: Path | None, besides: Path | None = None) -> list[Path | None]:
+    """Local paths of what a command reads; of urls, what was fetched from there.
+
+    Parameters
+    ----------
+    besides
+        Where the command writes: none of them.
+    """
+    from .engine.remote_inputs import local_copy
+
+    written = None if besides is None else named(besides).rstrip("/")
+    for location in locations:
+        if location is not None and str(location).rstrip("/") == written and is_remote(location):
+            raise BadInputError(f"{location}: would be written over; choose another folder.")
+    return [None if location is None else local_copy(location) for location in locations]
+
+
+Input: dict[str, Any] = {"parser": as_path, "metavar": "PATH|URL"}
+OutputFolder: dict[str, Any] = {"parser": written_folder, "metavar": "PATH|URL"}
+OutputFile: dict[str, Any] = {"parser": written_file, "metavar": "PATH|URL"}
 
 Out = Annotated[
     Path,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,7 +44,9 @@ def plan(
     settings: Settings,
     features: Annotated[
         str | None,
-        typer.Argument(metavar="[FEATURES]", help="Folder of img_emb_{key}.npy; or give --rows."),
+        typer.Argument(
+            metavar="[FEATURES]", help="Folder or url of img_emb_{key}.npy; or give --rows."
+        ),
     ] = None,
     rows: Annotated[
         int, typer.Option(help="Rows.", min=0, max=MOST_ROWS, rich_help_panel=_DATA)
@@ -95,13 +96,12 @@ def plan(
     """Predict time, memory and disk of a run, from rates measured on this machine."""
     from snip_assets.engine import choices, rates
     from snip_assets.engine import plan as engine
+    from snip_assets.engine.storage.remote_files import as_path
     from snip_assets.report import terminal
 
     itemsize, source_rate = 2, 0.0
     if features is not None:
-        if "://" in features:
-            raise typer.BadParameter(f"{features}: no folder here; give --rows and --raw-dim.")
-        folder = Path(features)
+        folder = as_path(features)
         rows, raw_dim, itemsize, shards = engine.headers(folder)
         # Another disk than this one is planned for where one is given.
         source_rate = 0.0 if disk_gb_per_s else rates.reading(engine.feature_files(folder))

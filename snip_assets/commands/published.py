@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snip_assets.options import Json, use_noted
+from snip_assets.engine.storage.remote_files import as_path
+from snip_assets.options import (
+    Input,
+    Json,
+    OutputFolder,
+    named,
+    out_folder,
+    read_here,
+    use_noted,
+    written_folder,
+)
 
 if TYPE_CHECKING:
     from snip_assets.engine.apply_bitmap import Applied
@@ -54,7 +64,9 @@ def register(app: typer.Typer) -> None:
 
 
 def download(
-    out: Annotated[Path, typer.Argument(help="Output folder.")] = Path("data/downloaded"),
+    out: Annotated[
+        Path, typer.Argument(parser=written_folder, metavar="OUT", help="Output folder or url.")
+    ] = Path("data/downloaded"),
     start: Annotated[int, typer.Option(help="First shard.", min=0)] = 0,
     end: Annotated[
         int | None, typer.Option(help="Shard after the last.", show_default="all")
@@ -83,7 +95,8 @@ def download(
         typer.Option("--dl_dedup_set", metavar="True|False", help="The authors' spelling of it."),
     ] = None,
     outfolder: Annotated[
-        Path | None, typer.Option(help="The authors' spelling of OUT.", hidden=True)
+        Path | None,
+        typer.Option(parser=written_folder, help="The authors' spelling of OUT.", hidden=True),
     ] = None,
     keep_originals: Annotated[
         bool, typer.Option(help="Keep the shards as downloaded, in OUT/originals.")
@@ -125,11 +138,21 @@ def download(
 
 
 def apply_bitmap(
-    metadata: Annotated[Path, typer.Argument(help="Folder of metadata shards (.parquet).")],
-    out: Annotated[Path, typer.Argument(help="Output folder.")],
-    bitmap: Annotated[Path, typer.Option(help="Bitmap of duplicates: .npy or .bits, true = drop.")],
+    metadata: Annotated[
+        Path,
+        typer.Argument(
+            parser=as_path, metavar="METADATA", help="Folder or url of metadata shards (.parquet)."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(parser=written_folder, metavar="OUT", help="Output folder or url.")
+    ],
+    bitmap: Annotated[
+        Path, typer.Option(help="Bitmap of duplicates: .npy or .bits, true = drop.", **Input)
+    ],
     offsets: Annotated[
-        Path | None, typer.Option(help="Row offsets; without them METADATA must hold all shards.")
+        Path | None,
+        typer.Option(help="Row offsets; without them METADATA must hold all shards.", **Input),
     ] = None,
     bit_order: BitOrderOption = Order.little,
     json: Json = False,
@@ -139,7 +162,8 @@ def apply_bitmap(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        done = engine.apply_bitmap(metadata, out, bitmap, offsets, bit_order.value)
+        files, marks, bounds = read_here(metadata, bitmap, offsets, besides=out)
+        done = engine.apply_bitmap(files or metadata, out, marks or bitmap, bounds, bit_order.value)
     _report(done, out, json)
 
 
@@ -148,7 +172,9 @@ def fetch(
         list[str] | None,
         typer.Argument(help="bitmap, model, index, offsets, labels, or a name of the catalogue."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("data/published"),
+    out: Annotated[Path, typer.Option(help="Output folder.", **OutputFolder)] = Path(
+        "data/published"
+    ),
     location: Annotated[
         str | None, typer.Option("--from", help="Another place of the file: url, Drive id, path.")
     ] = None,
@@ -183,22 +209,31 @@ def fetch(
         return
     for file in fetched:
         state = f"{file.transferred:,} bytes came" if file.transferred else "nothing had to come"
-        typer.echo(f"{file.path}: {file.bytes:,} bytes ({state})")
+        typer.echo(f"{named(file.path)}: {file.bytes:,} bytes ({state})")
 
 
 def verify(
     bitmap: Annotated[str, typer.Option(help="Bitmap of duplicates: file, url or Drive id.")],
     out: Annotated[
-        Path | None, typer.Option(help="Output folder of `snip dedup` with its index and shards.")
+        Path | None,
+        typer.Option(
+            parser=out_folder,
+            metavar="PATH|URL",
+            help="Output folder of `snip dedup` with its index and shards.",
+        ),
     ] = None,
     index: Annotated[
-        Path | None, typer.Option(help="Any FAISS index of the rows, instead of ours.")
+        Path | None, typer.Option(help="Any FAISS index of the rows, instead of ours.", **Input)
     ] = None,
-    features: Annotated[Path | None, typer.Option(help="Folder of img_emb_{key}.npy.")] = None,
-    metadata: Annotated[Path | None, typer.Option(help="Folder of metadata_{key}.parquet.")] = None,
-    offsets: Annotated[Path | None, typer.Option(help="Row offsets, .npy.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of img_emb_{key}.npy.", **Input)
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="Folder of metadata_{key}.parquet.", **Input)
+    ] = None,
+    offsets: Annotated[Path | None, typer.Option(help="Row offsets, .npy.", **Input)] = None,
     model: Annotated[
-        Path | None, typer.Option(help="SNIP net that made the index's features.")
+        Path | None, typer.Option(help="SNIP net that made the index's features.", **Input)
     ] = None,
     sample: Annotated[int, typer.Option(help="Marked rows to look at.", min=1)] = 1000,
     k: Annotated[int, typer.Option("-k", help="Hits that are looked at for each.", min=1)] = 16,
@@ -212,9 +247,9 @@ def verify(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
     bit_order: BitOrderOption = Order.little,
-    to: Annotated[Path, typer.Option(help="Folder of the pairs, CSV and Parquet.")] = Path(
-        "data/verified"
-    ),
+    to: Annotated[
+        Path, typer.Option(help="Folder of the pairs, CSV and Parquet.", **OutputFolder)
+    ] = Path("data/verified"),
     json: Json = False,
 ) -> None:
     """Sample rows that a bitmap marks, find what they duplicate, print the precision."""
@@ -227,6 +262,8 @@ def verify(
 
     with terminal.bars():
         known = use_noted(out)
+        index, features, metadata = read_here(index, features, metadata, besides=to)
+        offsets, model = read_here(offsets, model)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
         name = bitmap_name(bitmap)
         marks = localise(bitmap, to, name, format_of(name))
@@ -242,6 +279,7 @@ def verify(
             bit_order=bit_order.value,
         )
     values = found.as_dict()
+    values |= {name: named(Path(values[name])) for name in ("csv", "parquet")}
     if json:
         terminal.as_json(values)
     else:
@@ -273,7 +311,7 @@ def _report(done: Applied, place: Path, json: bool) -> None:
         "rows": done.rows,
         "dropped": done.dropped,
         "kept": done.kept,
-        "written to": str(place),
+        "written to": named(place),
     }
     if done.missing:
         values["shards not there"] = ", ".join(done.missing[:20])

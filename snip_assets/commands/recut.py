@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from snip_assets.options import Json, out_folder
+from snip_assets.options import Input, Json, OutputFolder, out_folder, read_here
 
 PANEL = "After a run"
 
@@ -35,10 +35,15 @@ def recut(
     root: Annotated[
         Path,
         typer.Argument(
-            parser=out_folder, metavar="PATH|URL", help="Output folder of a finished run."
+            parser=out_folder, metavar="ROOT", help="Output folder or url of a finished run."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Another folder for the new outputs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=out_folder, metavar="PATH|URL", help="Another folder for the new outputs."
+        ),
+    ] = None,
     max_distance: Annotated[
         list[float] | None,
         typer.Option(
@@ -109,9 +114,13 @@ def recut(
 
 
 def apply(
-    drop_list: Annotated[Path, typer.Option(help="Folder of drop lists.")],
-    metadata: Annotated[Path, typer.Option(help="Folder of the other copy's parquet files.")],
-    out: Annotated[Path, typer.Option(help="Folder for the copy without the dropped rows.")],
+    drop_list: Annotated[Path, typer.Option(help="Folder of drop lists.", **Input)],
+    metadata: Annotated[
+        Path, typer.Option(help="Folder of the other copy's parquet files.", **Input)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the copy without the dropped rows.", **OutputFolder)
+    ],
     on: Annotated[Match, typer.Option(help="What rows are matched by.")] = Match.url,
     every: Annotated[
         bool, typer.Option("--every", help="Drop rows too whose kept row this copy lacks.")
@@ -124,8 +133,14 @@ def apply(
     from snip_assets.report import terminal
 
     with terminal.bars():
+        lists, files = read_here(drop_list, metadata, besides=out)
         result = apply_drop_list(
-            drop_list, metadata, out, on=cast(On, on.value), every=every, memory_gb=memory_gb
+            lists or drop_list,
+            files or metadata,
+            out,
+            on=cast(On, on.value),
+            every=every,
+            memory_gb=memory_gb,
         )
     if json:
         terminal.as_json(result)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snip_assets.options import Json, default_out, out_folder, use_noted
+from snip_assets.options import (
+    Input,
+    Json,
+    OutputFile,
+    default_out,
+    out_folder,
+    read_here,
+    use_noted,
+)
 
 if TYPE_CHECKING:
     from snip_assets.engine.search import Queries
@@ -45,12 +53,15 @@ def search(
         list[int] | None, typer.Option(help="Row id; may be repeated.", rich_help_panel=QUERY)
     ] = None,
     url: Annotated[str | None, typer.Option(help="Url of a row.", rich_help_panel=QUERY)] = None,
-    npy: Annotated[Path | None, typer.Option(help="Features, .npy.", rich_help_panel=QUERY)] = None,
+    npy: Annotated[
+        Path | None, typer.Option(help="Features, .npy.", rich_help_panel=QUERY, **Input)
+    ] = None,
     text: Annotated[
         str | None, typer.Option(help="A text (extra `clip`).", rich_help_panel=QUERY)
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(help="An image file (extra `clip`).", rich_help_panel=QUERY)
+        Path | None,
+        typer.Option(help="An image file (extra `clip`).", rich_help_panel=QUERY, **Input),
     ] = None,
     out: Annotated[
         Path | None,
@@ -67,19 +78,22 @@ def search(
         typer.Option(
             help="Any FAISS index, or a folder of them by shards, instead of ours.",
             rich_help_panel=DATA,
+            **Input,
         ),
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="Folder of img_emb_{key}.npy.", rich_help_panel=DATA)
+        Path | None,
+        typer.Option(help="Folder of img_emb_{key}.npy.", rich_help_panel=DATA, **Input),
     ] = None,
     metadata: Annotated[
-        Path | None, typer.Option(help="Folder of metadata_{key}.parquet.", rich_help_panel=DATA)
+        Path | None,
+        typer.Option(help="Folder of metadata_{key}.parquet.", rich_help_panel=DATA, **Input),
     ] = None,
     offsets: Annotated[
-        Path | None, typer.Option(help="Row offsets, .npy.", rich_help_panel=DATA)
+        Path | None, typer.Option(help="Row offsets, .npy.", rich_help_panel=DATA, **Input)
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="SNIP net of the index.", rich_help_panel=DATA)
+        Path | None, typer.Option(help="SNIP net of the index.", rich_help_panel=DATA, **Input)
     ] = None,
     clip_model: Annotated[str, typer.Option(help="open_clip's name.")] = "ViT-H-14",
     clip_weights: Annotated[
@@ -98,9 +112,11 @@ def search(
         int, typer.Option(help="Hits that are sorted again, at the least 4 k.", min=1)
     ] = 100,
     write: Annotated[
-        Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.")
+        Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.", **OutputFile)
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the hits as a page of pictures.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the hits as a page of pictures.", **OutputFile)
+    ] = None,
     pictures: Annotated[
         PicturesOption | None,
         typer.Option(
@@ -125,6 +141,9 @@ def search(
     if not any((out, index, features, metadata, offsets)):
         out = default_out()
     known = use_noted(out)
+    with terminal.bars():
+        npy, image, index = read_here(npy, image, index)
+        features, metadata, offsets, model = read_here(features, metadata, offsets, model)
     searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
     queries = _queries(searcher, row, url, npy, text, image, clip_model, clip_weights)
     by = engine.finest(searcher, queries) if rerank is RerankOption.auto else rerank.value

@@ -10,7 +10,7 @@ import typer
 
 from snip_assets.engine.layout import WHOLE, Layout
 from snip_assets.engine.settings import Settings
-from snip_assets.options import DEFAULT_OUT, Json, Out, named, with_settings
+from snip_assets.options import DEFAULT_OUT, Json, Out, named, with_settings, written_file
 
 if TYPE_CHECKING:
     from snip_assets.engine.stations import Run
@@ -80,13 +80,16 @@ def make_index(
 
 
 def export_index(
-    file: Annotated[Path, typer.Argument(help="The file to write.")], out: Out = DEFAULT_OUT
+    file: Annotated[
+        Path, typer.Argument(parser=written_file, metavar="FILE", help="The file or url to write.")
+    ],
+    out: Out = DEFAULT_OUT,
 ) -> None:
     """Write the index as one plain FAISS file, for `faiss.read_index` and clip-retrieval."""
     from snip_assets.engine import index
 
     index.export(Layout(out), file)
-    typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+    typer.echo(f"{named(file)}: {file.stat().st_size:,} bytes")
 
 
 def pairs(settings: Settings, key: Keys = None, out: Out = DEFAULT_OUT, json: Json = False) -> None:

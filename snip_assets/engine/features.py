@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,20 +33,31 @@ def opened_alike(files: Sequence[Path]) -> list[np.ndarray]:
     """
     arrays: list[np.ndarray] = []
     for file in files:
-        array = open_npy(file)
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise BadInputError(
-                f"{file}: {array.dtype}, shape {array.shape}; expected rows x dimension of "
-                "float16, float32 or float64."
-            )
-        arrays.append(array)
-        first = arrays[0]
-        if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
-            raise BadInputError(
-                f"{file}: {array.shape[1]} numbers a row of {array.dtype}, but {first.shape[1]} of "
-                f"{first.dtype} in {files[0].name}; all shards must be alike."
-            )
+        arrays.append(open_npy(file))
+        require_alike(file, arrays[-1].shape, arrays[-1].dtype, files[0].name, arrays[0])
     return arrays
+
+
+def require_alike(
+    file: Path, shape: tuple[int, ...], dtype: np.dtype, first_name: str, first: Any
+) -> None:
+    """Raise BadInputError unless a file holds features, as the first one does.
+
+    Parameters
+    ----------
+    first
+        What has the shape and dtype of the first one.
+    """
+    if len(shape) != 2 or dtype.kind != "f":
+        raise BadInputError(
+            f"{file}: {dtype}, shape {shape}; expected rows x dimension of float16, float32 or "
+            "float64."
+        )
+    if (shape[1], dtype) != (first.shape[1], first.dtype):
+        raise BadInputError(
+            f"{file}: {shape[1]} numbers a row of {dtype}, but {first.shape[1]} of {first.dtype} "
+            f"in {first_name}; all shards must be alike."
+        )
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:

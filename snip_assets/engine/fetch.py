@@ -19,6 +19,7 @@ from . import progress
 from .contents import judge_file
 from .download import Download, Wanted, verify
 from .errors import BadInputError
+from .storage import transfers
 from .storage.files import atomic_path, current, digest_of, manifest_path, seal
 from .storage.locations import drive_id, local_path, shown
 from .storage.remote import DownloadError, Policy, Session
@@ -69,6 +70,11 @@ def _bring(wanted: Wanted, session: Session | None) -> int:
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     if path := local_path(wanted.location):
         return _copy(path, wanted)
+    if (there := transfers.in_store(wanted.location)) is not None:
+        with atomic_path(wanted.target) as temporary:
+            transfers.to_local(there, temporary)
+            verify(temporary, wanted)
+            return temporary.stat().st_size
     if identity := drive_id(wanted.location):
         return _drive(identity, wanted)
     if session is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from .contents import format_of
 from .errors import BadInputError
 from .model import SnipNet, load_model, save_model
+from .remote_inputs import local_copy
 from .run import Run
 
 
@@ -17,11 +18,12 @@ def given_model(run: Run) -> Path | None:
     if source == "train":
         return None
     if source != "published":
-        if not Path(source).is_file():
+        path = local_copy(source)
+        if not path.is_file():
             raise BadInputError(
                 f"model {source}: no such file; give `train`, `published` or a file."
             )
-        return Path(source)
+        return path
     folder = run.layout.published
     there = folder.iterdir() if folder.is_dir() else ()
     found = [p for p in there if format_of(p.name) in ("torch", "safetensors")]

@@ -7,19 +7,22 @@ What depends on the data and is not known before a run is assumed: see `station_
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
-from . import choices
+from . import choices, threads
 from .errors import BadInputError
-from .features import opened_alike
+from .features import opened_alike, require_alike
 from .rates import Rates
 from .settings import Settings
 from .shards import FEATURES_PATTERN
 from .station_costs import Assumed, Case, Cost, costs
+from .storage.remote_files import is_remote, npy_header, remote_names
 from .storage.resident import LIMIT
 
 GB, GIB = 1e9, 2**30
@@ -27,6 +30,8 @@ GB, GIB = 1e9, 2**30
 METADATA_BYTES = 120.0
 # Stations whose memory is that of blocks of rows, one a worker.
 OF_CORES = ("clip_features", "snip_features")
+# Headers asked for at the same time.
+HEADERS_AT_ONCE = 16
 # Of an idle process with everything imported.
 BASE_GIB = 0.7
 
@@ -252,8 +257,11 @@ def _cure(plan: Plan, heaviest: Station) -> str:
 
 
 def feature_files(folder: Path) -> list[Path]:
-    """Files of raw features in a folder."""
-    return sorted(folder.glob(FEATURES_PATTERN.format(key="*"))) if folder.is_dir() else []
+    """Files of raw features in a folder, here or at a url."""
+    pattern = FEATURES_PATTERN.format(key="*")
+    if is_remote(folder):
+        return [folder / name for name in sorted(fnmatch.filter(remote_names(folder), pattern))]
+    return sorted(folder.glob(pattern)) if folder.is_dir() else []
 
 
 def headers(folder: Path) -> tuple[int, int, int, int]:
@@ -267,6 +275,13 @@ def headers(folder: Path) -> tuple[int, int, int, int]:
     files = feature_files(folder)
     if not files:
         raise BadInputError(f"{folder}: no file named {FEATURES_PATTERN}; give another folder.")
-    arrays = opened_alike(files)
-    first = arrays[0]
-    return sum(len(a) for a in arrays), int(first.shape[1]), first.itemsize, len(files)
+    if not is_remote(folder):
+        arrays = opened_alike(files)
+        first = arrays[0]
+        return sum(len(a) for a in arrays), int(first.shape[1]), first.itemsize, len(files)
+    # A few bytes of each, many at once.
+    found = list(threads.ordered_map(npy_header, files, HEADERS_AT_ONCE))
+    like = np.empty((0, *found[0][0][1:]), found[0][1])
+    for file, (shape, dtype) in zip(files, found, strict=True):
+        require_alike(file, shape, dtype, files[0].name, like)
+    return sum(shape[0] for shape, _ in found), like.shape[1], like.itemsize, len(files)

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .kernels.byte_products import queries as as_queries
 from .kernels.whole_rows import Decoded
 from .model import SnipNet
 from .settings import Settings
+from .storage.remote_files import is_remote, open_file
 from .trained import TrainedIndex
 from .verify import distances
 
@@ -159,9 +161,10 @@ def reading(files: Sequence[Path]) -> float:
     places = np.linspace(0, len(files) - 1, PIECES).astype(int).tolist() if files else []
     done, started = 0, time.perf_counter()
     for number, place in enumerate(places):
-        with open(files[place], "rb", buffering=0) as file:
+        path = files[place]
+        with closing(open_file(path)) if is_remote(path) else open(path, "rb", buffering=0) as file:
             # Not where a piece of the same file was read before.
-            file.seek(int(files[place].stat().st_size * number / PIECES))
+            file.seek(int(path.stat().st_size * number / PIECES))
             done += len(file.read(DISK_BYTES // PIECES))
     return done / (time.perf_counter() - started) if done else 0.0
 

@@ -14,10 +14,11 @@ from typing import Any
 from . import copy_out, forecast
 from .errors import BadInputError, without_secrets
 from .layout import STATIONS
-from .storage import working_copies
-from .storage.files import digest_of
+from .storage import transfers, working_copies
+from .storage.files import MANIFEST, digest_of
 from .storage.locations import local_path
 from .storage.remote_files import as_path, exists, home_expanded, is_remote
+from .storage.sent import Notes, state
 from .storage.working_copy import Parts, WorkingCopy
 
 # Where working copies lie, and how many GB each may take.
@@ -61,32 +62,72 @@ def folder(text: str | Path) -> Path:
 
 
 _open: dict[str, WorkingCopy] = {}
+# Of what commands write once: place here -> url.
+_boxes: dict[Path, Any] = {}
 
 
 def _opened(url: str) -> WorkingCopy:
-    there: Any = as_path(url)
-    if not is_remote(there) or there.protocol in _READ_ONLY:
-        raise BadInputError(
-            f"{url}: outputs cannot be written there; give a folder, s3:// or gs://."
-        )
+    there = _writable(url)
     if exists(there / copy_out.MARK):
         raise BadInputError(
             f"{url}: holds a copy that `snip publish` made; give the output folder of the run "
             "itself, or another place."
         )
-    name = f"{there.name or 'out'}-{digest_of(str(there))[:12]}"
-    copy = WorkingCopy(_place() / name, there, PARTS, int(_limit_gb() * 1e9))
+    copy = WorkingCopy(kept_in("outputs", there), there, PARTS, int(_limit_gb() * 1e9))
     copy.refresh()
     working_copies.add(copy)
     _open[url] = copy
     return copy
 
 
-def _place() -> Path:
-    if given := os.environ.get(PLACE):
-        return home_expanded(given).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(cache) / "snip_assets" / "outputs").absolute()
+def _writable(url: str) -> Any:
+    there: Any = as_path(url)
+    if not is_remote(there) or there.protocol in _READ_ONLY:
+        raise BadInputError(
+            f"{url}: outputs cannot be written there; give a folder, s3:// or gs://."
+        )
+    return there
+
+
+def kept_in(kind: str, there: Any) -> Path:
+    """Where on this machine what lies at a url is kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    place = home_expanded(os.environ.get(PLACE) or f"{cache}/snip_assets").absolute()
+    return place / kind / f"{there.name or 'top'}-{digest_of(str(there))[:12]}"
+
+
+def outbox(text: str | Path) -> Path:
+    """A folder whose files `send` brings to a url, where one is given; else that folder itself.
+
+    For what a command writes once. Nothing that lies at the url comes here.
+
+    Raises
+    ------
+    BadInputError
+        No such kind of url is known, nothing can be written there, or it is the folder of a
+        station in an output folder.
+    """
+    given = str(text)
+    if "://" not in given:
+        return home_expanded(given)
+    if (here := local_path(given)) is not None:
+        return here
+    there = _writable(given)
+    if there.name in STATIONS and exists(there.parent / "shards.json"):
+        raise BadInputError(f"{given}: holds outputs of a run; choose another place.")
+    root = kept_in("written", there)
+    _boxes[root] = there
+    return root
+
+
+def _send_box(root: Path, there: Any) -> None:
+    notes = Notes(root)
+    files = [p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0][0] != "."]
+    # Who sees a manifest may take what it names for whole.
+    for path in sorted(files, key=lambda p: (p.name.endswith(MANIFEST), p)):
+        name = path.relative_to(root).as_posix()
+        if (known := notes.of(name)) is None or known.here != state(path):
+            notes.note(name, transfers.to_remote(path, there / name))
 
 
 def _limit_gb() -> float:
@@ -115,13 +156,17 @@ def send(root: Path | None = None) -> None:
     for copy in copies:
         if copy is not None:
             copy.send()
+    for place, there in _boxes.items() if root is None else ():
+        if place.is_dir():
+            _send_box(place, there)
 
 
 def named(path: Path) -> str:
     """What a user calls a path: below the url in a working copy, else itself."""
     copy = working_copies.of(path)
-    if copy is None:
-        return str(path)
-    below = path.relative_to(copy.root).as_posix()
-    url = str(copy.url if below == "." else copy.url / below)
-    return without_secrets(url)
+    places = _boxes if copy is None else {copy.root: copy.url}
+    for root, there in places.items():
+        if path.is_relative_to(root):
+            below = path.relative_to(root).as_posix()
+            return without_secrets(str(there if below == "." else there / below))
+    return str(path)

@@ -24,6 +24,8 @@ from .storage.files import open_npy
 from .storage.locations import local_path, shown, web_address
 from .storage.parquet_source import parquet_rows
 from .storage.remote import NotThereError, Policy, Session
+from .storage.remote_files import exists as exists_there
+from .storage.transfers import in_store
 
 _TAIL = 1 << 16
 _LONGEST_FOOTER = 1 << 28
@@ -116,6 +118,10 @@ def rows_of(location: str, session: Session) -> int:
         if not path.exists():
             raise NotThereError(f"{path}: no such file.")
         return parquet_rows(path)
+    if (there := in_store(location)) is not None:
+        if not exists_there(there):
+            raise NotThereError(f"{there}: no such file.")
+        return parquet_rows(there)
     url = web_address(location)
     tail, total = session.tail(url, _TAIL)
     if tail[-4:] != b"PAR1" or len(tail) < 12:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from upath import UPath
 
 from snip_assets import cli
 from snip_assets.engine.errors import BadInputError
@@ -52,14 +54,22 @@ def test_what_no_machine_or_data_set_has_is_refused(
     assert option in output
 
 
-def test_features_that_a_run_would_refuse_are_not_planned_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_a_url", [False, True])
+def test_features_that_a_run_would_refuse_are_not_planned_for(
+    tmp_path: Path, at_a_url: bool
+) -> None:
+    folder = UPath(f"memory://planned{tmp_path}") if at_a_url else tmp_path
+
+    def save(number: int, rows: np.ndarray) -> None:
+        file = io.BytesIO()
+        np.save(file, rows)
+        (folder / f"img_emb_{number}.npy").write_bytes(file.getvalue())
+
     x = np.ones((3, 4), np.float16)
-    np.save(tmp_path / "img_emb_0.npy", x)
+    save(0, x)
     for other, said in ((x.astype(np.int8), "int8"), (x[:, :2], "2 numbers"), (x[0], "(4,)")):
-        np.save(tmp_path / "img_emb_1.npy", other)
+        save(1, other)
         with pytest.raises(BadInputError, match=rf"img_emb_1.npy: .*{re.escape(said)}"):
-            headers(tmp_path)
-    np.save(tmp_path / "img_emb_1.npy", x)
-    assert headers(tmp_path) == (6, 4, 2, 2)
-    code, output = _plan(tmp_path, "s3://bucket/features")
-    assert code == 2 and "--rows" in output
+            headers(folder)
+    save(1, x)
+    assert headers(folder) == (6, 4, 2, 2)

@@ -184,7 +184,7 @@ def test_workers_that_share_a_url_alone_make_the_same_bytes(
     assert killed.is_set(), "the worker never had work to be killed with"
     assert _digests(there) == _digests(tmp_path / "local")
     # The worker that was not killed had a folder of its own.
-    assert len([*tmp_path.glob("2/run-*/clip_features/*.npy")]) > 1
+    assert len([*tmp_path.glob("2/outputs/run-*/clip_features/*.npy")]) > 1
 
 
 def test_errors_come_back(cluster: Cluster, source: Source, tmp_path: Path) -> None:

@@ -306,8 +306,8 @@ def test_locations():
     ):
         assert drive_id(location) == identity and local_path(location) is None
     assert local_path("some/is_dup.npy") == Path("some/is_dup.npy")
-    with pytest.raises(BadInputError, match="mount them"):
-        web_address("s3://bucket/file")
+    with pytest.raises(BadInputError, match="expected a path, http"):
+        web_address("s3:bucket/file")
     for reader in (local_path, web_address, drive_id):
         with pytest.raises(BadInputError, match="no address"):
             reader("file://[" if reader is local_path else "http://[")

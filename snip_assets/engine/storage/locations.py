@@ -62,8 +62,8 @@ def web_address(location: str) -> str:
     if _split(location).scheme in ("http", "https"):
         return location
     raise BadInputError(
-        f"{location}: expected http(s)://, hf:, gdrive:, file:// or a path; for object stores, "
-        "mount them or give their https address."
+        f"{location}: expected a path, http(s)://, hf:, gdrive:, file:// or the url of an object "
+        "store (s3://, gs://)."
     )
 
 

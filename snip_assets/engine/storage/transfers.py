@@ -11,7 +11,7 @@ from snip_assets.engine.errors import DiskFullError, SnipError
 
 from .files import is_full
 from .remote import DownloadError
-from .remote_files import download, info_of, reading, state_of
+from .remote_files import as_path, download, info_of, reading, state_of
 
 
 @contextmanager
@@ -83,6 +83,14 @@ def remove(place: Any) -> None:
     """Remove a file from a store, if it is there."""
     with writing(place), suppress(FileNotFoundError):
         place.fs.rm_file(place.path)
+
+
+def in_store(location: str) -> Any | None:
+    """What a location names in an object store; None where it is none of an object store."""
+    scheme, found, _ = location.partition("://")
+    if not found or scheme.lower() in ("http", "https", "file", "hf"):
+        return None
+    return as_path(location)
 
 
 def listed(folder: Any, *, deep: bool) -> dict[str, str]:

@@ -1,0 +1,75 @@
+"""Files and folders at urls that a command reads as local ones: fetched whole, once.
+
+Sources of a run are read in place instead, see `storage.remote_files`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInputError
+from .progress import track
+from .remote_outputs import kept_in
+from .storage import transfers
+from .storage.folders import remove
+from .storage.locks import lock
+from .storage.remote_files import as_path, info_of, is_remote, state_of
+from .storage.sent import Notes, state
+
+# What a folder is read for; other files in it stay where they are.
+SUFFIXES = {".parquet", ".npy", ".bits", ".index", ".json", ".safetensors", ".pt", ".pth"}
+
+
+def local_copy(location: str | Path) -> Path:
+    """A local path of what a location names: itself, or what was fetched from a url.
+
+    What has not changed at the url is not fetched again. Files lie below SNIP_WORK, or in
+    `~/.cache/snip_assets`, and may be removed when nobody reads them.
+
+    Parameters
+    ----------
+    location
+        Path or url of a file, or of a folder, of which the files of our kinds are fetched.
+
+    Raises
+    ------
+    BadInputError
+        There is no such file or folder, or no access to it.
+    DownloadError
+        The store cannot be reached, or fails.
+    DiskFullError
+        There is no room for it.
+    """
+    there: Any = as_path(location)
+    if not is_remote(there):
+        return there
+    place = kept_in("inputs", there)
+    with lock(place):
+        place.mkdir(parents=True, exist_ok=True)
+        states = transfers.listed(there, deep=False)
+        is_folder = bool(states)
+        states = {n: s for n, s in states.items() if Path(n).suffix in SUFFIXES and n[0] != "."}
+        if is_folder and not states:
+            raise BadInputError(f"{there}: no file that is read here ({', '.join(SUFFIXES)}).")
+        found = states if is_folder else {there.name: state_of(info_of(there))}
+        _fetch(place, there if is_folder else there.parent, found)
+    return place if is_folder else place / there.name
+
+
+def _fetch(place: Path, there: Any, states: dict[str, str]) -> None:
+    notes = Notes(place)
+    for path in place.iterdir():
+        if path.name not in states and path.name[0] != ".":
+            remove(path)
+    known = notes.all()
+    new = [
+        name
+        for name, remote in states.items()
+        if not (own := known.get(name)) or (own.remote, own.here) != (remote, state(place / name))
+    ]
+    for name in track(new, "fetch", len(new), "files") if new else ():
+        temporary = place / f".{name}.part"
+        transfers.to_local(there / name, temporary)
+        temporary.replace(place / name)
+        notes.note(name, states[name])
