@@ -32,12 +32,15 @@ def report(
     """
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.run import Run
+    from snip_assets.engine.storage.files import require
     from snip_assets.report import terminal
     from snip_assets.report.site import dedup_report
 
     layout = Layout(out)
     with terminal.bars():
         manifest = dedup_report(Run(layout, settings))
+        # All pages, where the report was made on another machine.
+        require(layout.dedup_report, "dedup_report", "full")
     index = (layout.dedup_report / "index.html").resolve()
     if json:
         terminal.as_json({"page": str(index), "bytes": manifest.bytes, **manifest.facts})

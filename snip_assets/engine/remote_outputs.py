@@ -30,7 +30,7 @@ PARTS = Parts(
     plain=frozenset(("audit",)),
     sealed=frozenset((*STATIONS, "dedup_report", "published")),
     # Read by what asks for folders and JSON; small.
-    at_once=frozenset(("metadata", "snip_model", "trained_index", "dedup_report")),
+    at_once=frozenset(("metadata", "snip_model", "trained_index")),
 )
 # Seconds after which a process looks again for what other machines have sent.
 FRESH = 30.0
@@ -92,7 +92,7 @@ def _writable(url: str) -> Any:
 def kept_in(kind: str, there: Any) -> Path:
     """Where on this machine what lies at a url is kept."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    place = home_expanded(os.environ.get(PLACE) or f"{cache}/snip_assets").absolute()
+    place = home_expanded(os.environ.get(PLACE) or f"{cache}/snip_assets").resolve()
     return place / kind / f"{there.name or 'top'}-{digest_of(str(there))[:12]}"
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import dagster as dg
 
 from snip_assets.engine.layout import Layout
+from snip_assets.engine.remote_outputs import named
 from snip_assets.engine.storage.files import Manifest
+from snip_assets.engine.storage.working_copies import here
 
 from . import plots
 from .metadata import ROWS, SIZE, of_cost
@@ -21,13 +23,13 @@ LARGEST_PICTURE = 1 << 15
 
 def of_report(layout: Layout, manifest: Manifest) -> dg.MaterializeResult[None]:
     """The result of the asset `dedup_report`."""
-    index, out = (layout.dedup_report / "index.html").resolve(), str(layout.root.resolve())
+    index, out = (layout.dedup_report / "index.html").resolve(), named(layout.root.resolve())
     facts = manifest.facts
     title, axes = "rows dropped by threshold", ("threshold", "rows dropped")
     metadata: dict[str, Any] = {
         # Browsers open no file from a page that a server sent.
         "open_with": dg.MetadataValue.text(shlex.join(["snip", "report", "--open", "--out", out])),
-        "path": dg.MetadataValue.path(str(index)),
+        "path": dg.MetadataValue.path(named(index)),
         "preview": dg.MetadataValue.md(_numbers(manifest)),
         "threshold_curve": dg.MetadataValue.md(plots.curve(facts["thresholds"], title, *axes)),
         "most_copied": dg.MetadataValue.md(_pictures(layout.dedup_report, facts["preview"])),
@@ -53,7 +55,7 @@ def _pictures(folder: Path, shown: list[list[str | int]]) -> str:
     """Small pictures inline, with the size of their group; addresses of the data set stay out."""
     parts = []
     for source, size in shown:
-        path = folder / str(source)
+        path = here(folder / str(source))
         if path.is_file() and path.stat().st_size <= LARGEST_PICTURE:
             data = base64.b64encode(path.read_bytes()).decode()
             kind = _TYPES[path.suffix]

@@ -232,6 +232,8 @@ def test_commands_on_three_machines_that_share_a_bucket(s3: str, tmp_path: Path)
     snip("three", "dagster", "job", "execute", "-j", "verify")
     assert json.loads(snip("three", "show", "982", "--json"))["kept"] is False
     assert '"published": true' in snip("three", "shards", "list", "--json")
+    report = json.loads(snip("three", "report", "--json"))
+    assert sum(p.stat().st_size for p in Path(report["page"]).parent.rglob("*.*")) > 2_000_000
     hits = json.loads(snip("three", "search", "--row", "982", "-k", "2", "--json"))
     assert [hit["row"] for hit in hits] == [393, 104]
     # The first one sees what the others made.
