@@ -31,6 +31,7 @@ PARTS = Parts(
     sealed=frozenset((*STATIONS, "dedup_report", "published")),
     # Read by what asks for folders and JSON; small.
     at_once=frozenset(("metadata", "snip_model", "trained_index")),
+    always="shards.json",
 )
 # Seconds after which a process looks again for what other machines have sent.
 FRESH = 30.0

@@ -26,6 +26,7 @@ from . import transfers
 from .files import MANIFEST, checksum, manifest_path
 from .folders import remove
 from .locks import lock
+from .remote_files import exists
 from .sent import Notes, Sent, files_of, state
 
 AT_ONCE = 8
@@ -50,12 +51,15 @@ class Parts:
         Names of outputs with a manifest, or of folders that hold them.
     at_once
         Those of `sealed` that come with their manifests; others come when they are opened.
+    always
+        One of `files` that no change removes; empty: there is none.
     """
 
     files: frozenset[str]
     plain: frozenset[str]
     sealed: frozenset[str]
     at_once: frozenset[str]
+    always: str = ""
 
     def holds(self, name: str) -> bool:
         """Whether a file, by its path in the folder, is sent by itself: not as part of another."""
@@ -94,7 +98,8 @@ class WorkingCopy:
         self._notes = Notes(root)
         self._pool = ThreadPoolExecutor(AT_ONCE, "send")
         self._sending: dict[Future[None], str] = {}
-        self._coming: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        # Of a file that comes or is sent: one thread at a time.
+        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
         self._room, self._trimmed = threading.Lock(), float("-inf")
         self._bytes = limit + 1
 
@@ -105,12 +110,19 @@ class WorkingCopy:
         ------
         DownloadError
             The url cannot be reached, or refuses a file.
+        StaleOutputError
+            What was sent there lies there no more, nor anything else.
         """
         with lock(self.root / "working_copy"):
             self._sweep()
             # Before the listing: what is sent meanwhile is not taken for what was removed there.
             known = self._notes.all()
             there = {n: s for n, s in self._listed().items() if self.parts.holds(n)}
+            if self.parts.always in known and self.parts.always not in there:
+                raise StaleOutputError(
+                    f"{self.url}: {self.parts.always} was sent there, and is gone. Is this the "
+                    f"right store? To begin anew, remove {self.root}."
+                )
             news = [n for n, s in there.items() if n not in known or known[n].remote != s]
             self._each(self._take, [(name, there[name]) for name in news])
             for name in [name for name in known if name not in there]:
@@ -169,7 +181,7 @@ class WorkingCopy:
         manifest = manifest_path(output)
         sent, own = self._notes.of(self._name(manifest)), files_of(manifest)
         for name in names:
-            if sent is not None and sent.files.get(name) == own.get(name):
+            if sent is not None and name in own and sent.files.get(name) == own[name]:
                 # What the url lacks is told as missing, with what makes it again.
                 with suppress(BadInputError):
                     self._fetch(output.parent / name, own[name], manifest)
@@ -205,7 +217,13 @@ class WorkingCopy:
         """Take a file from the url; of an output, its manifest: former files of it go."""
         path = self.root / name
         former, sealed = files_of(path), state(path)
-        self._fetch_to(path)
+        try:
+            self._fetch_to(path)
+        except BadInputError:
+            if exists(self._at(path)):
+                raise
+            # Another machine is replacing it: the next look finds what it makes.
+            return
         now = files_of(path)
         for member in {*former, *now}:
             written = state(path.parent / member)
@@ -231,6 +249,10 @@ class WorkingCopy:
         self.fetch(_output_of(path), missing)
 
     def _send(self, name: str) -> None:
+        with self._locks[self.root / name]:
+            self._send_alone(name)
+
+    def _send_alone(self, name: str) -> None:
         path = self.root / name
         now, sent = state(path), self._notes.of(name)
         if now is None or (sent is not None and sent.here == now):
@@ -245,6 +267,8 @@ class WorkingCopy:
         gone = [n for n in former if n not in files]
         if fresh or gone:
             transfers.remove(self._at(path))
+            # What lies there is not known from here on, should this process die.
+            self._notes.forget(name)
         for member in fresh:
             transfers.to_remote(path.parent / member, self._at(path.parent / member))
         remote = transfers.to_remote(path, self._at(path))
@@ -278,7 +302,7 @@ class WorkingCopy:
         self._notes.forget(name)
 
     def _fetch(self, path: Path, entry: dict[str, Any], manifest: Path) -> None:
-        with self._coming[path]:
+        with self._locks[path]:
             if not path.exists():
                 self._make_room(entry["bytes"])
                 self._fetch_to(path, entry["xxh3"])

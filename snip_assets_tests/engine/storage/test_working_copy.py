@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from upath import UPath
 
+from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.storage import transfers, working_copy
 from snip_assets.engine.storage.files import checksum, damage, manifest_path, read_manifest, seal
 from snip_assets.engine.storage.remote import DownloadError
@@ -183,6 +185,44 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(
     WorkingCopy(tmp_path / "A", url, PARTS).refresh()
     other.refresh()
     assert _texts(other) == {"rows/0/a": "x"}
+
+
+def test_a_send_that_was_killed_leaves_nothing_of_it_behind(
+    url: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def dies(path: Path, place: Any) -> str:
+        if path.name == "b":
+            raise KilledError
+        return send(path, place)
+
+    send = transfers.to_remote
+    one, other = (WorkingCopy(tmp_path / name, url, PARTS) for name in "AB")
+    _make(one, "rows/0", {"a": "x", "b": "x"})
+    one.refresh()
+    _make(one, "rows/0", {"a": "y", "b": "y"})
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers, "to_remote", dies)
+        with pytest.raises(KilledError):
+            one.send()
+    # What comes to be made is what was there before: `a` there is not.
+    _make(one, "rows/0", {"a": "x", "b": "x"})
+    WorkingCopy(tmp_path / "A", url, PARTS).refresh()
+    other.refresh()
+    assert _texts(other) == {"rows/0/a": "x", "rows/0/b": "x"}
+
+
+def test_a_folder_that_is_gone_takes_nothing_with_it(url: UPath, tmp_path: Path) -> None:
+    copy = WorkingCopy(tmp_path / "A", url, replace(PARTS, always="registry.json"))
+    _make(copy, "rows/0", {"a": "x"})
+    (copy.root / "registry.json").write_text("{}")
+    copy.refresh()
+    url.fs.store.clear()
+    with pytest.raises(StaleOutputError, match=r"registry.json was sent there, and is gone"):
+        copy.refresh()
+    assert _texts(copy) == {"rows/0/a": "x", "registry.json": "{}"}
 
 
 def test_a_file_that_is_damaged_at_the_url_does_not_come(url: UPath, tmp_path: Path) -> None:
