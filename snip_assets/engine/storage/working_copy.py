@@ -267,7 +267,7 @@ class WorkingCopy:
         gone = [n for n in former if n not in files]
         if fresh or gone:
             transfers.remove(self._at(path))
-            # What lies there is not known from here on, should this process die.
+            # Should this fail, what lies there is not known.
             self._notes.forget(name)
         for member in fresh:
             transfers.to_remote(path.parent / member, self._at(path.parent / member))
