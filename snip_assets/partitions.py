@@ -130,7 +130,7 @@ def _first(layout: Layout, source: Source, limit: int) -> list[str]:
     known = engine_shards.load(layout).keys if layout.registry.exists() else []
     if len(known) > limit:
         raise BadInputError(
-            f"{layout.root}: {len(known)} shards are registered, more than the limit of {limit}. A "
+            f"{layout}: {len(known)} shards are registered, more than the limit of {limit}. A "
             "run is about all of them: leave the limit out, forget the last ones (`snip shards "
             "withdraw`), or choose another output folder."
         )

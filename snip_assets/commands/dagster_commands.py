@@ -61,6 +61,7 @@ def _dagster(arguments: list[str], out: Path) -> int:
     from snip_assets.dead_runs import VARIABLE, bury
     from snip_assets.engine.layout import Layout
     from snip_assets.engine.shards import load
+    from snip_assets.partitions import announce
 
     layout = Layout(out)
     source = load(layout).source if layout.registry.exists() else None
@@ -71,10 +72,13 @@ def _dagster(arguments: list[str], out: Path) -> int:
     variables = {**os.environ, **home.environment(layout, source)}
     if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
         _warn_of_settings(variables)
-    if arguments[:2] in _RUNS:
-        variables[VARIABLE] = "1"
+    if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
         with home.instance(layout) as instance:
-            bury(instance)
+            # Its records may be those of a machine that has just opened the url.
+            announce(instance, layout)
+            if arguments[:1] != ["dev"]:
+                variables[VARIABLE] = "1"
+                bury(instance)
     # Most of Dagster's commands do not look into pyproject.toml for the module.
     if _takes_module(arguments) and not {"-m", "-w", "-f", "-d"} & set(arguments):
         arguments = [*arguments, *_MODULE]

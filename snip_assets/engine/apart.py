@@ -25,8 +25,8 @@ def from_sources(root: Path, source: Source) -> None:
         inside = there.removeprefix(own).partition("/")[0] if there.startswith(own) else None
         if inside == "" or inside in STATIONS:
             raise BadInputError(
-                f"{given}: outputs in {root} would be written among these sources; choose another "
-                "output folder."
+                f"{given}: outputs in {working_copies.named(root)} would be written among these "
+                "sources; choose another output folder."
             )
 
 

@@ -96,7 +96,7 @@ def with_pairs(run: Run) -> list[Shard]:
     for shard in found:
         require(run.layout.duplicate_pairs(shard.key), f"duplicate_pairs {shard.key}")
     if not found:
-        raise StaleOutputError(f"{run.layout.root}: no pairs; materialise duplicate_pairs first.")
+        raise StaleOutputError(f"{run.layout}: no pairs; materialise duplicate_pairs first.")
     return found
 
 
@@ -215,7 +215,7 @@ def _recall(
     searched = float(_searched_within(run).min())
     if searched < np.float32(run.settings.max_distance):
         raise StaleOutputError(
-            f"{run.layout.root}: pairs were searched within {searched:g} only; run `snip dedup` to "
+            f"{run.layout}: pairs were searched within {searched:g} only; run `snip dedup` to "
             f"make them again with {run.settings.max_distance:g}."
         )
     earlier, row = true_pairs(run, ready, some, share, seed)

@@ -92,7 +92,7 @@ def _without_secrets(layout: Layout, path: Path) -> None:
 def _outputs(layout: Layout, every: bool) -> list[tuple[Path, Manifest]]:
     registry = load(layout)
     if not registry.shards:
-        raise StaleOutputError(f"{layout.root}: no shards; run `snip shards sync`.")
+        raise StaleOutputError(f"{layout}: no shards; run `snip shards sync`.")
     found = []
     for name in STATIONS if every else RESULT:
         keys = [""] if name in WHOLE else registry.keys
@@ -106,7 +106,7 @@ def _outputs(layout: Layout, every: bool) -> list[tuple[Path, Manifest]]:
 
 def _require_no_others(layout: Layout, outputs: set[Path], root: Any) -> None:
     """Raise BadInputError where outputs of shards lie that this run does not have (any more)."""
-    for folder in sorted({output.parent for output in outputs} - {layout.root}):
+    for folder in sorted({output.parent for output in outputs} - {layout}):
         there = root / folder.name
         names = (remote_names if is_remote(there) else os.listdir)(there) if exists(there) else []
         others = sorted(n for n in names if n.endswith(".parquet") and folder / n not in outputs)

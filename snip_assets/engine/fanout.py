@@ -244,6 +244,6 @@ def _same_files(layout: Layout, here: dict[str, str]) -> None:
         same = False
     if not same:
         raise StaleOutputError(
-            f"the worker on {host} does not see the output folder {layout.root} as it is here; "
-            "put it on storage that all machines mount under this path."
+            f"the worker on {host} does not see the output folder {layout} as it is here; "
+            "give a url, or put it on storage that all machines mount under this path."
         )

@@ -37,7 +37,7 @@ from .storage.files import (
 )
 from .storage.folders import remove
 from .storage.resident import trim
-from .storage.working_copies import here
+from .storage.working_copies import discard, here
 from .tally import tally
 from .trained import TrainedIndex
 
@@ -374,7 +374,7 @@ def _require_same(members: list[IndexedShard]) -> None:
 def _sweep(folder: Path, wanted: set[str]) -> None:
     for path in folder.glob("segment-*"):
         if path.is_dir() and path.name not in wanted:
-            manifest_path(path).unlink(missing_ok=True)
+            discard(manifest_path(path))
             shutil.rmtree(path)
     for path in folder.glob(".tmp-*"):
         remove(path)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import BadInputError
+from .storage import working_copies
 
 # Stations in the order in which they run; those whose output is one for all shards.
 STATIONS = (
@@ -67,6 +68,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         local(self.root)
+
+    def __str__(self) -> str:
+        """What a user calls the output folder: of a working copy the url."""
+        return working_copies.named(self.root)
 
     @property
     def registry(self) -> Path:

@@ -26,6 +26,7 @@ from .storage.locations import drive_id, local_path, shown
 from .storage.parquet_filter import require_apart
 from .storage.parquet_source import parquet_rows
 from .storage.remote import NotThereError, Policy, Session
+from .storage.working_copies import discard
 
 DEFAULT_BITMAP_NAME = "is_dup.npy"
 
@@ -246,7 +247,7 @@ def _clear(request: Request, original: Path) -> None:
     if request.keep_originals or original.parent != folder:
         return
     original.unlink()
-    manifest_path(original).unlink(missing_ok=True)
+    discard(manifest_path(original))
     if not any(folder.iterdir()):
         folder.rmdir()
 

@@ -31,6 +31,7 @@ from .slices import Slices
 from .stations.base import finish, require_same, source_state
 from .storage.files import Manifest, digest_of, manifest_path, read_manifest, require
 from .storage.folders import remove
+from .storage.working_copies import discard
 
 
 def curve(
@@ -178,7 +179,7 @@ def _require_own(target: Layout, own: dict[str, str]) -> None:
     former = read_manifest(target.duplicate_groups)
     known = {} if former is None else {name: former.facts.get(name) for name in own}
     if target.registry.exists() or (known.get("run") and not own.items() & known.items()):
-        raise BadInputError(f"{target.root}: holds another run; choose another folder.")
+        raise BadInputError(f"{target}: holds another run; choose another folder.")
 
 
 def rule_version(rule: str, registry: Registry) -> str:
@@ -253,7 +254,7 @@ def _remove_withdrawn(target: Layout, registry: Registry) -> None:
         outputs = {*target.outputs(name, registry.keys)}
         for path in [*target.output(name, registry.keys[0]).parent.iterdir()]:
             if path not in outputs and manifest_path(path).exists():
-                manifest_path(path).unlink()
+                discard(manifest_path(path))
                 remove(path)
 
 

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from . import copy_out, forecast
-from .errors import BadInputError, without_secrets
+from .errors import BadInputError
 from .layout import STATIONS
 from .storage import transfers, working_copies
 from .storage.files import MANIFEST, digest_of
 from .storage.locations import local_path
+from .storage.parts import Parts
 from .storage.remote_files import as_path, exists, home_expanded, is_remote
 from .storage.sent import Notes, state
-from .storage.working_copy import Parts, WorkingCopy
+from .storage.working_copy import WorkingCopy
 
 # Where working copies lie, and how many GB each may take.
 PLACE, LIMIT = "SNIP_WORK", "SNIP_WORK_GB"
@@ -94,7 +96,16 @@ def kept_in(kind: str, there: Any) -> Path:
     """Where on this machine what lies at a url is kept."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     place = home_expanded(os.environ.get(PLACE) or f"{cache}/snip_assets").resolve()
-    return place / kind / f"{there.name or 'top'}-{digest_of(str(there))[:12]}"
+    # SQLAlchemy takes some signs of a path for its own.
+    name = re.sub(r"[^\w.-]", "_", there.name) or "top"
+    found = place / kind / f"{name}-{digest_of(str(there))[:12]}"
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(
+            f"{found.parent}: cannot be made ({error.strerror}); give another {PLACE}."
+        ) from error
+    return found
 
 
 def outbox(text: str | Path) -> Path:
@@ -128,7 +139,8 @@ def _send_box(root: Path, there: Any) -> None:
     for path in sorted(files, key=lambda p: (p.name.endswith(MANIFEST), p)):
         name = path.relative_to(root).as_posix()
         if (known := notes.of(name)) is None or known.here != state(path):
-            notes.note(name, transfers.to_remote(path, there / name))
+            remote = transfers.to_remote(path, there / name)
+            notes.note(name, remote or "")
 
 
 def _limit_gb() -> float:
@@ -164,10 +176,7 @@ def send(root: Path | None = None) -> None:
 
 def named(path: Path) -> str:
     """What a user calls a path: below the url in a working copy, else itself."""
-    copy = working_copies.of(path)
-    places = _boxes if copy is None else {copy.root: copy.url}
-    for root, there in places.items():
+    for root, there in _boxes.items():
         if path.is_relative_to(root):
-            below = path.relative_to(root).as_posix()
-            return without_secrets(str(there if below == "." else there / below))
-    return str(path)
+            return working_copies.joined(there, path.relative_to(root))
+    return working_copies.named(path)

@@ -93,7 +93,7 @@ class Run:
         """The registered shards."""
         registry = shards.load(self.layout)
         if not registry.shards:
-            raise StaleOutputError(f"{self.layout.root}: no shards; run `snip shards sync`.")
+            raise StaleOutputError(f"{self.layout}: no shards; run `snip shards sync`.")
         return registry
 
     def digest(self, names: tuple[str, ...]) -> str:

@@ -333,7 +333,7 @@ def open_searcher(
     elif registry is not None:
         holdings = Holdings.of_registry(registry)
     else:
-        where = f"{layout.root}: no shards are registered there; " if layout else ""
+        where = f"{layout}: no shards are registered there; " if layout else ""
         raise BadInputError(
             f"{where}name the data: --out of a run, or --metadata, --features, --offsets."
         )

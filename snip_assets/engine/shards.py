@@ -155,10 +155,10 @@ def load(layout: Layout) -> Registry:
     except FileNotFoundError as error:
         if manifest_path(layout.duplicate_groups).exists():
             raise StaleOutputError(
-                f"{layout.root}: made by `snip recut`; give the output folder of the run itself."
+                f"{layout}: made by `snip recut`; give the output folder of the run itself."
             ) from error
         raise StaleOutputError(
-            f"{layout.root}: no shards registered here; run `snip shards sync`."
+            f"{layout}: no shards registered here; run `snip shards sync`."
         ) from error
     return _load(layout, (status.st_ino, status.st_mtime_ns, status.st_size))
 
@@ -232,7 +232,7 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
         known = list(registry.shards)
         if not _same_place(registry.source, source):
             raise StaleOutputError(
-                f"{layout.root} belongs to another data set ({registry.source.features}); choose "
+                f"{layout} belongs to another data set ({registry.source.features}); choose "
                 f"another output folder for {source.features}. If it was moved there, {_MOVE}."
             )
         source = registry.source

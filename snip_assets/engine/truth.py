@@ -28,6 +28,7 @@ from .sample import drawn
 from .shards import Shard
 from .storage.files import atomic_path, digest_of, read_manifest
 from .storage.locks import lock
+from .storage.working_copies import discard
 from .verify import distances
 
 SCHEMA = pa.schema([("earlier_row", pa.uint64()), ("row", pa.uint64())])
@@ -179,4 +180,4 @@ def _sweep(run: Run, path: Path) -> None:
     own = run.layout.true_pairs(run.settings.seed)
     for other in path.parent.glob("true_pairs-*.parquet"):
         if other not in (own, path):
-            other.unlink(missing_ok=True)
+            discard(other)

@@ -10,6 +10,7 @@ from .shards import Registry, Shard, load, save
 from .storage.files import manifest_path
 from .storage.folders import remove
 from .storage.locks import lock
+from .storage.working_copies import discard
 
 
 def withdrawable(layout: Layout, keys: Sequence[str]) -> list[Shard]:
@@ -30,7 +31,7 @@ def withdrawable(layout: Layout, keys: Sequence[str]) -> list[Shard]:
             "output folder."
         )
     if len(gone) == len(registry.shards):
-        raise BadInputError(f"{layout.root}: no shard would be left; remove this folder instead.")
+        raise BadInputError(f"{layout}: no shard would be left; remove this folder instead.")
     return gone
 
 
@@ -57,7 +58,7 @@ def withdraw(layout: Layout, keys: Sequence[str]) -> list[Shard]:
             if output.exists() or manifest_path(output).exists():
                 with lock(output):
                     # Without it an output counts as unfinished.
-                    manifest_path(output).unlink(missing_ok=True)
+                    discard(manifest_path(output))
                     remove(output)
         save(layout, Registry(registry.source, tuple(s for s in registry.shards if s not in gone)))
     return gone

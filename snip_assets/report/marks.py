@@ -23,6 +23,7 @@ from snip_assets.engine.audit import Interval
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.storage.files import digest_of, write_parquet
+from snip_assets.engine.storage.working_copies import discard
 from snip_assets.engine.verify import distances
 
 KINDS = ("random", "inside", "outside")
@@ -130,7 +131,7 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     if ordered:
         write_parquet(path_of(layout), pa.table([pa.array(c) for c in columns], schema=SCHEMA))
     else:
-        path_of(layout).unlink(missing_ok=True)
+        discard(path_of(layout))
     stayed = former.keys() & marks.keys()
     return {
         "read": len(given),

@@ -122,6 +122,9 @@ def test_two_machines_take_turns_with_little_room(
     monkeypatch.setattr(working_copy, "RECENT", 0.0)
     monkeypatch.setattr(working_copy, "BETWEEN_TRIMS", 0.0)
     monkeypatch.setenv(remote_outputs.LIMIT, "0.0005")
+    # A link to a place is that place.
+    (tmp_path / "other").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
     shutil.copytree(SAMPLE.features, tmp_path / "img_emb")
     source = Source(tmp_path / "img_emb", SAMPLE.metadata)
     hidden = tmp_path / "img_emb_0003.npy"
@@ -135,6 +138,7 @@ def test_two_machines_take_turns_with_little_room(
     for name in STATIONS:
         _station(name, on("other"))
     remote_outputs.send()
+    assert str(Layout(on("other").root.resolve())) == root
     layout = on("one")
     made = {name: manifest_path(layout.output(name, "0001")).stat() for name in STATIONS}
     for name in STATIONS:

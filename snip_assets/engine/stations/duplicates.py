@@ -224,7 +224,7 @@ def duplicate_groups(run: Run) -> Manifest:
     layout, registry, settings = run.layout, run.registry, run.settings
     found = {key: run.version("duplicate_pairs", key) for key in _pair_versions(run)}
     if not found:
-        raise StaleOutputError(f"{layout.root}: no pairs yet; materialise duplicate_pairs first.")
+        raise StaleOutputError(f"{layout}: no pairs yet; materialise duplicate_pairs first.")
     _require_wide_enough(run, list(found))
     described = {s.key: source_state(s.metadata) for s in registry.shards}
     given_up = _given_up(run, list(found))

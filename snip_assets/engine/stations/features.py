@@ -29,6 +29,7 @@ from snip_assets.engine.storage.files import (
 from snip_assets.engine.storage.locks import lock, scratch
 from snip_assets.engine.storage.parquet_source import parquet_file, read_whole
 from snip_assets.engine.storage.remote_files import is_remote, remote_states
+from snip_assets.engine.storage.working_copies import discard
 from snip_assets.engine.train import train
 
 from .base import Inputs, each, finish, source_state, upstream_inputs
@@ -230,7 +231,7 @@ def snip_features(run: Run, keys: list[str]) -> dict[str, Manifest]:
     )
     # Those that were exchanged meanwhile must not pass once the former file is back.
     for key in (exchanged := replaced(run, good)):
-        manifest_path(run.layout.snip_features(key)).unlink(missing_ok=True)
+        discard(manifest_path(run.layout.snip_features(key)))
     if refused | exchanged:
         raise BadInputError(" ".join((refused | exchanged).values()))
     return made

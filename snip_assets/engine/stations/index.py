@@ -67,7 +67,7 @@ def _train_index(run: Run) -> dict[str, Any]:
     ready = run.hashed()
     if not ready:
         raise StaleOutputError(
-            f"{run.layout.root}: no shard is read yet; materialise clip_features (`snip check`) "
+            f"{run.layout}: no shard is read yet; materialise clip_features (`snip check`) "
             "and snip_features (`snip compress`) first."
         )
     run.require_shards("clip_features", ready)
@@ -165,7 +165,7 @@ def snip_index(run: Run) -> Manifest:
     layout = run.layout
     present = run.indexed()
     if not present:
-        raise StaleOutputError(f"{layout.root}: no index shards; materialise index_shards first.")
+        raise StaleOutputError(f"{layout}: no index shards; materialise index_shards first.")
     run.require_shards("index_shards", run.registry.only([s.key for s in present]))
     inputs = {
         "trained_index": run.version("trained_index"),

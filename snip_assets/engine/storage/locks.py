@@ -57,6 +57,24 @@ def lock(output: Path, *beside: Path) -> Iterator[None]:
 
 
 @contextmanager
+def unless_locked(output: Path) -> Iterator[bool]:
+    """Whether nobody makes an output; then nobody else does until this is left."""
+    held = output.parent / f".{output.name}.lock"
+    handle = _opened(held)
+    free = False
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it may have removed the file that we opened, and another made one since.
+        free = os.path.samestat(os.fstat(handle), held.stat())
+    try:
+        yield free
+    finally:
+        if free:
+            held.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
 def scratch(output: Path) -> Iterator[Path]:
     """A folder for what is needed while `output` is made."""
     folder = temporary_of(output)

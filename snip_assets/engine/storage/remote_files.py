@@ -92,7 +92,8 @@ def as_path(text: str | Path) -> Path:
     try:
         found: Any = UPath(str(text))
         assert found.fs is not None
-    except (ImportError, ValueError) as error:
+    except Exception as error:
+        # Some kinds connect at once, each with errors of its own.
         raise BadInputError(
             f"{redacted(str(text))}: this kind of url cannot be read here ({error}); for s3:// "
             "pip install 'snip_assets[s3]', for gs:// 'snip_assets[gs]', for hf:// "

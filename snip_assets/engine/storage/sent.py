@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snip_assets.engine.errors import BadInputError, DiskFullError
+
 from .files import MANIFEST
 
 SECONDS_TO_WAIT = 300
+_DISCARDED = (-1, -1)
 _TABLE = (
     "create table if not exists sent"
     " (path text primary key, size int, mtime int, remote text, files text)"
@@ -36,6 +39,11 @@ class Sent:
     here: tuple[int, int]
     remote: str
     files: dict[str, Any]
+
+    @property
+    def discarded(self) -> bool:
+        """Whether it was removed here on purpose, and is still to be removed there."""
+        return self.here == _DISCARDED
 
 
 class Notes:
@@ -64,6 +72,11 @@ class Notes:
             with self._open() as notes:
                 notes.execute("insert or replace into sent values (?, ?, ?, ?, ?)", row)
 
+    def discard(self, name: str) -> None:
+        """Note that a file is to be removed at the url."""
+        with self._open() as notes:
+            notes.execute("update sent set size = -1, mtime = -1 where path = ?", (name,))
+
     def forget(self, name: str) -> None:
         """Have nothing noted of a file."""
         with self._open() as notes:
@@ -77,10 +90,21 @@ class Notes:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         place = self.root / ".working_copy.db"
-        with closing(sqlite3.connect(place, timeout=SECONDS_TO_WAIT)) as notes:
-            notes.execute(_TABLE)
-            yield notes
-            notes.commit()
+        try:
+            with closing(sqlite3.connect(place, timeout=SECONDS_TO_WAIT)) as notes:
+                notes.execute(_TABLE)
+                yield notes
+                notes.commit()
+        except sqlite3.Error as error:
+            if "full" in str(error) or "I/O" in str(error):
+                raise DiskFullError(
+                    f"{place}: no space left ({error}). Free some, or have working copies "
+                    "elsewhere (SNIP_WORK)."
+                ) from error
+            raise BadInputError(
+                f"{place}: cannot be read or written ({error}). Remove it: what lies here is "
+                "compared with the url again."
+            ) from error
 
 
 def state(path: Path) -> tuple[int, int] | None:

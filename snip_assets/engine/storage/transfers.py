@@ -7,11 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from snip_assets.engine.errors import DiskFullError, SnipError
+from snip_assets.engine.errors import BadInputError, DiskFullError, SnipError
 
 from .files import is_full
 from .remote import DownloadError
-from .remote_files import as_path, download, info_of, reading, state_of
+from .remote_files import as_path, exists, info_of, reading, state_of
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def writing(place: Any) -> Iterator[None]:
         ) from error
 
 
-def to_remote(path: Path, place: Any) -> str:
-    """Send a file, and return the state that it has there.
+def to_remote(path: Path, place: Any) -> str | None:
+    """Send a file, and return the state that it has there; None if it is gone already.
 
     Raises
     ------
@@ -44,7 +44,12 @@ def to_remote(path: Path, place: Any) -> str:
         except FileNotFoundError:
             _make_folder(place.fs, place.parent.path)
             place.fs.put_file(str(path), place.path)
-        info = info_of(place)
+        try:
+            info = info_of(place)
+        except BadInputError:
+            if exists(place):
+                raise
+            return None
     if info["size"] != size:
         raise DownloadError(f"{place}: {info['size']} bytes arrived of {size}; run again.")
     return state_of(info)
@@ -72,7 +77,8 @@ def to_local(place: Any, path: Path) -> None:
         There is no room for it.
     """
     try:
-        download(place, info_of(place)["size"], path)
+        with reading(place):
+            place.fs.get_file(place.path, str(path))
     except Exception as error:
         if is_full(error):
             raise DiskFullError(f"{path}: no space left for a copy of {place}.") from error

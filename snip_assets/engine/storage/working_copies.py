@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snip_assets.engine.errors import without_secrets
+
 if TYPE_CHECKING:
     from .working_copy import WorkingCopy
 
@@ -28,10 +30,29 @@ def of(path: Path) -> WorkingCopy | None:
     return next((copy for root, copy in _open.items() if path.is_relative_to(root)), None)
 
 
+def named(path: Path) -> str:
+    """What a user calls a path: below the url in a working copy, else itself."""
+    copy = of(path)
+    return str(path) if copy is None else joined(copy.url, path.relative_to(copy.root))
+
+
+def joined(url: Any, below: Path) -> str:
+    """A url and what lies below it, fit to be shown."""
+    return without_secrets(str(url / below.as_posix() if below.parts else url))
+
+
 def written(path: Path) -> None:
     """A file, or a folder, is in its place."""
     if (copy := of(path)) is not None:
         copy.written(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file on purpose: at the url of a working copy too."""
+    if (copy := of(path)) is not None:
+        copy.discard(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def here_or_fetched(output: Path, files: dict[str, Any], *, fetch: bool) -> dict[str, Any]:

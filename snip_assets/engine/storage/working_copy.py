@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,7 +24,8 @@ from snip_assets.engine.errors import BadInputError, StaleOutputError
 from . import transfers
 from .files import MANIFEST, checksum, manifest_path
 from .folders import remove
-from .locks import lock
+from .locks import lock, unless_locked
+from .parts import Parts
 from .remote_files import exists
 from .sent import Notes, Sent, files_of, state
 
@@ -35,42 +35,6 @@ AT_ONCE = 8
 RECENT, BETWEEN_TRIMS = 60.0, 5.0
 # Where files are while they come; after so many seconds nobody waits for one any more.
 _COMING, OLD = ".coming", 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What belongs to an output folder; all else in it, and at the url, is left alone.
-
-    Attributes
-    ----------
-    files
-        Names of files that have no manifest; they are sent as they are.
-    plain
-        Names of folders of such files.
-    sealed
-        Names of outputs with a manifest, or of folders that hold them.
-    at_once
-        Those of `sealed` that come with their manifests; others come when they are opened.
-    always
-        One of `files` that no change removes; empty: there is none.
-    """
-
-    files: frozenset[str]
-    plain: frozenset[str]
-    sealed: frozenset[str]
-    at_once: frozenset[str]
-    always: str = ""
-
-    def holds(self, name: str) -> bool:
-        """Whether a file, by its path in the folder, is sent by itself: not as part of another."""
-        top, _, below = name.partition("/")
-        if below:
-            return top in self.plain or (top in self.sealed and below.endswith(MANIFEST))
-        return top in self.files or top.removesuffix(MANIFEST) in self.sealed - {top}
-
-    def comes_at_once(self, name: str) -> bool:
-        """Whether what a manifest names comes with it."""
-        return name.partition("/")[0].removesuffix(MANIFEST) in self.at_once
 
 
 class WorkingCopy:
@@ -116,15 +80,17 @@ class WorkingCopy:
         with lock(self.root / "working_copy"):
             self._sweep()
             # Before the listing: what is sent meanwhile is not taken for what was removed there.
-            known = self._notes.all()
+            known, here = self._notes.all(), self._here()
             there = {n: s for n, s in self._listed().items() if self.parts.holds(n)}
             if self.parts.always in known and self.parts.always not in there:
                 raise StaleOutputError(
                     f"{self.url}: {self.parts.always} was sent there, and is gone. Is this the "
                     f"right store? To begin anew, remove {self.root}."
                 )
-            news = [n for n, s in there.items() if n not in known or known[n].remote != s]
-            self._each(self._take, [(name, there[name]) for name in news])
+            # What went here by other hands comes again.
+            as_there = {n: s.remote for n, s in known.items() if s.discarded or n in here}
+            news = [(name, now) for name, now in there.items() if as_there.get(name) != now]
+            self._each(self._take, news)
             for name in [name for name in known if name not in there]:
                 self._take_removal(name, known[name])
         self._each(self._come, [(n,) for n in self._here() if self.parts.comes_at_once(n)])
@@ -132,7 +98,7 @@ class WorkingCopy:
         self.refreshed = time.monotonic()
 
     def send(self) -> None:
-        """Send all that changed here, removals too, and wait until it is there.
+        """Send all that changed here, remove what was discarded, and wait until that is done.
 
         Raises
         ------
@@ -146,14 +112,24 @@ class WorkingCopy:
         # Parts of an output before the whole.
         changed.sort(key=lambda name: -name.count("/"))
         self._each(self._send, [(name,) for name in changed])
-        for name in [name for name in known if name not in here]:
-            self._remove_there(name, known[name])
+        for name, sent in known.items():
+            if sent.discarded and name not in here:
+                self._remove_there(name, sent)
+        self._make_room(0)
 
     def written(self, path: Path) -> None:
         """Send a file that was written, or an output whose manifest was, in the background."""
         name = path.relative_to(self.root).as_posix()
         if self.parts.holds(name):
             self._sending[self._pool.submit(self._send, name)] = name
+
+    def discard(self, path: Path) -> None:
+        """Remove a file, at the url too with the next `send`; of an output, its manifest.
+
+        What is missing here otherwise comes again.
+        """
+        self._notes.discard(self._name(path))
+        path.unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Wait until what was written so far is sent.
@@ -204,7 +180,8 @@ class WorkingCopy:
                 self.fetch(output, [name])
         if manifest is not None and not path.exists():
             raise StaleOutputError(
-                f"{self._at(path)}: lost or damaged. Delete {manifest} and run `snip dedup` again."
+                f"{self._at(path)}: lost or damaged. Remove {self._at(manifest)} and run `snip "
+                "dedup` again."
             )
 
     def holds(self, output: Path) -> bool:
@@ -216,14 +193,19 @@ class WorkingCopy:
     def _take(self, name: str, remote: str) -> None:
         """Take a file from the url; of an output, its manifest: former files of it go."""
         path = self.root / name
+        with unless_locked(_output_of(path)) as free:
+            # What is made here just now, or replaced there, the next look finds.
+            if free and self._took(path):
+                self._notes.note(name, remote)
+
+    def _took(self, path: Path) -> bool:
         former, sealed = files_of(path), state(path)
         try:
             self._fetch_to(path)
         except BadInputError:
             if exists(self._at(path)):
                 raise
-            # Another machine is replacing it: the next look finds what it makes.
-            return
+            return False
         now = files_of(path)
         for member in {*former, *now}:
             written = state(path.parent / member)
@@ -231,7 +213,7 @@ class WorkingCopy:
             left = sealed is None or (written is not None and written[1] > sealed[1])
             if left or former.get(member) != now.get(member):
                 remove(path.parent / member)
-        self._notes.note(name, remote)
+        return True
 
     def _take_removal(self, name: str, sent: Sent) -> None:
         """What was removed at the url goes here too, unless it was made anew since."""
@@ -271,11 +253,12 @@ class WorkingCopy:
             self._notes.forget(name)
         for member in fresh:
             transfers.to_remote(path.parent / member, self._at(path.parent / member))
+        # None: another machine replaces it.
         remote = transfers.to_remote(path, self._at(path))
         for member in gone:
             transfers.remove(self._at(path.parent / member))
         # Unless it was written again meanwhile.
-        if state(path) == now:
+        if state(path) == now and remote is not None:
             self._notes.note(name, remote)
         self._make_room(sum(sizes.values()))
 

@@ -19,8 +19,10 @@ from upath import UPath
 from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.storage import transfers, working_copy
 from snip_assets.engine.storage.files import checksum, damage, manifest_path, read_manifest, seal
+from snip_assets.engine.storage.locks import lock
+from snip_assets.engine.storage.parts import Parts
 from snip_assets.engine.storage.remote import DownloadError
-from snip_assets.engine.storage.working_copy import Parts, WorkingCopy
+from snip_assets.engine.storage.working_copy import WorkingCopy
 
 PARTS = Parts(
     files=frozenset(["registry.json"]),
@@ -48,7 +50,7 @@ def _make(copy: WorkingCopy, name: str, members: dict[str, str]) -> None:
 
 
 def _withdraw(copy: WorkingCopy, name: str) -> None:
-    manifest_path(copy.root / name).unlink(missing_ok=True)
+    copy.discard(manifest_path(copy.root / name))
     shutil.rmtree(copy.root / name, ignore_errors=True)
 
 
@@ -102,7 +104,7 @@ _STEPS = st.one_of(
     st.tuples(st.just("withdraw"), st.sampled_from(OUTPUTS)),
     st.tuples(st.just("write"), st.sampled_from(["registry.json", "notes/n"]), st.text("xy")),
     st.tuples(st.just("remove"), st.sampled_from(["registry.json", "notes/n"])),
-    st.tuples(st.just("lose"), st.sampled_from(OUTPUTS)),
+    st.tuples(st.just("lose"), st.sampled_from(OUTPUTS), st.booleans()),
     st.tuples(st.sampled_from(["send", "refresh"])),
 )
 
@@ -116,11 +118,13 @@ def _step(copy: WorkingCopy, kind: str, *values: Any) -> None:
         (copy.root / "notes").mkdir(parents=True, exist_ok=True)
         (copy.root / values[0]).write_text(values[1])
     elif kind == "remove":
-        (copy.root / values[0]).unlink(missing_ok=True)
+        copy.discard(copy.root / values[0])
     elif kind == "lose":
-        # Files that lie at the url may go at any time; others would be lost.
+        # What lies at the url may go here at any time; the rest would be lost.
         if copy.holds(copy.root / values[0]):
             shutil.rmtree(copy.root / values[0], ignore_errors=True)
+            if values[1]:
+                manifest_path(copy.root / values[0]).unlink()
     else:
         getattr(copy, kind)()
 
@@ -185,6 +189,34 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(
     WorkingCopy(tmp_path / "A", url, PARTS).refresh()
     other.refresh()
     assert _texts(other) == {"rows/0/a": "x"}
+
+
+def test_what_goes_here_by_other_hands_comes_again(url: UPath, tmp_path: Path) -> None:
+    copy = WorkingCopy(tmp_path / "A", url, PARTS)
+    _make(copy, "rows/0", {"a": "x"})
+    _make(copy, "whole", {"a": "w"})
+    (copy.root / "registry.json").write_text("{}")
+    copy.refresh()
+    for path in copy.root.glob("[a-z]*"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    copy.send()
+    copy.refresh()
+    assert _texts(copy) == {"rows/0/a": "x", "whole/a": "w", "registry.json": "{}"}
+
+
+def test_what_is_just_being_made_is_not_taken(url: UPath, tmp_path: Path) -> None:
+    one, other = (WorkingCopy(tmp_path / name, url, PARTS) for name in "AB")
+    other.refresh()
+    _make(one, "rows/0", {"a": "x"})
+    one.refresh()
+    with lock(other.root / "rows/0"):
+        (other.root / "rows/0").mkdir()
+        (other.root / "rows/0" / "a").write_text("mine")
+        other.refresh()
+        seal(other.root / "rows/0", {})
+    other.send()
+    one.refresh()
+    assert _texts(one) == _texts(other) == {"rows/0/a": "mine"}
 
 
 def test_a_send_that_failed_leaves_nothing_of_it_behind(
