@@ -19,7 +19,7 @@ from .storage import transfers, working_copies
 from .storage.files import MANIFEST, digest_of
 from .storage.locations import local_path
 from .storage.parts import Parts
-from .storage.remote_files import as_path, exists, home_expanded, is_remote
+from .storage.remote_files import as_path, exists, home_expanded
 from .storage.sent import Notes, state
 from .storage.working_copy import WorkingCopy
 
@@ -84,12 +84,11 @@ def _opened(url: str) -> WorkingCopy:
 
 
 def _writable(url: str) -> Any:
-    there: Any = as_path(url)
-    if not is_remote(there) or there.protocol in _READ_ONLY:
+    if url.partition("://")[0].lower() in _READ_ONLY:
         raise BadInputError(
             f"{url}: outputs cannot be written there; give a folder, s3:// or gs://."
         )
-    return there
+    return as_path(url)
 
 
 def kept_in(kind: str, there: Any) -> Path:
