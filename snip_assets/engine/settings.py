@@ -91,7 +91,7 @@ class Settings:
         for the join, where it is no faster than they are.
     compute
         Where the heavy stations work on their shards: `local`, or the address of a Dask scheduler
-        (`tcp://host:8786`) whose workers see the output folder under the same path.
+        (`tcp://host:8786`) whose workers see the output folder by the same url or path.
     workers
         Threads that compute; 0 takes every core. Reading of metadata and writing of tables have a
         few of their own.
