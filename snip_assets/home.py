@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 
 from .engine.errors import BadInputError, DiskFullError, SnipError, StaleOutputError, causes
 from .engine.layout import Layout
-from .engine.remote_outputs import named
+from .engine.remote_outputs import address
 from .engine.shards import Source
 from .engine.storage.files import atomic_path, is_full
 from .engine.storage.locks import lock
@@ -107,7 +107,7 @@ def environment(layout: Layout, source: Source | None = None) -> dict[str, str]:
     """Variables that make `dagster` work on this output folder."""
     values = {
         "DAGSTER_HOME": os.environ.get("DAGSTER_HOME") or str(prepare(layout)),
-        "SNIP_OUT": named(layout.root.resolve()),
+        "SNIP_OUT": address(layout.root.resolve()),
     }
     if source is not None:
         values["SNIP_FEATURES"] = str(absolute(source.features))

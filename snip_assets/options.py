@@ -275,11 +275,13 @@ def read_here(*locations: Path | None, besides: Path | None = None) -> list[Path
     besides
         Where the command writes: none of them.
     """
-    from .engine.remote_inputs import local_copy
+    from .engine.remote_inputs import local_copy, same_place
+    from .engine.remote_outputs import box_of
 
-    written = None if besides is None else named(besides).rstrip("/")
-    for location in locations:
-        if location is not None and str(location).rstrip("/") == written and is_remote(location):
+    written = None if besides is None else box_of(besides)
+    for location in filter(is_remote, [place for place in locations if place is not None]):
+        # Its folder too: files keep their names.
+        if written is not None and same_place(written, location, location.parent):
             raise BadInputError(f"{location}: would be written over; choose another folder.")
     return [None if location is None else local_copy(location) for location in locations]
 

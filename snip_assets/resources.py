@@ -15,6 +15,7 @@ from pydantic import Field, create_model
 
 from .engine import choices, stations
 from .engine.layout import Layout
+from .engine.remote_outputs import address
 from .engine.settings import Settings
 from .engine.shards import Source
 from .engine.storage.remote_files import as_path
@@ -22,7 +23,6 @@ from .options import (
     default_out,
     default_source,
     known_settings,
-    named,
     out_folder,
     settings_options,
     variable,
@@ -55,7 +55,7 @@ class DataSet(_SettingsFields):
         return cls(
             features=str(source.features),
             metadata=str(source.metadata),
-            out=named(out),
+            out=address(out),
             **settings.__dict__,
         )
 

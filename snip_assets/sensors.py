@@ -18,7 +18,7 @@ from .engine.arrivals import Look, Memory
 from .engine.errors import SnipError
 from .engine.layout import Layout
 from .engine.shards import load
-from .engine.storage.files import digest_of, manifest_path, read_manifest
+from .engine.storage.files import checksum, digest_of, manifest_path, read_manifest
 from .engine.storage.remote_files import remote_state
 from .engine.stretches import reach, stretches
 from .partitions import announce
@@ -302,7 +302,7 @@ def clean_output(
                 "There is no bitmap: `new_shards`, or a run of `arrival`, makes it."
             )
         # Of one that was made again, what it was made into before may be gone.
-        made = manifest_path(data.layout.dup_bitmap).stat().st_mtime_ns
+        made = checksum(manifest_path(data.layout.dup_bitmap))[:16]
         version = f"{manifest.version}-{made}"
         if version == context.cursor:
             return dg.SkipReason("The bitmap has not changed.")

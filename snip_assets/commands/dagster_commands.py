@@ -72,11 +72,11 @@ def _dagster(arguments: list[str], out: Path) -> int:
     variables = {**os.environ, **home.environment(layout, source)}
     if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
         _warn_of_settings(variables)
-    if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
+    if source and arguments[:1] in (["dev"], ["job"], ["asset"]):
         with home.instance(layout) as instance:
             # Its records may be those of a machine that has just opened the url.
             announce(instance, layout)
-            if arguments[:1] != ["dev"]:
+            if arguments[:2] in _RUNS:
                 variables[VARIABLE] = "1"
                 bury(instance)
     # Most of Dagster's commands do not look into pyproject.toml for the module.

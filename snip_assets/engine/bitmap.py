@@ -10,6 +10,7 @@ import xxhash
 
 from .errors import BadInputError
 from .storage.files import open_npy
+from .storage.working_copies import here
 
 # Which bit of a byte is the first row's: that of value 1 (little), or 128 (big, as numpy.packbits).
 BitOrder = Literal["little", "big"]
@@ -40,7 +41,7 @@ class Bitmap:
         if self.packed:
             if rows is None:
                 raise BadInputError(f"{path}: packed bits need the row offsets; give --offsets.")
-            if not path.is_file():
+            if not here(path).is_file():
                 raise BadInputError(f"{path}: no such file.")
             if (size := path.stat().st_size) != -(-rows // 8):
                 raise BadInputError(

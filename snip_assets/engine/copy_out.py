@@ -106,7 +106,7 @@ def _outputs(layout: Layout, every: bool) -> list[tuple[Path, Manifest]]:
 
 def _require_no_others(layout: Layout, outputs: set[Path], root: Any) -> None:
     """Raise BadInputError where outputs of shards lie that this run does not have (any more)."""
-    for folder in sorted({output.parent for output in outputs} - {layout}):
+    for folder in sorted({output.parent for output in outputs} - {layout.root}):
         there = root / folder.name
         names = (remote_names if is_remote(there) else os.listdir)(there) if exists(there) else []
         others = sorted(n for n in names if n.endswith(".parquet") and folder / n not in outputs)

@@ -74,7 +74,7 @@ def fan_out(station: Station, run: Run, keys: list[str]) -> dict[str, Manifest]:
     name = station.__name__
     # What workers read must be where they see it.
     remote_outputs.send(run.layout.root)
-    root = remote_outputs.named(run.layout.root.resolve())
+    root = remote_outputs.address(run.layout.root.resolve())
     here = {"root": root, "registry": checksum(run.layout.registry), "code": _code()}
     settings = asdict(replace(run.settings, compute=LOCAL))
     with _client(run.settings.compute) as client, task(name, len(wanted), "shards") as bar:

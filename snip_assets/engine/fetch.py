@@ -23,6 +23,7 @@ from .storage import transfers
 from .storage.files import atomic_path, current, digest_of, manifest_path, seal
 from .storage.locations import drive_id, local_path, shown
 from .storage.remote import DownloadError, Policy, Session
+from .storage.working_copies import discard, here
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
 
 def _bring(wanted: Wanted, session: Session | None) -> int:
     """Put the file into its place; bytes that came over the network for it."""
-    manifest_path(wanted.target).unlink(missing_ok=True)
+    discard(manifest_path(wanted.target))
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     if path := local_path(wanted.location):
         return _copy(path, wanted)
@@ -151,7 +152,7 @@ def localise(
         There is no such file, or it is not of its format.
     """
     if path := local_path(location):
-        if not path.is_file():
+        if not here(path).is_file():
             raise BadInputError(f"{path}: no such file.")
         judge_file(path, form)
         return path

@@ -10,6 +10,8 @@ from .errors import BadInputError
 from .model import SnipNet, load_model, save_model
 from .remote_inputs import local_copy
 from .run import Run
+from .storage.files import MANIFEST
+from .storage.working_copies import here
 
 
 def given_model(run: Run) -> Path | None:
@@ -25,8 +27,9 @@ def given_model(run: Run) -> Path | None:
             )
         return path
     folder = run.layout.published
-    there = folder.iterdir() if folder.is_dir() else ()
-    found = [p for p in there if format_of(p.name) in ("torch", "safetensors")]
+    there = [path.name.removesuffix(MANIFEST) for path in folder.glob("*")]
+    nets = {name for name in there if format_of(name) in ("torch", "safetensors")}
+    found = [path for name in nets if here(path := folder / name).is_file()]
     if not found:
         raise BadInputError(
             f"{folder}: no published model; run `snip fetch model --out {folder}`, or materialise "

@@ -8,7 +8,6 @@ and `rows.npy` (row ids: uint32 while they fit, else uint64): 12 bytes a row wit
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -22,6 +21,7 @@ from .errors import BadInputError, StaleOutputError, made_again
 from .layout import Layout
 from .progress import track
 from .storage.files import (
+    MANIFEST,
     CheckLevel,
     NpyWriter,
     atomic_path,
@@ -372,9 +372,10 @@ def _require_same(members: list[IndexedShard]) -> None:
 
 
 def _sweep(folder: Path, wanted: set[str]) -> None:
-    for path in folder.glob("segment-*"):
-        if path.is_dir() and path.name not in wanted:
-            discard(manifest_path(path))
-            shutil.rmtree(path)
+    # By their manifests too: in a working copy the files need not be here.
+    names = {path.name.removesuffix(MANIFEST) for path in folder.glob("segment-*")}
+    for path in (folder / name for name in names - wanted):
+        discard(manifest_path(path))
+        remove(path)
     for path in folder.glob(".tmp-*"):
         remove(path)

@@ -29,7 +29,7 @@ from .settings import Settings
 from .shards import Registry, load
 from .slices import Slices
 from .stations.base import finish, require_same, source_state
-from .storage.files import Manifest, digest_of, manifest_path, read_manifest, require
+from .storage.files import MANIFEST, Manifest, digest_of, manifest_path, read_manifest, require
 from .storage.folders import remove
 from .storage.working_copies import discard
 
@@ -252,8 +252,10 @@ def _remove_withdrawn(target: Layout, registry: Registry) -> None:
     """Remove what an earlier recut made of shards that are registered no more."""
     for name in ("deduped_metadata", "drop_list"):
         outputs = {*target.outputs(name, registry.keys)}
-        for path in [*target.output(name, registry.keys[0]).parent.iterdir()]:
-            if path not in outputs and manifest_path(path).exists():
+        # By their manifests: in a working copy the files need not be here.
+        for manifest in [*target.output(name, registry.keys[0]).parent.glob(f"*{MANIFEST}")]:
+            path = manifest.with_name(manifest.name.removesuffix(MANIFEST))
+            if path not in outputs:
                 discard(manifest_path(path))
                 remove(path)
 

@@ -5,6 +5,7 @@ Sources of a run are read in place instead, see `storage.remote_files`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def local_copy(location: str | Path) -> Path:
     return place if is_folder else place / there.name
 
 
+def same_place(one: Any, *others: Any) -> bool:
+    """Whether a url means what one of some others does: by its store, however it is written."""
+
+    def place(url: Any) -> tuple[type, str]:
+        return type(url.fs), re.sub("/+", "/", url.path).strip("/")
+
+    return place(one) in map(place, others)
+
+
 def _fetch(place: Path, there: Any, states: dict[str, str]) -> None:
     notes = Notes(place)
     for path in place.iterdir():
@@ -70,6 +80,6 @@ def _fetch(place: Path, there: Any, states: dict[str, str]) -> None:
     ]
     for name in track(new, "fetch", len(new), "files") if new else ():
         temporary = place / f".{name}.part"
-        transfers.to_local(there / name, temporary)
+        transfers.to_local(there / name, temporary, int(states[name].partition("-")[0]))
         temporary.replace(place / name)
         notes.note(name, states[name])

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ PARTS = Parts(
 # Seconds after which a process looks again for what other machines have sent.
 FRESH = 30.0
 _READ_ONLY = ("http", "https")
-_opening = threading.Lock()
+_opening: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def folder(text: str | Path) -> Path:
@@ -57,7 +58,7 @@ def folder(text: str | Path) -> Path:
         return home_expanded(given)
     if (here := local_path(given)) is not None:
         return here
-    with _opening:
+    with _opening[given]:
         copy = _open.get(given) or _opened(given)
         if time.monotonic() - copy.refreshed > FRESH:
             copy.refresh()
@@ -124,20 +125,24 @@ def outbox(text: str | Path) -> Path:
     if (here := local_path(given)) is not None:
         return here
     there = _writable(given)
-    if there.name in STATIONS and exists(there.parent / "shards.json"):
-        raise BadInputError(f"{given}: holds outputs of a run; choose another place.")
+    marks = ("shards.json", f"duplicate_groups{MANIFEST}")
+    for part in (there, *there.parents):
+        if part.name in STATIONS and any(exists(part.parent / mark) for mark in marks):
+            raise BadInputError(f"{given}: holds outputs of a run; choose another place.")
     root = kept_in("written", there)
     _boxes[root] = there
     return root
 
 
 def _send_box(root: Path, there: Any) -> None:
-    notes = Notes(root)
-    files = [p for p in root.rglob("*") if p.is_file() and p.relative_to(root).parts[0][0] != "."]
+    notes, already = Notes(root), transfers.listed(there, deep=True)
+    names = (p.relative_to(root).parts for p in root.rglob("*") if p.is_file())
+    files = [root.joinpath(*parts) for parts in names if not any(part[0] == "." for part in parts)]
     # Who sees a manifest may take what it names for whole.
     for path in sorted(files, key=lambda p: (p.name.endswith(MANIFEST), p)):
         name = path.relative_to(root).as_posix()
-        if (known := notes.of(name)) is None or known.here != state(path):
+        known = notes.of(name)
+        if known is None or (known.here, known.remote) != (state(path), already.get(name)):
             remote = transfers.to_remote(path, there / name)
             notes.note(name, remote or "")
 
@@ -171,6 +176,17 @@ def send(root: Path | None = None) -> None:
     for place, there in _boxes.items() if root is None else ():
         if place.is_dir():
             _send_box(place, there)
+
+
+def box_of(root: Path) -> Any | None:
+    """The url at which what a command writes into this folder will lie; None: here."""
+    return _boxes.get(root)
+
+
+def address(root: Path) -> str:
+    """What opens an output folder elsewhere: of a working copy the url, with its secrets."""
+    copy = working_copies.of(root)
+    return str(root) if copy is None else str(copy.url)
 
 
 def named(path: Path) -> str:

@@ -69,12 +69,17 @@ def test_bitmap_and_drop_lists_are_applied(store: UPath, run: Path, tmp_path: Pa
     lists = ["--drop-list", store / "drop_list"]
     done = _snip("apply", *lists, "--metadata", store / "metadata", "--out", store / "applied")
     assert done.exit_code == 0 and _bytes(store / "applied") == expected
-    for where in ("metadata", "metadata/"):
-        done = _snip("apply", *lists, "--metadata", store / "metadata", "--out", f"{STORE}/{where}")
+    one = f"{STORE}/metadata/metadata_0000.parquet"
+    for read in (store / "metadata", f"{STORE}//metadata", one):
+        done = _snip("apply", *lists, "--metadata", read, "--out", f"{STORE}/metadata/")
         assert isinstance(done.exception, BadInputError)
         assert "would be written over" in str(done.exception)
     done = _snip("download", store / "got", "--metadata-url", store / "metadata", *bitmap)
     assert done.exit_code == 0 and _bytes(store / "got" / "metadata") == expected
+    # What went there by other hands is sent again.
+    (store / "clean" / "metadata_0001.parquet").unlink()
+    assert _snip("apply-bitmap", store / "metadata", store / "clean", *bitmap).exit_code == 0
+    assert _bytes(store / "clean") == expected
     # What has not changed is not fetched again; what has, is.
     kept = next((tmp_path / "work" / "inputs").glob("metadata-*/metadata_0001.parquet"))
     before = kept.stat().st_ino
@@ -111,6 +116,8 @@ def test_a_run_takes_a_net_and_is_planned_and_recut(store: UPath, run: Path) -> 
     there = _snip("recut", out, *recut, f"{STORE}/cut", "--json")
     here = _snip("recut", run, *recut, run.parent / "cut", "--json")
     assert json.loads(there.stdout)["dropped"] == json.loads(here.stdout)["dropped"]
+    done = _snip("apply-bitmap", store / "metadata", f"{STORE}/cut/drop_list/in", "--bitmap", store)
+    assert "holds outputs of a run" in str(done.exception)
     assert _bytes(store / "cut" / "deduped_metadata") == _bytes(run.parent / "cut/deduped_metadata")
     shutil.rmtree(run.parent / "cut")
     (store / "img_emb" / "img_emb_0002.npy").write_bytes(b"<html>")

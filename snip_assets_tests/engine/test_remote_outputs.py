@@ -22,7 +22,7 @@ from snip_assets.engine.layout import STATIONS, WHOLE, Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
-from snip_assets.engine.storage import working_copies, working_copy
+from snip_assets.engine.storage import room, working_copies, working_copy
 from snip_assets.engine.storage.files import manifest_path, open_npy, require
 from snip_assets.engine.storage.remote import DownloadError
 from snip_assets.engine.withdraw import withdraw
@@ -119,7 +119,7 @@ def test_two_machines_take_turns_with_little_room(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(working_copy, "RECENT", 0.0)
+    monkeypatch.setattr(room, "RECENT", 0.0)
     monkeypatch.setattr(working_copy, "BETWEEN_TRIMS", 0.0)
     monkeypatch.setenv(remote_outputs.LIMIT, "0.0005")
     # A link to a place is that place.
@@ -208,6 +208,9 @@ def test_places_that_cannot_be_output_folders_are_refused(
         _station(name, layout)
     with pytest.raises(BadInputError, match="the output folder itself"):
         copy_out(layout, root)
+    # A folder there of the name of the output folder is none of its outputs.
+    other = UPath("memory://outputs/copy") / layout.root.name / "x.parquet"
+    other.write_bytes(b"")
     copy_out(layout, "memory://outputs/copy", every=True)
     with pytest.raises(BadInputError, match="a copy that `snip publish` made"):
         remote_outputs.folder("memory://outputs/copy")

@@ -393,7 +393,8 @@ def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
         return manifest
     if found := damage(output, manifest, level):
         raise StaleOutputError(
-            f"{what} is damaged: {'; '.join(found)}. Delete {manifest_path(output)} and "
+            f"{what} is damaged: {'; '.join(found)}. Delete "
+            f"{working_copies.named(manifest_path(output))} and "
             f"materialise {what} again."
         )
     return manifest

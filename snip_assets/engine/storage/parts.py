@@ -34,6 +34,8 @@ class Parts:
     def holds(self, name: str) -> bool:
         """Whether a file, by its path in the folder, is sent by itself: not as part of another."""
         top, _, below = name.partition("/")
+        if name[0] == "." or "/." in name:
+            return False
         if below:
             return top in self.plain or (top in self.sealed and below.endswith(MANIFEST))
         return top in self.files or top.removesuffix(MANIFEST) in self.sealed - {top}

@@ -115,9 +115,9 @@ def state(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def files_of(path: Path) -> dict[str, Any]:
-    """Files that a manifest names; none where it is no manifest, absent or damaged."""
-    if not path.name.endswith(MANIFEST):
+def files_of(path: Path, *, manifest: bool | None = None) -> dict[str, Any]:
+    """Files that a manifest names; none where it is none (by its name), absent or damaged."""
+    if not (path.name.endswith(MANIFEST) if manifest is None else manifest):
         return {}
     try:
         return dict(json.loads(path.read_bytes())["files"])

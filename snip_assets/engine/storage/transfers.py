@@ -21,6 +21,11 @@ def writing(place: Any) -> Iterator[None]:
         yield
     except SnipError:
         raise
+    except PermissionError as error:
+        raise DownloadError(
+            f"{place}: cannot be written (access denied); check the credentials and what they "
+            "allow, then give the same command again: it goes on from here."
+        ) from error
     except Exception as error:
         # Each store has errors of its own: of the network, of credentials, of the service.
         raise DownloadError(
@@ -64,8 +69,13 @@ def _make_folder(store: Any, folder: str) -> None:
             store.mkdir(folder, create_parents=False)
 
 
-def to_local(place: Any, path: Path) -> None:
-    """Take a file from a store.
+def state_there(place: Any) -> str | None:
+    """State of a file in a store; None where there is none."""
+    return state_of(info_of(place)) if exists(place) else None
+
+
+def to_local(place: Any, path: Path, size: int | None = None) -> None:
+    """Take a file from a store, of a size where that is known.
 
     Raises
     ------
@@ -79,6 +89,8 @@ def to_local(place: Any, path: Path) -> None:
     try:
         with reading(place):
             place.fs.get_file(place.path, str(path))
+        if size is not None and path.stat().st_size != size:
+            raise DownloadError(f"{place}: {path.stat().st_size} bytes came of {size}; run again.")
     except Exception as error:
         if is_full(error):
             raise DiskFullError(f"{path}: no space left for a copy of {place}.") from error

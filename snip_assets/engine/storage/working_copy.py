@@ -8,31 +8,34 @@ it names, so whoever looks meanwhile finds an output that is unfinished, never a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.errors import BadInputError, SnipError, StaleOutputError
 
 from . import transfers
 from .files import MANIFEST, checksum, manifest_path
 from .folders import remove
 from .locks import lock, unless_locked
 from .parts import Parts
+from .remote import DownloadError
 from .remote_files import exists
+from .room import trim
 from .sent import Notes, Sent, files_of, state
 
+_log = logging.getLogger(__name__)
 AT_ONCE = 8
-# Seconds for which a file that was just used is not given up to make room, and between two looks
-# for what can be given up.
-RECENT, BETWEEN_TRIMS = 60.0, 5.0
+# Seconds between two looks for what can be given up.
+BETWEEN_TRIMS = 5.0
 # Where files are while they come; after so many seconds nobody waits for one any more.
 _COMING, OLD = ".coming", 24 * 3600.0
 
@@ -94,7 +97,9 @@ class WorkingCopy:
             for name in [name for name in known if name not in there]:
                 self._take_removal(name, known[name])
         self._each(self._come, [(n,) for n in self._here() if self.parts.comes_at_once(n)])
-        self.send()
+        # Who only reads need not be able to write there.
+        with suppress(DownloadError):
+            self.send()
         self.refreshed = time.monotonic()
 
     def send(self) -> None:
@@ -106,7 +111,9 @@ class WorkingCopy:
             The url cannot be reached, or refuses a file. What was made is kept here, and sent the
             next time.
         """
-        self.settle()
+        # What failed is tried again.
+        with suppress(SnipError):
+            self.settle()
         known, here = self._notes.all(), self._here()
         changed = [n for n, now in here.items() if n not in known or known[n].here != now]
         # Parts of an output before the whole.
@@ -128,8 +135,10 @@ class WorkingCopy:
 
         What is missing here otherwise comes again.
         """
-        self._notes.discard(self._name(path))
-        path.unlink(missing_ok=True)
+        # What is on its way there is noted first.
+        with self._locks[path]:
+            self._notes.discard(self._name(path))
+            path.unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Wait until what was written so far is sent.
@@ -195,34 +204,50 @@ class WorkingCopy:
         path = self.root / name
         with unless_locked(_output_of(path)) as free:
             # What is made here just now, or replaced there, the next look finds.
-            if free and self._took(path):
+            if free and self._took(path, remote):
                 self._notes.note(name, remote)
 
-    def _took(self, path: Path) -> bool:
-        former, sealed = files_of(path), state(path)
+    def _took(self, path: Path, remote: str) -> bool:
         try:
-            self._fetch_to(path)
+            with self._fetched(path, size=int(remote.partition("-")[0])) as temporary:
+                self._give_way(path, files_of(temporary, manifest=path.name.endswith(MANIFEST)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.replace(path)
         except BadInputError:
             if exists(self._at(path)):
                 raise
             return False
-        now = files_of(path)
+        return True
+
+    def _give_way(self, path: Path, now: dict[str, Any]) -> None:
+        """Remove what another manifest, or file, replaces; while it is there, none is taken for it.
+
+        A file without manifest that was written here and not sent is kept beside.
+        """
+        former, sealed = files_of(path), state(path)
+        sent = self._notes.of(self._name(path))
+        if sealed and not path.name.endswith(MANIFEST) and (sent is None or sent.here != sealed):
+            aside = path.with_name(f"{path.name}.unsent")
+            path.replace(aside)
+            _log.warning("%s was changed elsewhere too; what was not sent is %s", path, aside)
         for member in {*former, *now}:
             written = state(path.parent / member)
             # What is newer than its manifest a killed run has left.
             left = sealed is None or (written is not None and written[1] > sealed[1])
             if left or former.get(member) != now.get(member):
                 remove(path.parent / member)
-        return True
 
     def _take_removal(self, name: str, sent: Sent) -> None:
         """What was removed at the url goes here too, unless it was made anew since."""
         path = self.root / name
-        if state(path) == sent.here:
-            path.unlink(missing_ok=True)
-            if name.endswith(MANIFEST):
-                remove(_output_of(path))
-        self._notes.forget(name)
+        with unless_locked(_output_of(path)) as free:
+            if not free:
+                return
+            if state(path) == sent.here:
+                path.unlink(missing_ok=True)
+                if name.endswith(MANIFEST):
+                    remove(_output_of(path))
+            self._notes.forget(name)
 
     def _come(self, name: str) -> None:
         """Have all files of an output come that are not here."""
@@ -241,9 +266,12 @@ class WorkingCopy:
             return
         files, former = files_of(path), sent.files if sent is not None else {}
         there = {**former, **self._sent_parts(path)}
+        if sent is not None and transfers.state_there(self._at(path)) != sent.remote:
+            # Another machine has been there.
+            there = {}
         fresh = {n: entry for n, entry in files.items() if there.get(n) != entry}
-        sizes = {n: (state(path.parent / n) or (-1,))[0] for n in fresh}
-        if sizes != {n: entry["bytes"] for n, entry in fresh.items()}:
+        found = {n: state(path.parent / n) or (-1, 0) for n in fresh}
+        if any(size != fresh[n]["bytes"] or at > now[1] for n, (size, at) in found.items()):
             # It is being made again: it is sent when that is done.
             return
         gone = [n for n in former if n not in files]
@@ -260,7 +288,7 @@ class WorkingCopy:
         # Unless it was written again meanwhile.
         if state(path) == now and remote is not None:
             self._notes.note(name, remote)
-        self._make_room(sum(sizes.values()))
+        self._make_room(sum(size for size, _ in found.values()))
 
     def _sent_parts(self, path: Path) -> dict[str, Any]:
         """What lies at the url of an output whose parts have manifests of their own."""
@@ -288,22 +316,25 @@ class WorkingCopy:
         with self._locks[path]:
             if not path.exists():
                 self._make_room(entry["bytes"])
-                self._fetch_to(path, entry["xxh3"])
-                # As old as its manifest, like one that was made here.
-                with suppress(FileNotFoundError):
-                    os.utime(path, ns=(time.time_ns(), manifest.stat().st_mtime_ns))
+                with self._fetched(path) as temporary:
+                    if checksum(temporary) != entry["xxh3"]:
+                        raise BadInputError(f"{self._at(path)}: not what its manifest names.")
+                    # As old as its manifest, like one that was made here.
+                    with suppress(FileNotFoundError):
+                        os.utime(temporary, ns=(time.time_ns(), manifest.stat().st_mtime_ns))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    temporary.replace(path)
 
-    def _fetch_to(self, path: Path, xxh3: str = "") -> None:
+    @contextmanager
+    def _fetched(self, path: Path, size: int | None = None) -> Iterator[Path]:
+        """What lies at the url, in a temporary file."""
         # Not beside its place: whoever locks an output removes temporaries of it.
         folder = self.root / _COMING
         folder.mkdir(exist_ok=True)
         temporary = folder / uuid4().hex
         try:
-            transfers.to_local(self._at(path), temporary)
-            if xxh3 and checksum(temporary) != xxh3:
-                raise BadInputError(f"{self._at(path)}: not what its manifest names.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(path)
+            transfers.to_local(self._at(path), temporary, size)
+            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -321,27 +352,8 @@ class WorkingCopy:
             self._bytes += size
             now = time.monotonic()
             if self._bytes > self.limit and now - self._trimmed > BETWEEN_TRIMS:
-                self._bytes, self._trimmed = self._trim(self.limit - size), now
-
-    def _trim(self, most: int) -> int:
-        """Give up files, until those here take so many bytes; return what they take."""
-        found: list[tuple[float, int, Path]] = []
-        for name, sent in self._notes.all().items():
-            path = self.root / name
-            if self.parts.comes_at_once(name) or sent.here != state(path):
-                continue
-            for member in sent.files:
-                with suppress(FileNotFoundError):
-                    status = (path.parent / member).stat()
-                    used = max(status.st_atime, status.st_mtime)
-                    found.append((used, status.st_size, path.parent / member))
-        total = sum(size for _, size, _ in found)
-        for used, size, path in sorted(found):
-            if total <= most or time.time() - used < RECENT:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-        return total
+                self._bytes = trim(self.root, self._notes, self.parts, self.limit - size)
+                self._trimmed = now
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

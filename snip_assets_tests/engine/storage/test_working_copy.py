@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from snip_assets.engine.errors import StaleOutputError
-from snip_assets.engine.storage import transfers, working_copy
+from snip_assets.engine.storage import room, transfers, working_copy
 from snip_assets.engine.storage.files import checksum, damage, manifest_path, read_manifest, seal
 from snip_assets.engine.storage.locks import lock
 from snip_assets.engine.storage.parts import Parts
@@ -269,7 +269,7 @@ def test_a_file_that_is_damaged_at_the_url_does_not_come(url: UPath, tmp_path: P
 def test_files_go_when_there_is_no_room_and_come_again(
     url: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(working_copy, "RECENT", 0.0)
+    monkeypatch.setattr(room, "RECENT", 0.0)
     monkeypatch.setattr(working_copy, "BETWEEN_TRIMS", 0.0)
     copy = WorkingCopy(tmp_path / "A", url, PARTS, limit=25)
     copy.refresh()
@@ -310,3 +310,50 @@ def test_what_a_killed_process_left_is_not_taken_for_what_another_machine_made(
     other.send()
     one.refresh()
     assert _texts(one) == {"rows/0/a": "right", "rows/0/b": "now"}
+
+
+def test_what_another_machine_sent_is_not_taken_for_what_this_one_had(
+    url: UPath, tmp_path: Path
+) -> None:
+    one, other, third = (WorkingCopy(tmp_path / name, url, PARTS) for name in "ABC")
+    _make(one, "rows/0", {"a": "1", "b": "1"})
+    one.refresh()
+    other.refresh()
+    _make(other, "rows/0", {"a": "2", "b": "2"})
+    other.send()
+    _make(one, "rows/0", {"a": "1", "b": "3"})
+    with _watched():
+        one.send()
+    third.refresh()
+    assert _texts(third) == {"rows/0/a": "1", "rows/0/b": "3"}
+
+
+def test_a_file_that_was_not_sent_is_kept_beside_that_of_another_machine(
+    url: UPath, tmp_path: Path
+) -> None:
+    one, other = (WorkingCopy(tmp_path / name, url, PARTS) for name in "AB")
+    for copy, text in ((one, "former"), (other, "theirs")):
+        copy.refresh()
+        (copy.root / "registry.json").write_text(text)
+        copy.send()
+    (one.root / "registry.json").write_text("mine")
+    one.refresh()
+    assert (one.root / "registry.json").read_text() == "theirs"
+    assert (one.root / "registry.json.unsent").read_text() == "mine"
+
+
+def test_what_is_just_being_made_is_not_removed(url: UPath, tmp_path: Path) -> None:
+    one, other = (WorkingCopy(tmp_path / name, url, PARTS) for name in "AB")
+    _make(one, "rows/0", {"a": "x"})
+    one.refresh()
+    other.refresh()
+    _withdraw(one, "rows/0")
+    one.send()
+    with lock(other.root / "rows/0"):
+        (other.root / "rows/0").mkdir(exist_ok=True)
+        (other.root / "rows/0" / "a").write_text("anew")
+        other.refresh()
+        seal(other.root / "rows/0", {})
+    other.refresh()
+    one.refresh()
+    assert _texts(one) == {"rows/0/a": "anew"}
