@@ -16,7 +16,7 @@ from .shards import load
 from .storage.files import Manifest, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
-from .storage.transfers import to_remote, writing
+from .storage.transfers import to_remote_alone, writing
 
 RESULT = ("dup_bitmap", "deduped_metadata", "drop_list")
 # Beside the outputs of all stations where they are a copy.
@@ -143,6 +143,6 @@ def _copy(path: Path, target: Any, count: Count) -> None:
         if target.stat().st_size != size:
             raise DownloadError(f"{target}: not all of {size} bytes arrived; run again.")
     else:
-        to_remote(path, target)
+        to_remote_alone(path, target)
     count.copied += 1
     count.bytes += size

@@ -143,8 +143,7 @@ def _send_box(root: Path, there: Any) -> None:
         name = path.relative_to(root).as_posix()
         known = notes.of(name)
         if known is None or (known.here, known.remote) != (state(path), already.get(name)):
-            remote = transfers.to_remote(path, there / name)
-            notes.note(name, remote or "")
+            notes.note(name, transfers.to_remote_alone(path, there / name))
 
 
 def _limit_gb() -> float:

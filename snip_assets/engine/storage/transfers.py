@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,9 @@ from snip_assets.engine.errors import BadInputError, DiskFullError, SnipError
 from .files import is_full
 from .remote import DownloadError
 from .remote_files import as_path, exists, info_of, reading, state_of
+
+# Of a file that was sent, while it has another length.
+LOOKS, SECONDS_BETWEEN_LOOKS = 4, 0.5
 
 
 @contextmanager
@@ -35,12 +39,14 @@ def writing(place: Any) -> Iterator[None]:
 
 
 def to_remote(path: Path, place: Any) -> str | None:
-    """Send a file, and return the state that it has there; None if it is gone already.
+    """Send a file, and return the state that it has there.
+
+    None if it is gone already, or of another length: another machine writes there too.
 
     Raises
     ------
     DownloadError
-        The store refused it, or holds another number of bytes afterwards.
+        The store refused it.
     """
     size = path.stat().st_size
     with writing(place):
@@ -49,15 +55,31 @@ def to_remote(path: Path, place: Any) -> str | None:
         except FileNotFoundError:
             _make_folder(place.fs, place.parent.path)
             place.fs.put_file(str(path), place.path)
-        try:
-            info = info_of(place)
-        except BadInputError:
-            if exists(place):
-                raise
-            return None
-    if info["size"] != size:
-        raise DownloadError(f"{place}: {info['size']} bytes arrived of {size}; run again.")
-    return state_of(info)
+        for _ in range(LOOKS):
+            try:
+                info = info_of(place)
+            except BadInputError:
+                if exists(place):
+                    raise
+                return None
+            if info["size"] == size:
+                return state_of(info)
+            # Not every store replaces a file at once.
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    return None
+
+
+def to_remote_alone(path: Path, place: Any) -> str:
+    """Send a file to where nobody else writes.
+
+    Raises
+    ------
+    DownloadError
+        The store refused it, or does not hold it afterwards.
+    """
+    if (found := to_remote(path, place)) is None:
+        raise DownloadError(f"{place}: not all of {path.stat().st_size} bytes arrived; run again.")
+    return found
 
 
 def _make_folder(store: Any, folder: str) -> None:

@@ -279,9 +279,10 @@ class WorkingCopy:
             transfers.remove(self._at(path))
             # Should this fail, what lies there is not known.
             self._notes.forget(name)
-        for member in fresh:
-            transfers.to_remote(path.parent / member, self._at(path.parent / member))
-        # None: another machine replaces it.
+        # Where another machine writes the same, its output stays: the next look takes it.
+        for place in (path.parent / n for n in fresh):
+            if transfers.to_remote(place, self._at(place)) is None:
+                return
         remote = transfers.to_remote(path, self._at(path))
         for member in gone:
             transfers.remove(self._at(path.parent / member))
