@@ -209,7 +209,10 @@ class WorkingCopy:
 
     def _took(self, path: Path, remote: str) -> bool:
         try:
-            with self._fetched(path, size=int(remote.partition("-")[0])) as temporary:
+            with self._fetched(path) as temporary:
+                if temporary.stat().st_size != int(remote.partition("-")[0]):
+                    # It is just being written there.
+                    return False
                 self._give_way(path, files_of(temporary, manifest=path.name.endswith(MANIFEST)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(path)
@@ -327,14 +330,14 @@ class WorkingCopy:
                     temporary.replace(path)
 
     @contextmanager
-    def _fetched(self, path: Path, size: int | None = None) -> Iterator[Path]:
+    def _fetched(self, path: Path) -> Iterator[Path]:
         """What lies at the url, in a temporary file."""
         # Not beside its place: whoever locks an output removes temporaries of it.
         folder = self.root / _COMING
         folder.mkdir(exist_ok=True)
         temporary = folder / uuid4().hex
         try:
-            transfers.to_local(self._at(path), temporary, size)
+            transfers.to_local(self._at(path), temporary)
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
