@@ -233,14 +233,19 @@ def default_out(environment: Mapping[str, str] = os.environ) -> Path:
 
 def out_folder(text: str | Path) -> Path:
     """An output folder; of a url its working copy."""
-    if not str(text):
-        raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
-    if "://" not in str(text):
-        return home_expanded(str(text))
+    if (here := _here(text)) is not None:
+        return here
     # Not needed for --help.
     from .engine.remote_outputs import folder
 
     return folder(text)
+
+
+def _here(text: str | Path) -> Path | None:
+    """A folder here, None for a url."""
+    if not str(text):
+        raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
+    return None if "://" in str(text) else home_expanded(str(text))
 
 
 def named(out: Path) -> str:
@@ -252,10 +257,8 @@ def named(out: Path) -> str:
 
 def written_folder(text: str | Path) -> Path:
     """A folder for what a command writes once; at a url once the command has ended."""
-    if not str(text):
-        raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
-    if "://" not in str(text):
-        return home_expanded(str(text))
+    if (here := _here(text)) is not None:
+        return here
     from .engine.remote_outputs import outbox
 
     return outbox(text)
@@ -267,18 +270,18 @@ def written_file(text: str | Path) -> Path:
     return written_folder(folder) / name if "://" in folder else home_expanded(str(text))
 
 
-def read_here(*locations: Path | None, besides: Path | None = None) -> list[Path | None]:
+def read_here(*locations: Path | None, written_to: Path | None = None) -> list[Path | None]:
     """Local paths of what a command reads; of urls, what was fetched from there.
 
     Parameters
     ----------
-    besides
+    written_to
         Where the command writes: none of them.
     """
     from .engine.remote_inputs import local_copy, same_place
     from .engine.remote_outputs import box_of
 
-    written = None if besides is None else box_of(besides)
+    written = None if written_to is None else box_of(written_to)
     for location in filter(is_remote, [place for place in locations if place is not None]):
         # Its folder too: files keep their names.
         if written is not None and same_place(written, location, location.parent):

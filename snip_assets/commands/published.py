@@ -162,7 +162,7 @@ def apply_bitmap(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        files, marks, bounds = read_here(metadata, bitmap, offsets, besides=out)
+        files, marks, bounds = read_here(metadata, bitmap, offsets, written_to=out)
         done = engine.apply_bitmap(files or metadata, out, marks or bitmap, bounds, bit_order.value)
     _report(done, out, json)
 
@@ -262,7 +262,7 @@ def verify(
 
     with terminal.bars():
         known = use_noted(out)
-        index, features, metadata = read_here(index, features, metadata, besides=to)
+        index, features, metadata = read_here(index, features, metadata, written_to=to)
         offsets, model = read_here(offsets, model)
         searcher = open_searcher(out, index, features, metadata, offsets, model, probes)
         name = bitmap_name(bitmap)

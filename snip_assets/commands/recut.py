@@ -133,7 +133,7 @@ def apply(
     from snip_assets.report import terminal
 
     with terminal.bars():
-        lists, files = read_here(drop_list, metadata, besides=out)
+        lists, files = read_here(drop_list, metadata, written_to=out)
         result = apply_drop_list(
             lists or drop_list,
             files or metadata,

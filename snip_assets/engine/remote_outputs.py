@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,7 @@ def folder(text: str | Path) -> Path:
         The url cannot be reached.
     """
     given = str(text)
-    if "://" not in given:
-        return home_expanded(given)
-    if (here := local_path(given)) is not None:
+    if (here := _local(given)) is not None:
         return here
     with _opening[given]:
         copy = _open.get(given) or _opened(given)
@@ -68,6 +68,10 @@ def folder(text: str | Path) -> Path:
 _open: dict[str, WorkingCopy] = {}
 # Of what commands write once: place here -> url.
 _boxes: dict[Path, Any] = {}
+
+
+def _local(given: str) -> Path | None:
+    return local_path(given) if "://" in given else home_expanded(given)
 
 
 def _opened(url: str) -> WorkingCopy:
@@ -120,9 +124,7 @@ def outbox(text: str | Path) -> Path:
         station in an output folder.
     """
     given = str(text)
-    if "://" not in given:
-        return home_expanded(given)
-    if (here := local_path(given)) is not None:
+    if (here := _local(given)) is not None:
         return here
     there = _writable(given)
     marks = ("shards.json", f"duplicate_groups{MANIFEST}")
@@ -147,11 +149,11 @@ def _send_box(root: Path, there: Any) -> None:
 
 
 def _limit_gb() -> float:
-    text = os.environ.get(LIMIT, "0")
-    try:
-        return max(float(text), 0.0)
-    except ValueError as error:
-        raise BadInputError(f"{LIMIT}={text}: not a number; change it or unset it.") from error
+    text = os.environ.get(LIMIT) or "0"
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)) and number >= 0:
+            return number
+    raise BadInputError(f"{LIMIT}={text}: not a number of GB; change it or unset it.")
 
 
 def refresh(root: Path) -> None:

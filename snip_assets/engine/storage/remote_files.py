@@ -313,19 +313,7 @@ def _held(cache: Cache, path: Any) -> tuple[Path, int]:
 
 
 def _fetch(path: Any, size: int, local: Path) -> None:
-    with files.atomic_path(local) as temporary:
-        download(path, size, temporary)
-
-
-def download(path: Any, size: int, target: Path) -> None:
-    """Copy a remote file of a known size to a local place.
-
-    Raises
-    ------
-    DownloadError
-        Another number of bytes came, or the store failed.
-    """
-    with open(target, "wb") as copy:
+    with files.atomic_path(local) as temporary, open(temporary, "wb") as copy:
         with reading(path), path.fs.open(path.path, "rb", block_size=BLOCK) as remote:
             while block := remote.read(BLOCK):
                 copy.write(block)
