@@ -90,12 +90,31 @@ def unrecorded_slices(
 
 
 def slice_records(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, slices: Mapping[str, str], like: str
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    slices: Mapping[str, str],
+    like: str,
+    shown: Mapping[str, Mapping[str, int]],
 ) -> list[dg.AssetMaterialization]:
-    """Records of shards with the versions of their slices, tagged as the last one of `like`."""
+    """Records of shards with the versions of their slices.
+
+    Parameters
+    ----------
+    slices
+        Key -> version.
+    like
+        Shard whose last record has the other tags.
+    shown
+        Key -> metadata, if there is any.
+    """
     tags = _tags(instance, asset, like)
     return [
-        dg.AssetMaterialization(asset, partition=key, tags={**tags, DATA_VERSION_TAG: version})
+        dg.AssetMaterialization(
+            asset,
+            partition=key,
+            tags={**tags, DATA_VERSION_TAG: version},
+            metadata=shown.get(key),
+        )
         for key, version in slices.items()
     ]
 

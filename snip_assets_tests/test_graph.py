@@ -144,6 +144,9 @@ def test_dagster_is_told_rows_and_storage_by_its_own_names(run: Run) -> None:
         assert not {"dagster/size_bytes", "dagster/row_count"} & {*found}
         assert manifest and found["bytes"] == manifest.bytes
         assert found["dagster/partition_row_count"] == shard.rows
+        drop = np.load(run.layout.dup_bitmap / "dup_bitmap.npy")[shard.start : shard.stop]
+        assert told("kept_rows", shard.key)["dagster/partition_row_count"] == (~drop).sum()
+        assert told("dropped_rows", shard.key)["dagster/partition_row_count"] == drop.sum()
 
 
 def test_a_second_run_changes_nothing(run: Run) -> None:

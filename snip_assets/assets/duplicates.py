@@ -126,5 +126,7 @@ def decisions(
         wanted = versions.unrecorded_slices(context.instance, asset, manifest, set(own))
         yield dg.MaterializeResult(asset_key=asset, data_version=dg.DataVersion(manifest.version))
         # Dagster has just recorded the shards of this run, with tags that hold for all shards.
-        records = versions.slice_records(context.instance, asset, wanted, like=own[0])
+        counts = manifest.facts.get(f"{asset.to_user_string()}_count", {})
+        shown = {key: {show.SHARD_ROWS: count} for key, count in counts.items()}
+        records = versions.slice_records(context.instance, asset, wanted, own[0], shown)
         log_together(context, records)

@@ -31,7 +31,8 @@ PIECE = 1 << 16
 # Facts that are pictures or tables of their own, or too long to read.
 _HIDDEN = {
     *("bytes", "pair_versions", "metadata_states", "shards_missing", "shards_seen"),
-    *("curve", "list_sizes", "distances", "kept_rows", "dropped_rows"),
+    *("curve", "list_sizes", "distances"),
+    *("kept_rows", "dropped_rows", "kept_rows_count", "dropped_rows_count"),
 }
 
 

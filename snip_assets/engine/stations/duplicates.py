@@ -324,7 +324,7 @@ def _former(run: Run, seen: dict[str, Any], made_by: dict[str, str]) -> Former |
 
 
 def dup_bitmap(run: Run) -> Manifest:
-    """One bool a row, True = drop; its facts tell a version of each shard's slice of the decision.
+    """One bool a row, True = drop; its facts tell version and rows of each shard's slice.
 
     `kept_rows` changes when other rows of a shard stay, `dropped_rows` when other ones go or
     something else explains them: what the outputs of the shard depend on.
@@ -343,6 +343,9 @@ def dup_bitmap(run: Run) -> Manifest:
         ):
             found = threads.ordered_map(digest, shards, run.settings.workers)
             facts[name] = dict(zip([s.key for s in shards], found, strict=True))
+        kept = {s.key: int(np.count_nonzero(slices.of(s))) for s in shards}
+        facts["kept_rows_count"] = kept
+        facts["dropped_rows_count"] = {s.key: s.rows - kept[s.key] for s in shards}
         require_same(run.layout, "duplicate_groups", version)
         return facts
 
