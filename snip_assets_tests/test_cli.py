@@ -237,7 +237,7 @@ def test_an_output_folder_knows_its_data_set(
     out = tmp_path / "out"
     assert snip("shards", "sync", *_dedup(small, out)[1:], "--limit-shards", 1)[0] == 0
     code, said, _ = snip("shards", "sync", "--out", out)
-    assert code == 0 and "1 new shards, 2 in all" in said
+    assert code == 0 and "1 new shard, 2 in all" in said
 
 
 @pytest.mark.parametrize("given", ["features", "metadata"])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from snip_assets.engine.wording import counted
 from snip_assets.options import (
     DEFAULT_OUT,
     Features,
@@ -47,7 +48,8 @@ def sync(
     where = named(out)
     registry = load(data.layout)
     typer.echo(
-        f"{len(new)} new shards, {len(registry.shards)} in all, {registry.rows:,} rows: {where}"
+        f"{counted(len(new), 'new shard')}, {len(registry.shards):,} in all, "
+        f"{counted(registry.rows, 'row')}: {where}"
     )
     if home.remember(data.layout, source):
         typer.echo(_NOTED)
@@ -109,7 +111,8 @@ def withdraw(
         gone = partitions.withdraw(instance, layout, keys)
     left, where = load(layout), named(out)
     typer.echo(
-        f"{len(gone)} withdrawn, {len(left.shards)} shards left, {left.rows:,} rows: {where}\n"
+        f"{len(gone)} withdrawn, {counted(len(left.shards), 'shard')} left, "
+        f"{counted(left.rows, 'row')}: {where}\n"
         f"`snip dedup --out {where}` decides about the others anew; what lies in "
         f"{left.source.features} is registered again by it, and by the sensor `new_shards`: move "
         "files away that should stay out."
@@ -133,8 +136,8 @@ def move(features: Features = None, metadata: Metadata = None, out: Out = DEFAUL
     with terminal.bars():
         registry = moved.move(layout, source)
     typer.echo(
-        f"{len(registry.shards)} shards lie in {registry.source.features} and "
-        f"{registry.source.metadata} now: {named(out)}"
+        f"{named(out)}: {counted(len(registry.shards), 'shard')}, now in "
+        f"{registry.source.features} and {registry.source.metadata}"
     )
     if home.remember(layout, registry.source):
         typer.echo(_NOTED)

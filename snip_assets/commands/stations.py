@@ -10,6 +10,7 @@ import typer
 
 from snip_assets.engine.layout import WHOLE, Layout
 from snip_assets.engine.settings import Settings
+from snip_assets.engine.wording import counted
 from snip_assets.options import DEFAULT_OUT, Json, Out, named, with_settings, written_file
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def publish(
 
         count = copy_out(Layout(out), to, every=all_outputs)
         typer.echo(
-            f"{to}: {count.copied} files copied, {count.there} were there, {count.bytes:,} bytes",
+            f"{to}: {counted(count.copied, 'file')} copied, {count.there:,} there before, "
+            f"{count.bytes:,} bytes",
             err=json,
         )
 

@@ -10,6 +10,7 @@ from snip_assets.engine.audit import Interval
 from snip_assets.engine.layout import STATIONS
 from snip_assets.engine.run import Run
 from snip_assets.engine.storage.files import Manifest, digest_of, read_manifest
+from snip_assets.engine.wording import counted
 
 from . import marks, site_charts, site_data
 from .site_charts import Chart
@@ -59,13 +60,18 @@ def _tiles(run: Run, values: dict[str, Any]) -> list[tuple[str, str, str]]:
     groups = read_manifest(run.layout.duplicate_groups)
     facts = groups.facts if groups else {}
     near = values["dropped"] - values["exact_copies"]
+    largest = counted(facts.get("largest_group", 0), "row")
     return [
-        ("rows", number(values["rows"]), f"{len(run.registry.shards):,} shards"),
+        ("rows", number(values["rows"]), counted(len(run.registry.shards), "shard")),
         ("kept", number(values["kept"]), percent(values["kept"] / (values["rows"] or 1))),
         ("dropped: exact copies", number(values["exact_copies"]), "equal byte for byte"),
         ("dropped: near copies", number(near), ""),
         ("pairs", number(values["pairs"]), ""),
-        ("groups", number(values["groups"]), f"largest: {facts.get('largest_group', 0):,} rows"),
+        (
+            "groups",
+            number(values["groups"]),
+            f"largest: {largest}",
+        ),
         ("groups that keep several", number(facts.get("chained_groups")), "chains"),
         ("index", f"{values['index_bytes_per_row'] or 0:.1f}", "bytes a row"),
     ]
