@@ -21,6 +21,7 @@ from .stations.base import source_state
 from .storage.files import open_npy, read_manifest
 from .storage.locks import lock
 from .storage.remote_files import absolute, is_remote
+from .storage.working_copies import here
 
 # Of a shard, at the most; the first and the last among them.
 COMPARED_ROWS = 256
@@ -62,7 +63,7 @@ def move(layout: Layout, source: Source) -> Registry:
 
 
 def _require_same_rows(layout: Layout, shard: Shard, features: Path) -> None:
-    path = layout.clip_features(shard.key)
+    path = here(layout.clip_features(shard.key))
     if is_remote(features) or not path.exists() or not shard.rows:
         return
     rows = np.unique(np.linspace(0, shard.rows - 1, COMPARED_ROWS).astype(np.int64))

@@ -6,6 +6,8 @@ Sources of a run are read in place instead, see `storage.remote_files`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,18 @@ from .remote_outputs import kept_in
 from .storage import transfers
 from .storage.folders import remove
 from .storage.locks import lock
-from .storage.remote_files import as_path, info_of, is_remote, state_of
+from .storage.remote_files import as_path, exists, info_of, is_remote, state_of
 from .storage.sent import Notes, state
 
 # What a folder is read for; other files in it stay where they are.
 SUFFIXES = {".parquet", ".npy", ".bits", ".index", ".json", ".safetensors", ".pt", ".pth"}
+LIST = "shards.json"
 
 
 def local_copy(location: str | Path) -> Path:
     """A local path of what a location names: itself, or what was fetched from a url.
 
+    With a file comes the list of shards beside it, as it would lie beside a local one.
     What has not changed at the url is not fetched again. Files lie below SNIP_WORK, or in
     `~/.cache/snip_assets`, and may be removed when nobody reads them.
 
@@ -53,9 +57,26 @@ def local_copy(location: str | Path) -> Path:
         states = {n: s for n, s in states.items() if Path(n).suffix in SUFFIXES and n[0] != "."}
         if is_folder and not states:
             raise BadInputError(f"{there}: no file that is read here ({', '.join(SUFFIXES)}).")
-        found = states if is_folder else {there.name: state_of(info_of(there))}
-        _fetch(place, there if is_folder else there.parent, found)
+        if is_folder:
+            found = {name: (there / name, known) for name, known in states.items()}
+        else:
+            found = {**_shards(there), there.name: (there, state_of(info_of(there)))}
+        _fetch(place, found)
     return place if is_folder else place / there.name
+
+
+def _shards(there: Any) -> dict[str, tuple[Any, str]]:
+    """The list of shards that tells whose rows those of a bitmap, or of row offsets, are."""
+    folders = [there.parent]
+    if there.parent.name == "dup_bitmap":
+        # Of a run that noted it in its own folder alone.
+        folders.append(there.parent.parent)
+    for folder in folders:
+        # Who may not list a folder is not told what is absent.
+        with suppress(BadInputError):
+            if exists(listed := folder / LIST):
+                return {LIST: (listed, state_of(info_of(listed)))}
+    return {}
 
 
 def same_place(one: Any, *others: Any) -> bool:
@@ -67,19 +88,21 @@ def same_place(one: Any, *others: Any) -> bool:
     return place(one) in map(place, others)
 
 
-def _fetch(place: Path, there: Any, states: dict[str, str]) -> None:
+def _fetch(place: Path, wanted: Mapping[str, tuple[Any, str]]) -> None:
+    """Bring files here by name, each with its url and its state there; others leave."""
     notes = Notes(place)
     for path in place.iterdir():
-        if path.name not in states and path.name[0] != ".":
+        if path.name not in wanted and path.name[0] != ".":
             remove(path)
     known = notes.all()
     new = [
         name
-        for name, remote in states.items()
+        for name, (_, remote) in wanted.items()
         if not (own := known.get(name)) or (own.remote, own.here) != (remote, state(place / name))
     ]
     for name in track(new, "fetch", len(new), "files") if new else ():
+        url, remote = wanted[name]
         temporary = place / f".{name}.part"
-        transfers.to_local(there / name, temporary, int(states[name].partition("-")[0]))
+        transfers.to_local(url, temporary, int(remote.partition("-")[0]))
         temporary.replace(place / name)
-        notes.note(name, states[name])
+        notes.note(name, remote)

@@ -132,8 +132,21 @@ def outbox(text: str | Path) -> Path:
         if part.name in STATIONS and any(exists(part.parent / mark) for mark in marks):
             raise BadInputError(f"{given}: holds outputs of a run; choose another place.")
     root = kept_in("written", there)
+    if root.is_dir():
+        _forget_sent(root, there)
     _boxes[root] = there
     return root
+
+
+def _forget_sent(root: Path, there: Any) -> None:
+    """Remove what earlier commands sent, where others have since removed or replaced it."""
+    # Before the url is looked at: another command may be sending.
+    noted = Notes(root).all()
+    already = transfers.listed(there, deep=True)
+    for name, known in noted.items():
+        path = root / name
+        if already.get(name) != known.remote and path.is_file() and state(path) == known.here:
+            path.unlink()
 
 
 def _send_box(root: Path, there: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 from upath import UPath
@@ -88,6 +90,31 @@ def test_bitmap_and_drop_lists_are_applied(store: UPath, run: Path, tmp_path: Pa
     (store / "metadata" / kept.name).write_bytes(b"<html>")
     done = _snip("apply-bitmap", store / "metadata", store / "clean", *bitmap)
     assert "metadata_0001.parquet: an HTML page, not data" in str(done.exception)
+
+
+def test_a_bitmap_comes_with_the_list_of_its_shards(store: UPath, run: Path) -> None:
+    """As if the first shard had arrived last; its name does not tell."""
+    shards = json.loads((run / "dup_bitmap" / "shards.json").read_text())["shards"]
+    ends = np.cumsum([shard["rows"] for shard in shards])
+    parts = np.split(np.load(run / "dup_bitmap" / "dup_bitmap.npy"), ends[:-1])
+    listed = json.dumps({"shards": [*shards[1:], shards[0]]})
+    np.save(bitmap := io.BytesIO(), np.concatenate([*parts[1:], parts[0]]))
+    for folder, beside in (("one", ""), ("two/dup_bitmap", "..")):
+        (store / folder / "dup_bitmap.npy").write_bytes(bitmap.getvalue())
+        (store / folder / beside / "shards.json").resolve().write_text(listed)
+        given = ["--bitmap", store / folder / "dup_bitmap.npy"]
+        done = _snip("apply-bitmap", store / "metadata", store / "clean" / folder, *given)
+        assert done.exit_code == 0
+        assert _bytes(store / "clean" / folder) == _bytes(run / "deduped_metadata")
+
+
+def test_what_an_earlier_command_sent_is_not_sent_again(store: UPath) -> None:
+    bitmap = ["--bitmap", store / "dup_bitmap.npy", "--offsets", store / "row_offsets.npy"]
+    assert _snip("apply-bitmap", store / "metadata", store / "clean", *bitmap).exit_code == 0
+    store.fs.rm((store / "clean").path, recursive=True)
+    one = store / "metadata" / "metadata_0001.parquet"
+    assert _snip("apply-bitmap", one, store / "clean", *bitmap).exit_code == 0
+    assert [*_bytes(store / "clean")] == [one.name]
 
 
 def test_index_net_and_features_are_searched_and_verified(store: UPath, run: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from upath import UPath
 
@@ -19,6 +20,7 @@ from snip_assets.engine import remote_outputs, stations
 from snip_assets.engine.copy_out import copy_out
 from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.layout import STATIONS, WHOLE, Layout
+from snip_assets.engine.moved import move
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source, load, register
@@ -194,6 +196,22 @@ def test_a_store_that_fails_is_named_and_nothing_made_is_lost(
 
 
 @pytest.mark.parametrize("root", ["memory"], indirect=True)
+def test_sources_that_moved_are_compared_on_a_machine_that_holds_no_hashes(
+    on: Machine, tmp_path: Path
+) -> None:
+    first = on("first")
+    register(first, SAMPLE)
+    for name in ("metadata", "clip_features"):
+        _station(name, first)
+    remote_outputs.send(first.root)
+    others = tmp_path / "img_emb"
+    shutil.copytree(SAMPLE.features, others)
+    path = others / "img_emb_0001.npy"
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(BadInputError, match="row 0 is not that of the registered shard 0001"):
+        move(on("second"), Source(others, SAMPLE.metadata))
+
+
 def test_places_that_cannot_be_output_folders_are_refused(
     root: str, on: Machine, tmp_path: Path
 ) -> None:
