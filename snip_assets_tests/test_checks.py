@@ -16,11 +16,13 @@ import pytest
 from snip_assets import automation, checks
 from snip_assets.definitions import build_defs
 from snip_assets.engine import shards, stations
+from snip_assets.engine.moved import move
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import Source
-from snip_assets.engine.storage import comparisons
+from snip_assets.engine.storage import comparisons, remote_files
 from snip_assets.engine.storage.files import manifest_path, read_manifest
+from snip_assets.engine.storage.remote_files import as_path
 from snip_assets.options import SAMPLE_FEATURES, SAMPLE_METADATA
 from snip_assets.resources import DataSet
 
@@ -73,6 +75,20 @@ def results(data: DataSet, job: str, *steps: str) -> dict[str, dg.AssetCheckEval
     definition = build_defs({"data": data}).resolve_job_def(job)
     result = definition.execute_in_process(op_selection=list(steps) or None, raise_on_error=False)
     return {e.asset_key.to_user_string(): e for e in result.get_asset_check_evaluations()}
+
+
+def test_features_at_a_url_are_looked_at_in_a_process_that_makes_nothing(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url: Any = as_path("memory://checked")
+    for path in data.source.features.iterdir():
+        (url / path.name).write_bytes(path.read_bytes())
+    move(data.layout, Source(url, data.source.metadata))
+    monkeypatch.setattr(remote_files, "_cache", None)
+    try:
+        assert results(data, "verify")["clip_features"].passed
+    finally:
+        url.fs.store.clear()
 
 
 def a_zero_row(data: DataSet) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from snip_assets.dead_runs import tag
 from snip_assets.engine import progress, remote_outputs
-from snip_assets.engine.errors import SnipError
+from snip_assets.engine.errors import SnipError, may_pass
 from snip_assets.engine.storage.files import CODE_VERSION
 from snip_assets.partitions import backfill_policy, chosen
 
@@ -31,7 +30,7 @@ __all__ = [
 HEAVY = "memory"
 # Set by a caller in the same process that shows bars of its own.
 PROGRESS_TAG = "snip/progress"
-_TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET}
+_RETRIES, _WAIT = 2, 10.0
 _EVERY = 10.0
 
 
@@ -65,11 +64,12 @@ def station(context: dg.AssetExecutionContext) -> Iterator[None]:
         remote_outputs.send()
         seconds = time.monotonic() - started
         context.log.info(f"{context.op_def.name}: done in {seconds:.1f} s")
-    except SnipError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    except OSError as error:
-        if error.errno in _TRANSIENT:
-            raise dg.RetryRequested(max_retries=2, seconds_to_wait=10) from error
+    except (SnipError, OSError) as error:
+        # Of a step whose retries are used up, Dagster would hide the error behind its own.
+        if may_pass(error) and context.op_execution_context.retry_number < _RETRIES:
+            raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_WAIT) from error
+        if isinstance(error, SnipError):
+            raise dg.Failure(str(error), allow_retries=False) from error
         raise
 
 

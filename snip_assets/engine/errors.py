@@ -1,5 +1,6 @@
 """What can go wrong for a user, each with its cure."""
 
+import errno
 import re
 from collections.abc import Iterator
 
@@ -60,3 +61,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(cause))
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+# Of a disk that answers too late, and of a network.
+_PASSING = {
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET),
+    *(errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
+}
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error came of a fault of a disk or network that may be gone the next time."""
+    return any(
+        isinstance(cause, (ConnectionError, TimeoutError))
+        or (isinstance(cause, OSError) and cause.errno in _PASSING)
+        for cause in causes(error)
+    )

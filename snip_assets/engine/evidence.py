@@ -15,7 +15,9 @@ from .axes import Axes, leading_axes, scale_of
 from .calibration import QUERIES, Sample, affordable
 from .errors import SnipError
 from .exact import count_near, exact_pairs, sum_squares
+from .kernels.whole_rows import whole_rows
 from .known_pairs import NEAR_FACTOR, KnownPairs
+from .list_queries import UNIT
 from .settings import Settings
 from .stand_ins import stand_ins
 from .threads import ordered_map
@@ -115,6 +117,14 @@ class Leading:
         return ((one.astype(np.int32) - other) ** 2).sum(1) / axes.scale**2
 
 
+def _rounded(x: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """float64[n]: squared distances of rows and decoded rows, both rounded to steps."""
+    rows, others = (
+        whole_rows(own)[: len(x), : x.shape[1]].astype(np.int32) for own in (x, decoded)
+    )
+    return ((rows - others) ** 2).sum(1, dtype=np.int64) / UNIT
+
+
 @dataclass
 class Needs:
     """What it takes to find each true pair.
@@ -122,7 +132,8 @@ class Needs:
     Attributes
     ----------
     margin, excess
-        float[m]: of the later row for the earlier one's list, and of both; see the module.
+        float[m]: of the later row for the earlier one's list, and of both, rounded as in the join;
+        see the module.
     short
         float[m, widths]: the excess on each number of leading axes alone, rounded as in the join.
     snip
@@ -141,7 +152,7 @@ class Needs:
         def block(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, ...]:
             at = placed.lists[one] == placed.lists[other, :1]
             margin = np.where(at.any(1), placed.margin[one, at.argmax(1)], np.inf)
-            excess = sum_squares(x[one], placed.decoded[other]) - placed.error[one]
+            excess = _rounded(x[one], placed.decoded[other]) - placed.error[one]
             apart, own = (
                 leading.squared(x[one], placed.decoded[row], placed.lists[row, 0])
                 for row in (other, one)

@@ -31,7 +31,7 @@ from .slices import Slices
 from .stations.base import finish, require_same, source_state
 from .storage.files import MANIFEST, Manifest, digest_of, manifest_path, read_manifest, require
 from .storage.folders import remove
-from .storage.working_copies import discard
+from .storage.working_copies import discard, named
 
 
 def curve(
@@ -139,7 +139,7 @@ def recut(
     apart.from_sources(out, registry.source)
     keep_rule.check(keep_rule.parse(rule), registry.shards[0].metadata)
     # All recuts of a run have these in common: its first shard is never withdrawn.
-    own = {"run": str(root.resolve()), "data": run.rows_version(registry.keys[0])}
+    own = {"run": named(root.resolve()), "data": run.rows_version(registry.keys[0])}
     _require_own(target, own)
     inputs = _pair_versions(layout, registry, max_distance)
     inputs |= {"max_distance": str(max_distance), "rule": rule_version(rule, registry)}

@@ -18,7 +18,15 @@ from .errors import BadInputError, StaleOutputError
 from .features import Features
 from .layout import Layout
 from .sources import FEATURES_PATTERN, METADATA_PATTERN, Source, discover
-from .storage.files import digest_of, manifest_path, open_npy, with_digest, write_json, write_npy
+from .storage.files import (
+    digest_of,
+    manifest_path,
+    open_npy,
+    read_manifest,
+    with_digest,
+    write_json,
+    write_npy,
+)
 from .storage.locks import lock
 from .storage.parquet_source import parquet_rows
 from .storage.remote_files import absolute, as_path, is_remote, npy_header
@@ -154,13 +162,17 @@ def load(layout: Layout) -> Registry:
         status = layout.registry.stat()
     except FileNotFoundError as error:
         if manifest_path(layout.duplicate_groups).exists():
-            raise StaleOutputError(
-                f"{layout}: made by `snip recut`; give the output folder of the run itself."
-            ) from error
+            raise _recut(layout) from error
         raise StaleOutputError(
             f"{layout}: no shards registered here; run `snip shards sync`."
         ) from error
     return _load(layout, (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+def _recut(layout: Layout) -> StaleOutputError:
+    return StaleOutputError(
+        f"{layout}: made by `snip recut`; give the output folder of the run itself."
+    )
 
 
 @lru_cache(maxsize=8)
@@ -236,6 +248,8 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
                 f"another output folder for {source.features}. If it was moved there, {_MOVE}."
             )
         source = registry.source
+    elif (groups := read_manifest(layout.duplicate_groups)) and "run" in groups.facts:
+        raise _recut(layout)
     names = {s.key for s in known}
     found = discover(source, names) if keys is None else list(dict.fromkeys(keys))
     if gone := sorted(names - set(found)) if keys is None else []:

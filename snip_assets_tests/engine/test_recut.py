@@ -100,6 +100,10 @@ def test_the_folder_of_another_run_is_not_written_to(sealed, tmp_path):
     with pytest.raises(BadInputError, match="holds another run"):
         recut(mixed.layout.root, tmp_path / "cut", 0.05)
     assert every_file(tmp_path / "cut") == before
+    # Nor does a run begin there, whose outputs would take its place.
+    with pytest.raises(StaleOutputError, match="made by `snip recut`"):
+        start(tmp_path / "cut")
+    assert every_file(tmp_path / "cut") == before
 
 
 def test_a_second_recut_makes_nothing_again(sealed, tmp_path, monkeypatch):

@@ -239,6 +239,32 @@ def test_few_rows_with_few_pairs_lose_none(tmp_path: Path, seed: int) -> None:
     assert true and true <= found
 
 
+def test_pairs_that_differ_by_the_noise_of_floats_alone_are_found(tmp_path: Path) -> None:
+    """Each picture encoded twice: to the join they are as far apart as rounding puts them."""
+    random = np.random.default_rng(5)
+    x = random.normal(size=(700, 512)) / 512**0.5
+    for key, own in (("0000", x), ("0001", x + 1e-6 * random.normal(size=x.shape) / 512**0.5)):
+        write_shard(tmp_path, key, own.astype(np.float32))
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings())
+    until_pairs(run)
+    found, true = found_and_true(run)
+    assert len(true) == 700 and len(found & true) >= 0.99 * 700
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_a_few_dozen_rows_no_pair_is_lost(tmp_path: Path, seed: int) -> None:
+    """Two dense groups, whose pairs lie on both sides of the threshold."""
+    random = np.random.default_rng(seed)
+    x = np.repeat(random.normal(size=(2, 20)), 12, 0) + 0.23 * random.normal(size=(24, 20))
+    write_shard(tmp_path, "0000", x.astype(np.float32))
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings())
+    until_pairs(run)
+    found, true = found_and_true(run)
+    assert 0 < len(true) < 132 and found == true
+
+
 def test_a_large_group_of_near_copies_does_not_decide_about_all_others(tmp_path: Path) -> None:
     x = sampled(900, 0)
     noise = np.random.default_rng(0).normal(size=(600, x.shape[1]))
