@@ -23,6 +23,7 @@ _PLACES = (
     PermissionError,
 )
 _STOPPED = 130
+_GOES_ON = "stopped; the same command again goes on from here"
 _EPILOG = """
 [bold]Examples[/bold]
 
@@ -86,8 +87,12 @@ with garbage.loading():
 
 
 def _say(error: object, exit_code: int) -> NoReturn:
+    text = str(error)
+    # Loaded by who read something from a url.
+    if (inputs := sys.modules.get("snip_assets.engine.remote_inputs")) is not None:
+        text = inputs.told(text)
     Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", end=" ")
-    print(error, file=sys.stderr)
+    print(text, file=sys.stderr)
     sys.exit(exit_code)
 
 
@@ -106,8 +111,10 @@ def _run() -> None:
         with suppress(SnipError):
             _send_outputs()
         raise
-    except SystemExit:
-        _send_outputs()
+    except SystemExit as stop:
+        # Who stops it does not want to wait; the next command sends what was made.
+        if stop.code != _STOPPED:
+            _send_outputs()
         raise
 
 
@@ -131,8 +138,11 @@ def main() -> None:
     except SystemExit as stop:
         # Ctrl-C: typer exits with this code, and without a word.
         if stop.code == _STOPPED:
-            print("stopped; the same command again goes on from here", file=sys.stderr)
+            print(_GOES_ON, file=sys.stderr)
         raise
+    except KeyboardInterrupt:
+        print(_GOES_ON, file=sys.stderr)
+        sys.exit(_STOPPED)
 
 
 if __name__ == "__main__":

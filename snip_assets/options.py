@@ -243,9 +243,14 @@ def out_folder(text: str | Path) -> Path:
 
 def _here(text: str | Path) -> Path | None:
     """A folder here, None for a url."""
-    if not str(text):
+    given = str(text)
+    if not given:
         raise typer.BadParameter("it is empty; name a folder (`.` for this one).")
-    return None if "://" in str(text) else home_expanded(str(text))
+    if "://" in given:
+        return None
+    if given.startswith(("hf:", "gdrive:")):
+        raise typer.BadParameter(f"{given}: nothing is written there; give a folder or a url.")
+    return home_expanded(given)
 
 
 def named(out: Path) -> str:
@@ -266,8 +271,12 @@ def written_folder(text: str | Path) -> Path:
 
 def written_file(text: str | Path) -> Path:
     """A file that a command writes once; at a url once the command has ended."""
+    if (here := _here(text)) is not None:
+        return here
     folder, _, name = str(text).rpartition("/")
-    return written_folder(folder) / name if "://" in folder else home_expanded(str(text))
+    if "://" not in folder or not name:
+        raise typer.BadParameter(f"{text}: names no file in a bucket or folder.")
+    return written_folder(folder) / name
 
 
 def read_here(*locations: Path | None, written_to: Path | None = None) -> list[Path | None]:

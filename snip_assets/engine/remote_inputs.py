@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInputError
+from .errors import BadInputError, without_secrets
 from .progress import track
 from .remote_outputs import kept_in
 from .storage import transfers
@@ -23,6 +23,8 @@ from .storage.sent import Notes, state
 # What a folder is read for; other files in it stay where they are.
 SUFFIXES = {".parquet", ".npy", ".bits", ".index", ".json", ".safetensors", ".pt", ".pth"}
 LIST = "shards.json"
+# Place here -> url, of a folder or a file.
+_copies: dict[Path, Any] = {}
 
 
 def local_copy(location: str | Path) -> Path:
@@ -50,6 +52,8 @@ def local_copy(location: str | Path) -> Path:
     if not is_remote(there):
         return there
     place = kept_in("inputs", there)
+    # As errors name it, see `told`.
+    _copies[place] = there
     with lock(place):
         place.mkdir(parents=True, exist_ok=True)
         states = transfers.listed(there, deep=False)
@@ -77,6 +81,14 @@ def _shards(there: Any) -> dict[str, tuple[Any, str]]:
             if exists(listed := folder / LIST):
                 return {LIST: (listed, state_of(info_of(listed)))}
     return {}
+
+
+def told(text: str) -> str:
+    """A text with the urls of what was fetched in place of the copies here."""
+    for place, there in _copies.items():
+        url = without_secrets(str(there))
+        text = text.replace(f"{place / there.name}", url).replace(str(place), url)
+    return text
 
 
 def same_place(one: Any, *others: Any) -> bool:

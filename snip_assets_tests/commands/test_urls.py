@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,27 @@ def test_a_bitmap_comes_with_the_list_of_its_shards(store: UPath, run: Path) -> 
         done = _snip("apply-bitmap", store / "metadata", store / "clean" / folder, *given)
         assert done.exit_code == 0
         assert _bytes(store / "clean" / folder) == _bytes(run / "deduped_metadata")
+
+
+def test_errors_name_the_url_and_not_the_copy(
+    store: UPath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "bad" / "dup_bitmap.bits").write_bytes(b"1")
+    given = [store / "metadata", "clean", "--bitmap", store / "bad" / "dup_bitmap.bits"]
+    monkeypatch.setattr(sys, "argv", ["snip", "apply-bitmap", *map(str, given)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert f"error: {STORE}/bad/dup_bitmap.bits: packed bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["s3://our.index", "hf:datasets/a/b/our.index", "gdrive:our.index"])
+def test_places_that_no_file_can_have_are_refused(
+    run: Path, tmp_path: Path, monkeypatch, to
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _snip("index", "export", to, "--out", run).exit_code == 2
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_an_earlier_command_sent_is_not_sent_again(store: UPath) -> None:
