@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.request
-from http.client import HTTPException
 
 import dagster as dg
+import httpx
 from dagster._core.storage.asset_check_execution_record import (
     AssetCheckExecutionRecord,
     AssetCheckExecutionRecordStatus,
@@ -15,6 +14,7 @@ from dagster._core.storage.asset_check_execution_record import (
 
 from .engine.errors import without_secrets
 from .engine.storage.files import digest_of
+from .engine.storage.remote import Policy, Session
 
 WEBHOOK = os.environ.get("SNIP_WEBHOOK", "")
 _STATUS = dg.DefaultSensorStatus.RUNNING if WEBHOOK else dg.DefaultSensorStatus.STOPPED
@@ -142,12 +142,14 @@ def post(address: str, value: dict[str, str]) -> None:
     if not address.startswith(("http://", "https://")):
         # The address is a secret.
         raise ValueError("SNIP_WEBHOOK is not an http(s) address")
-    request = urllib.request.Request(
-        address, json.dumps(value).encode(), {"Content-Type": "application/json"}
-    )
+    # Not `json=`, which refuses what no text may hold, such as half of a surrogate pair.
+    body, headers = json.dumps(value), {"Content-Type": "application/json"}
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT):
-            pass
-    except HTTPException as error:
-        # An answer that is none, or an address that holds a blank.
-        raise OSError(f"SNIP_WEBHOOK: {type(error).__name__}") from error
+        # A session keeps addresses out of the logs.
+        with Session(Policy(timeout=TIMEOUT)) as session:
+            session.client.post(address, content=body, headers=headers).raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise OSError(f"SNIP_WEBHOOK answered {error.response.status_code}") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # Its text may hold the address.
+        raise OSError(f"SNIP_WEBHOOK: {type(error).__name__}") from None

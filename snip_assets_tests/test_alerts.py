@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import threading
+import traceback
 from collections.abc import Iterator
 
 import dagster as dg
@@ -56,9 +58,26 @@ def test_the_webhook_gets_one_line_of_json_and_nothing_else_is_called(hook: Hook
     with pytest.raises(ValueError, match="http"):
         alerts.post("file:///etc/passwd", {})
     with pytest.raises(OSError, match="InvalidURL") as told:
-        alerts.post(f"{hook.address}a SECRET", {})
+        alerts.post(f"{hook.address}a\nSECRET", {})
     assert "SECRET" not in str(told.value)
     assert "pw" not in alerts.failure_text("arrival", "0123456789", "https://me:pw@host/a.npy")
+
+
+def test_the_address_is_in_no_message_and_no_log(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # Half of a surrogate pair: of a file name that is no text.
+    alerts.post(f"{hook.address}SECRET", {"text": "\udc80"})
+    assert hook.got == [{"text": "\udc80"}]
+    hook.status = 500
+    with pytest.raises(OSError, match="answered 500") as refused:
+        alerts.post(f"{hook.address}SECRET", {})
+    with pytest.raises(OSError, match="ConnectError") as nobody:
+        alerts.post("http://127.0.0.1:1/SECRET", {})
+    raised = [*traceback.format_exception(refused.value), *traceback.format_exception(nobody.value)]
+    said = [line for line in raised if "alerts.post(" not in line]
+    assert "SECRET" not in caplog.text + "".join(said)
 
 
 @pytest.mark.parametrize("error", [dg.Failure("shard 7: put it back"), ValueError("shard 7: no")])

@@ -236,7 +236,9 @@ def verify(
         Path | None, typer.Option(help="SNIP net that made the index's features.", **Input)
     ] = None,
     sample: Annotated[int, typer.Option(help="Marked rows to look at.", min=1)] = 1000,
-    k: Annotated[int, typer.Option("-k", help="Hits that are looked at for each.", min=1)] = 16,
+    k: Annotated[
+        int, typer.Option("-k", help="Hits that are looked at for each.", min=1, max=10_000)
+    ] = 16,
     probes: Annotated[int, typer.Option(help="Inverted lists searched; 0 chooses.", min=0)] = 0,
     max_distance: Annotated[
         float | None,

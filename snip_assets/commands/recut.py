@@ -22,9 +22,6 @@ class Match(str, Enum):
     key = "key"
 
 
-Memory = Annotated[float, typer.Option(help="Memory to plan with, in GiB.")]
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("recut", rich_help_panel=PANEL)(recut)
@@ -125,7 +122,7 @@ def apply(
     every: Annotated[
         bool, typer.Option("--every", help="Drop rows too whose kept row this copy lacks.")
     ] = False,
-    memory_gb: Memory = 4.0,
+    memory_gb: Annotated[float, typer.Option(help="Memory to plan with, in GiB.")] = 4.0,
     json: Json = False,
 ) -> None:
     """Apply drop lists to another copy of the metadata, whatever its files and row order."""

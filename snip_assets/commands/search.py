@@ -109,7 +109,7 @@ def search(
         ),
     ] = RerankOption.auto,
     depth: Annotated[
-        int, typer.Option(help="Hits that are sorted again, at the least 4 k.", min=1)
+        int, typer.Option(help="Hits that are sorted again, at the least 4 k.", min=1, max=100_000)
     ] = 100,
     write: Annotated[
         Path | None, typer.Option("--to", help="Write the hits: .json or .parquet.", **OutputFile)

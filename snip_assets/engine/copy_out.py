@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from . import apart, progress
 from .errors import BadInputError, StaleOutputError, without_secrets
 from .layout import STATIONS, WHOLE, Layout, like_url
 from .shards import load
-from .storage.files import Manifest, manifest_path, require, with_digest, write_json
+from .storage.files import Manifest, atomic_path, manifest_path, require, with_digest, write_json
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
-from .storage.transfers import to_remote_alone, writing
+from .storage.transfers import remove, to_remote_alone, writing
 
 RESULT = ("dup_bitmap", "deduped_metadata", "drop_list")
 # Beside the outputs of all stations where they are a copy.
@@ -36,8 +37,8 @@ def copy_out(layout: Layout, to: str, *, every: bool = False) -> Count:
     """Copy the cleaned metadata, drop lists, bitmap and row offsets below a url or folder.
 
     Each output is checked against its manifest before it leaves, and its manifest follows it: an
-    output whose manifest lies there already is not copied again, one without is unfinished.
-    Memory: one block.
+    output whose manifest lies there already is not copied again, one without is unfinished. A
+    former manifest leaves before the first file that changes. Memory: one block.
 
     Parameters
     ----------
@@ -120,29 +121,45 @@ def _require_no_others(layout: Layout, outputs: set[Path], root: Any) -> None:
 
 def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, count: Count) -> None:
     there = root / manifest_path(output).relative_to(layout.root).as_posix()
-    if exists(there) and there.read_bytes() == manifest_path(output).read_bytes():
+    former = exists(there)
+    if former and there.read_bytes() == manifest_path(output).read_bytes():
         count.there += len(manifest.files)
         return
     for name in manifest.files:
         path = output.parent / name
-        _copy(path, root / path.relative_to(layout.root).as_posix(), count)
+        target = root / path.relative_to(layout.root).as_posix()
+        if former and not _same(path, target):
+            _remove(there)
+            former = False
+        _copy(path, target, count)
     _copy(manifest_path(output), there, count)
 
 
+def _same(path: Path, target: Any) -> bool:
+    """Whether a file is there; large ones, which are not compared, count as others."""
+    small = path.stat().st_size <= BLOCK
+    return small and exists(target) and target.read_bytes() == path.read_bytes()
+
+
 def _copy(path: Path, target: Any, count: Count) -> None:
-    size = path.stat().st_size
-    if size <= BLOCK and exists(target) and target.read_bytes() == path.read_bytes():
+    if _same(path, target):
         count.there += 1
         return
+    size = path.stat().st_size
     if isinstance(target, Path):
-        with writing(target), open(path, "rb") as source:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as copy:
-                while block := source.read(BLOCK):
-                    copy.write(block)
-        if target.stat().st_size != size:
-            raise DownloadError(f"{target}: not all of {size} bytes arrived; run again.")
+        with writing(target), atomic_path(target) as temporary:
+            shutil.copyfile(path, temporary)
+            if temporary.stat().st_size != size:
+                raise DownloadError(f"{target}: not all of {size} bytes arrived; run again.")
     else:
         to_remote_alone(path, target)
     count.copied += 1
     count.bytes += size
+
+
+def _remove(place: Any) -> None:
+    if isinstance(place, Path):
+        with writing(place):
+            place.unlink(missing_ok=True)
+    else:
+        remove(place)

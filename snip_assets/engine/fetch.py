@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 from . import progress
@@ -43,6 +44,10 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
     again
         Fetch even if it is there.
 
+    Notes
+    -----
+    The manifest tells when it was fetched: a file has another time on each machine.
+
     Raises
     ------
     DownloadError
@@ -55,8 +60,9 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
     try:
         if not again and (found := current(target, known)):
             return Fetched(target, found.bytes, 0)
-        transferred = _bring(wanted, session)
-        manifest = seal(target, known, source=shown(wanted.location))
+        transferred = _bring(wanted, session, again)
+        at = told(datetime.now(timezone.utc).timestamp())
+        manifest = seal(target, known, source=shown(wanted.location), fetched=at)
     except OSError as error:
         raise DownloadError(
             f"{target}: cannot be written ({error.strerror or error}); make room, or choose "
@@ -65,7 +71,12 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
     return Fetched(target, manifest.bytes, transferred)
 
 
-def _bring(wanted: Wanted, session: Session | None) -> int:
+def told(seconds: float) -> str:
+    """A time as manifests have it, UTC: the later one is the greater text."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+
+
+def _bring(wanted: Wanted, session: Session | None, again: bool) -> int:
     """Put the file into its place; bytes that came over the network for it."""
     discard(manifest_path(wanted.target))
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +88,7 @@ def _bring(wanted: Wanted, session: Session | None) -> int:
             verify(temporary, wanted)
             return temporary.stat().st_size
     if identity := drive_id(wanted.location):
-        return _drive(identity, wanted)
+        return _drive(identity, wanted, _drive_part(identity, wanted, again))
     if session is not None:
         return Download(session, wanted).run()
     with Session() as own:
@@ -169,14 +180,23 @@ def _copy(source: Path, wanted: Wanted) -> int:
     return 0
 
 
-def _drive(identity: str, wanted: Wanted) -> int:
+def _drive_part(identity: str, wanted: Wanted, again: bool) -> Path:
+    """Where gdown writes; what is left there of this very id it takes up, unless `again`."""
+    part = wanted.target.parent / f".{wanted.target.name}.{digest_of(identity)}.drive"
+    for left in part.parent.iterdir() if again else ():
+        # Unfinished ones have the name and more.
+        if left.name.startswith(part.name):
+            left.unlink(missing_ok=True)
+    return part
+
+
+def _drive(identity: str, wanted: Wanted, part: Path) -> int:
     """Through gdown, which knows Drive's confirmation pages; it resumes by itself."""
     import gdown
     from gdown.exceptions import DownloadError as DriveCutError
     from gdown.exceptions import FileURLRetrievalError
     from requests import RequestException
 
-    part = wanted.target.parent / f".{wanted.target.name}.drive"
     with progress.task(wanted.target.name, wanted.size or 0, "bytes") as bar:
         seen = [0]
 

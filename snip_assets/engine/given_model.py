@@ -7,10 +7,11 @@ from typing import Any
 
 from .contents import format_of
 from .errors import BadInputError
+from .fetch import told
 from .model import SnipNet, load_model, save_model
 from .remote_inputs import local_copy
 from .run import Run
-from .storage.files import MANIFEST
+from .storage.files import MANIFEST, read_manifest
 from .storage.working_copies import here
 
 
@@ -35,8 +36,17 @@ def given_model(run: Run) -> Path | None:
             f"{folder}: no published model; run `snip fetch model --out {folder}`, or materialise "
             "published_model."
         )
-    # The one that was fetched last.
-    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+    return max(found, key=lambda path: (*_fetched(path), path.name))
+
+
+def _fetched(path: Path) -> tuple[str, float]:
+    """The greater, the later a net was fetched, or put there by hand: then it has no manifest.
+
+    In a working copy the time of a file is that when it came to this machine; it decides among
+    those alone whose manifest has no time, as versions before wrote it.
+    """
+    manifest, seen = read_manifest(path), path.stat().st_mtime
+    return told(seen) if manifest is None else manifest.facts.get("fetched", ""), seen
 
 
 def usable(run: Run, path: Path) -> SnipNet:

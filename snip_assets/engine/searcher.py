@@ -280,7 +280,7 @@ class Searcher:
         x = self.encode(raw, encoded)
         if rerank == "none":
             return self.index.search(x, k)
-        _, ids = self.index.search(x, max(k, depth))
+        _, ids = self.index.search(x, max(k, min(depth, self.index.rows)))
         queries = normalised(raw) if rerank == "raw" else x
         distances = np.stack([self._exact(q, i, rerank) for q, i in zip(queries, ids, strict=True)])
         return best(distances, ids, k)

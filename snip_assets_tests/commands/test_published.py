@@ -116,3 +116,11 @@ def test_captions_are_shown_not_obeyed(snip, tmp_path):
     found = json.loads(snip("search", "--row", "1", "-k", "9", "--json", *places).stdout)
     assert {hit["caption"] for hit in found} == {"[/red] [bold]x", "=cmd"}
     assert [hit["distance"] for hit in found] == sorted(hit["distance"] for hit in found)
+
+
+@pytest.mark.parametrize(
+    "command", ["search --row 1 --depth 9999999999", "verify --bitmap is_dup.npy -k 9999999999999"]
+)
+def test_more_hits_than_memory_has_room_for_are_refused(snip, command):
+    result = snip(*command.split())
+    assert result.exit_code == 2 and "Invalid value" in result.output

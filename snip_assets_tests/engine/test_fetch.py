@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import threading
 from contextlib import suppress
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snip_assets.engine import catalogue
 from snip_assets.engine import fetch as fetching
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.fetch import Wanted, fetch, fetch_all
@@ -340,6 +338,33 @@ def test_drive_goes_through_gdown_and_its_pages_are_refused(tmp_path, monkeypatc
     assert fetching.fetch(wanted).transferred == 0
 
 
+def test_what_gdown_left_of_another_file_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    gdown = pytest.importorskip("gdown")
+    served = {"a" * 33: 1, "b" * 33: 2}
+
+    def download(*, id, output, **_):
+        """It skips what is there, and is cut just before its file gets its name."""
+        if not Path(output).exists():
+            with open(output, "wb") as handle:
+                np.save(handle, np.full(5, served[id]))
+            raise gdown.exceptions.DownloadError("cut")
+
+    monkeypatch.setattr(gdown, "download", download)
+
+    def got(identity: str, again: bool = False) -> int:
+        wanted = Wanted(f"gdrive:{identity}", tmp_path / "got" / "is_dup.npy", "npy")
+        with pytest.raises(DownloadError, match="cut"):
+            fetch(wanted, again=again)
+        return int(np.load(fetch(wanted).path)[0])
+
+    with pytest.raises(DownloadError, match="cut"):
+        fetch(Wanted(f"gdrive:{'a' * 33}", tmp_path / "got" / "is_dup.npy", "npy"))
+    assert got("b" * 33) == 2
+    # Of the first one all lies there, as it was.
+    served["a" * 33] = 3
+    assert got("a" * 33, again=True) == 3
+
+
 @pytest.mark.parametrize("after", [None, 1_500_000])
 def test_without_a_length_only_what_tells_its_own_end_is_taken(mirror, tmp_path, after):
     mirror.faults["/big.npy"] = [faulty.unmeasured(after)] * 2
@@ -354,35 +379,3 @@ def test_without_a_length_only_what_tells_its_own_end_is_taken(mirror, tmp_path,
     with Session(QUICK) as session, pytest.raises(BadInputError, match="how long the file is"):
         fetch(wanted, session)
     assert not (tmp_path / "x.index").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("file", "../../escape.npy"),
-        ("file", "/escape.npy"),
-        ("file", ".."),
-        ("format", "zzz"),
-        ("checksum", "crc32:ab"),
-        ("checksum", "sha256:ab"),
-        ("location", 5),
-        ("kind", "page"),
-    ],
-)
-def test_a_catalogue_of_others_names_plain_files(tmp_path, name, value):
-    entry = {"name": "a", "kind": "bitmap", "file": "a.npy", "location": "x", "format": "npy"}
-    path = tmp_path / "catalogue.json"
-    path.write_text(json.dumps({"files": [entry]}))
-    assert catalogue.load(path)["a"].file == "a.npy"
-    path.write_text(json.dumps({"files": [{**entry, name: value}]}))
-    with pytest.raises(BadInputError, match=rf"{path.name}: a: .*{name}|{path.name}: a: {name}"):
-        catalogue.load(path)
-
-
-@pytest.mark.parametrize(
-    ("kind", "place"),
-    [("model", "x.index"), ("bitmap", "net.safetensors"), ("index", "is_dup.npy")],
-)
-def test_a_file_of_another_kind_is_not_fetched(tmp_path, kind, place):
-    with pytest.raises(BadInputError, match=f"is no {kind}"):
-        catalogue.load()[kind].wanted(tmp_path, f"https://example.org/{place}")

@@ -107,6 +107,13 @@ def test_reranking_by_raw_features_gives_the_exact_order(data):
         search.search(searcher, search.of_rows(searcher, [42]), 10, "snip")
 
 
+def test_a_depth_beyond_all_rows_is_all_rows(data):
+    searcher = opened(data[0], "ivf.index", probes=16)
+    queries = search.of_rows(searcher, [42])
+    found = search.search(searcher, queries, 10, "raw", depth=10**25)
+    assert found.equals(search.search(searcher, queries, 10, "raw", depth=2000))
+
+
 def test_url_npy_and_what_fits_not(data, tmp_path):
     folder, table, features, _ = data
     searcher = opened(folder)
