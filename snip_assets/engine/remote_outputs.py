@@ -22,6 +22,7 @@ from .storage import transfers, working_copies
 from .storage.files import MANIFEST, digest_of
 from .storage.locations import local_path
 from .storage.parts import Parts
+from .storage.remote import DownloadError
 from .storage.remote_files import as_path, exists, home_expanded
 from .storage.sent import Notes, state
 from .storage.working_copy import WorkingCopy
@@ -40,6 +41,9 @@ PARTS = Parts(
 )
 # Seconds after which a process looks again for what other machines have sent.
 FRESH = 30.0
+# Seconds for which a store that was not reached is not asked again: that takes half a minute, and
+# one look of a sensor asks several times.
+PATIENCE = 5.0
 _READ_ONLY = ("http", "https")
 _opening: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -59,13 +63,23 @@ def folder(text: str | Path) -> Path:
     if (here := _local(given)) is not None:
         return here
     with _opening[given]:
-        copy = _open.get(given) or _opened(given)
-        if time.monotonic() - copy.refreshed > FRESH:
-            copy.refresh()
+        at, former = _unreached.get(given, (0.0, None))
+        if former is not None and time.monotonic() - at < PATIENCE:
+            raise DownloadError(former) from former
+        try:
+            copy = _open.get(given) or _opened(given)
+            if time.monotonic() - copy.refreshed > FRESH:
+                copy.refresh()
+        except DownloadError as error:
+            _unreached[given] = time.monotonic(), error
+            raise
+        _unreached.pop(given, None)
         return copy.root
 
 
 _open: dict[str, WorkingCopy] = {}
+# Url -> when it was last not reached, and what was said.
+_unreached: dict[str, tuple[float, DownloadError]] = {}
 # Of what commands write once: place here -> url.
 _boxes: dict[Path, Any] = {}
 

@@ -18,7 +18,7 @@ from upath import UPath
 
 from snip_assets.engine import remote_outputs, stations
 from snip_assets.engine.copy_out import copy_out
-from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.errors import BadInputError, StaleOutputError, may_pass
 from snip_assets.engine.layout import STATIONS, WHOLE, Layout
 from snip_assets.engine.moved import move
 from snip_assets.engine.run import Run
@@ -193,6 +193,29 @@ def test_a_store_that_fails_is_named_and_nothing_made_is_lost(
     _station("clip_features", on("third"))
     remote_outputs.send()
     assert len(open_npy(on("other").clip_features("0001"))) == 500
+
+
+@pytest.mark.parametrize("root", ["memory"], indirect=True)
+def test_a_store_that_is_away_is_not_asked_at_each_turn(
+    root: str, on: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, asked = on("one"), []
+    monkeypatch.setattr(remote_outputs, "FRESH", -1.0)
+    monkeypatch.setattr(remote_outputs, "_unreached", {})
+    with monkeypatch.context() as patch:
+
+        def find(*_: object, **__: object) -> None:
+            asked.append(1)
+            raise TimeoutError("no answer")
+
+        patch.setattr(type(UPath(root).fs), "find", find)
+        for _ in range(3):
+            with pytest.raises(DownloadError, match=r"outputs.*no answer") as said:
+                remote_outputs.folder(root)
+            assert may_pass(said.value)
+        assert len(asked) == 1
+        monkeypatch.setattr(remote_outputs, "PATIENCE", 0.0)
+    assert remote_outputs.folder(root) == layout.root
 
 
 @pytest.mark.parametrize("root", ["memory"], indirect=True)
