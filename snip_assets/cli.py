@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import os
 import pkgutil
@@ -128,8 +129,9 @@ def main() -> None:
         if _debug:
             raise
         _say(error, error.exit_code)
-    except _PLACES as error:
-        if _debug or error.filename is None:
+    except OSError as error:
+        fitting = isinstance(error, _PLACES) or error.errno == errno.ENAMETOOLONG
+        if _debug or error.filename is None or not fitting:
             raise
         # Of a renaming, the place that it was for.
         place = error.filename2 or error.filename

@@ -19,7 +19,7 @@ from .engine import stations
 from .engine.errors import SnipError, causes
 from .engine.shards import Shard, load
 from .engine.stretches import reach
-from .options import note_settings
+from .noted_settings import noting
 from .resources import DataSet
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -83,10 +83,14 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
     """
     # Before Dagster is opened, which takes a while: malformed shards are refused at once.
     outcome = Outcome(partitions.register(data.layout, data.source, limit))
-    run = data.run()
     # Refused before it is noted: later runs would take over a net or a rule that is not there.
-    stations.require_named(run)
-    note_settings(data.layout, data.settings)
+    stations.require_named(data.run())
+    with noting(data.layout, data.settings):
+        _work(data, outcome, train_again)
+    return outcome
+
+
+def _work(data: DataSet, outcome: Outcome, train_again: bool) -> None:
     with home.instance(data.layout) as instance:
         partitions.announce(instance, data.layout)
         # No daemon need run: a killed run must not keep this one waiting.
@@ -115,7 +119,7 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
 
         again = {"config": {"again": train_again}}
         training = {"snip_model": again, "trained_index": again}
-        todo = {*stations.unfinished(run), *versions.unrecorded(instance, data)}
+        todo = {*stations.unfinished(data.run()), *versions.unrecorded(instance, data)}
         keys = every if train_again else reach(every, todo)
         if keys == every:
             work(automation.arrival.name, keys, ops=training)
@@ -127,7 +131,6 @@ def materialize(data: DataSet, limit: int = 0, *, train_again: bool = False) -> 
                 *versions.unpublished(instance, every),
             }
             work(automation.publish.name, reach(every, todo))
-    return outcome
 
 
 class FailedCheckError(SnipError):

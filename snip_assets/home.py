@@ -23,6 +23,7 @@ from .engine.storage.remote_files import absolute
 POSTGRES = "SNIP_POSTGRES_URL"
 # What SQLite says.
 _READ_ONLY = "attempt to write a readonly database"
+_NOT_OPENED = "unable to open database file"
 _MARK = "# Written by `snip shards sync`: the data set that plain `dagster` commands work on here."
 
 
@@ -81,10 +82,13 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
     except SnipError:
         raise
     except Exception as error:
-        if any(_READ_ONLY in str(cause) for cause in causes(error)):
+        said = [str(cause) for cause in causes(error)]
+        if any(_READ_ONLY in text for text in said):
+            raise _not_writable(Path(chosen)) from error
+        if any(_NOT_OPENED in text for text in said):
             raise BadInputError(
-                f"{chosen}: Dagster's records cannot be written there; make this folder and what "
-                "is in it writable."
+                f"{chosen}: SQLite cannot open files there; make it writable, or, as it takes no "
+                "long paths, set DAGSTER_HOME to a folder with a shorter one."
             ) from error
         if not any(is_full(cause) for cause in causes(error)):
             raise
@@ -92,6 +96,20 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
             f"{chosen}: no space left for Dagster's records. Free space (or raise the quota) and "
             "run again; outputs are whole or absent."
         ) from error
+
+
+def require_writable(home: Path) -> None:
+    """Raise BadInputError if Dagster cannot write its records in its home."""
+    places = [home, *(home / "history").rglob("*")] if home.is_dir() else []
+    if not all(os.access(place, os.W_OK) for place in places):
+        raise _not_writable(home)
+
+
+def _not_writable(home: Path) -> BadInputError:
+    return BadInputError(
+        f"{home}: Dagster's records cannot be written there; make this folder and what is in it "
+        "writable."
+    )
 
 
 def _complete(instance: dg.DagsterInstance) -> None:

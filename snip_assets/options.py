@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .engine.errors import BadInputError, SnipError
+from .engine.errors import BadInputError
 from .engine.layout import Layout
-from .engine.settings import OF_MACHINE, Settings
+from .engine.settings import Settings
 from .engine.shards import Source, load
-from .engine.storage.files import digest_of, read_manifest, write_json
-from .engine.storage.locks import lock
 from .engine.storage.remote_files import as_path, home_expanded, is_remote
+from .noted_settings import noted_settings
 
 _SAMPLE = Path(__file__).parent / "sample"
 SAMPLE_FEATURES, SAMPLE_METADATA = _SAMPLE / "img_emb", _SAMPLE / "metadata"
@@ -97,65 +94,6 @@ def _settings(values: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(found, model=str(Path(found.model).absolute()))
 
 
-def note_settings(layout: Layout, settings: Settings) -> None:
-    """Note settings in the output folder: what is made there later is made alike."""
-    noted = noted_settings(layout)
-    now = {name: value for name, value in settings.__dict__.items() if name not in OF_MACHINE}
-    if layout.settings.exists() and now.items() <= noted.items():
-        return
-    plain = Settings().__dict__
-    # Under its lock: what a run that was killed here left is removed.
-    with lock(layout.settings):
-        write_json(layout.settings, {n: value for n, value in now.items() if value != plain[n]})
-
-
-def noted_settings(layout: Layout) -> dict[str, Any]:
-    """All settings; where none were noted, what the outputs name, and else the defaults.
-
-    Raises
-    ------
-    BadInputError
-        The file is damaged.
-    """
-    plain = Settings().__dict__
-    if not layout.settings.exists():
-        return {**plain, **_of_outputs(layout)}
-    try:
-        noted = json.loads(layout.settings.read_text())
-        return Settings(**{n: _like(v, noted.get(n, v)) for n, v in plain.items()}).__dict__
-    except (ValueError, TypeError, AttributeError, BadInputError) as error:
-        raise BadInputError(
-            f"{layout.settings}: damaged ({error}). Delete it, and give `snip dedup` the settings "
-            "of this output folder once more."
-        ) from error
-
-
-def _like(default: Any, value: Any) -> Any:
-    """A value of the type of a default; raises TypeError for another one."""
-    if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-        raise TypeError(f"{value!r} where {default!r} could stand")
-    return type(default)(value)
-
-
-def _of_outputs(layout: Layout) -> dict[str, Any]:
-    """What decides which rows go, as the outputs of a notebook name it: groups and pairs."""
-    # The station that needs a damaged output reports it.
-    with suppress(SnipError, OSError):
-        groups = read_manifest(layout.duplicate_groups)
-        keys = load(layout).keys if groups else []
-        pairs = read_manifest(layout.duplicate_pairs(keys[0])) if keys else None
-        if groups is None or pairs is None:
-            return {}
-        decided = {
-            "keep": groups.facts.get("keep"),
-            "max_distance": pairs.facts.get("max_distance"),
-        }
-        # Else pairs were searched with other settings since, and neither is what is wanted now.
-        if groups.inputs.get("settings") == digest_of(decided):
-            return {**decided, "tier": pairs.facts.get("tier", Settings.tier)}
-    return {}
-
-
 def variable(
     name: str, default: Any, kind: type, environment: Mapping[str, str] = os.environ
 ) -> Any:
@@ -191,8 +129,10 @@ def use_noted(out: Path | None) -> Settings:
     return known
 
 
-def default_source(environment: Mapping[str, str] = os.environ) -> Source:
-    """SNIP_FEATURES and SNIP_METADATA, or the built-in sample.
+def default_source(
+    environment: Mapping[str, str] = os.environ, layout: Layout | None = None
+) -> Source:
+    """SNIP_FEATURES and SNIP_METADATA; else what is registered, or the built-in sample.
 
     Raises
     ------
@@ -201,6 +141,8 @@ def default_source(environment: Mapping[str, str] = os.environ) -> Source:
     """
     named = [environment.get(name) for name in ("SNIP_FEATURES", "SNIP_METADATA")]
     features, metadata = (as_path(name) if name else None for name in named)
+    if layout is not None and not any(named) and layout.registry.exists():
+        return load(layout).source
     return _both(features, metadata) or SAMPLE
 
 

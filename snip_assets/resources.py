@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, create_model
 
-from .engine import choices, stations
+from .engine import choices, shards, stations
 from .engine.layout import Layout
 from .engine.remote_outputs import address
 from .engine.settings import Settings
@@ -66,8 +66,9 @@ class DataSet(_SettingsFields):
         Settings without a variable are those of the last `snip dedup` into the output folder.
         """
         out = default_out(environment)
-        known = cls.of(default_source(environment), out, known_settings(Layout(out), environment))
-        return known._by_default()
+        layout = Layout(out)
+        source = default_source(environment, layout)
+        return cls.of(source, out, known_settings(layout, environment))._by_default()
 
     def _by_default(self) -> DataSet:
         """The same, where each value is the default of its own field.
@@ -100,8 +101,16 @@ class DataSet(_SettingsFields):
         return Settings(**{o.name: getattr(self, o.name) for o in settings_options()})
 
     def run(self) -> stations.Run:
-        """What every station of the engine takes."""
-        return stations.Run(self.layout, self.settings)
+        """What every station of the engine takes.
+
+        Raises
+        ------
+        StaleOutputError
+            The output folder belongs to other source folders than these.
+        """
+        layout = self.layout
+        shards.require_source(layout, self.source)
+        return stations.Run(layout, self.settings)
 
 
 class Watch(dg.ConfigurableResource):

@@ -10,19 +10,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from snip_assets import graph
 from snip_assets.cli import app
 from snip_assets.engine import stations
-from snip_assets.engine.errors import BadInputError
+from snip_assets.engine.errors import BadInputError, StaleOutputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.shards import register
+from snip_assets.noted_settings import note_settings
 from snip_assets.options import (
     DEFAULT_OUT,
     SAMPLE,
     Out,
     default_of,
-    note_settings,
     settings_options,
     with_settings,
 )
@@ -121,6 +122,27 @@ def test_settings_of_an_output_folder_hold_where_nothing_else_is_said(
     (tmp_path / ".tmp-settings.json-0123456789ab").touch()
     note_settings(Layout(tmp_path), known)
     assert [p.name for p in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_settings_that_nothing_can_be_made_with_are_not_noted(tmp_path: Path) -> None:
+    settings = Settings(learning_rate=1e30, pca_below=1, steps=20)
+    data = DataSet.of(SAMPLE, tmp_path / "out", settings)
+    note_settings(data.layout, Settings(max_distance=0.05))
+    before = data.layout.settings.read_bytes()
+    with pytest.raises(BadInputError, match="no finite numbers"):
+        graph.materialize(data)
+    assert data.layout.settings.read_bytes() == before
+
+
+def test_an_output_folder_is_of_its_own_sources(tmp_path: Path) -> None:
+    """What a run's configuration names is what it works on, or it fails."""
+    layout = Layout(tmp_path / "out")
+    register(layout, SAMPLE, ["0000"])
+    data = DataSet.from_environment({"SNIP_OUT": str(layout.root)})
+    assert data.source == SAMPLE and data.run().registry.keys == ["0000"]
+    other = data.model_copy(update={"features": str(tmp_path), "metadata": str(tmp_path)})
+    with pytest.raises(StaleOutputError, match=f"belongs to another data set.* for {tmp_path}"):
+        other.run()
 
 
 def test_a_net_is_noted_for_any_working_folder(

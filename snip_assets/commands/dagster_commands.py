@@ -70,6 +70,8 @@ def _dagster(arguments: list[str], out: Path) -> int:
             f"{named(out)}: no shards registered here yet; see `snip shards sync`.", err=True
         )
     variables = {**os.environ, **home.environment(layout, source)}
+    if arguments[:1] == ["dev"] or arguments[:2] in _RUNS:
+        home.require_writable(Path(variables["DAGSTER_HOME"]))
     if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
         _warn_of_settings(variables)
     if source and arguments[:1] in (["dev"], ["job"], ["asset"]):

@@ -25,6 +25,7 @@ from .storage.files import NpyWriter, open_npy
 from .storage.row_file import RowFile
 from .tally import mark_again
 from .threads import ordered_map
+from .wording import counted
 
 BLOCK = 4096
 BUCKET_BYTES = 1 << 30
@@ -58,9 +59,10 @@ def check_rows(block: np.ndarray, path: Path, start: int) -> np.ndarray:
         what = f"of length {norms[row]:.3g}, beyond {SHORTEST:g} to {LONGEST:g}"
         cure = "divide all features by a number"
     raise BadInputError(
-        f"{path}: row {start + row} is {what} ({int(bad.sum())} such rows in this block); {cure}, "
-        "or drop these rows from features and metadata (a registered shard then needs `snip shards "
-        "withdraw`, if it came last, or a new output folder)."
+        f"{path}: row {start + row} is {what} ({counted(int(bad.sum()), 'such row')} among "
+        f"rows {start} to {start + len(block) - 1}); {cure}, or drop these rows from features and "
+        "metadata (a registered shard then needs `snip shards withdraw`, if it came last, or a new "
+        "output folder)."
     )
 
 

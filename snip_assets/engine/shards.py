@@ -240,14 +240,9 @@ def register(layout: Layout, source: Source, keys: list[str] | None = None) -> l
 def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Shard]:
     known: list[Shard] = []
     if layout.registry.exists():
+        require_source(layout, source)
         registry = load(layout)
-        known = list(registry.shards)
-        if not _same_place(registry.source, source):
-            raise StaleOutputError(
-                f"{layout} belongs to another data set ({registry.source.features}); choose "
-                f"another output folder for {source.features}. If it was moved there, {_MOVE}."
-            )
-        source = registry.source
+        known, source = list(registry.shards), registry.source
     elif (groups := read_manifest(layout.duplicate_groups)) and "run" in groups.facts:
         raise _recut(layout)
     names = {s.key for s in known}
@@ -276,6 +271,16 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     elif known and not _same_offsets(layout, registry):
         write_npy(layout.row_offsets, registry.offsets)
     return new
+
+
+def require_source(layout: Layout, source: Source) -> None:
+    """Raise StaleOutputError if an output folder belongs to other folders than these."""
+    own = load(layout).source if layout.registry.exists() else source
+    if not _same_place(own, source):
+        raise StaleOutputError(
+            f"{layout} belongs to another data set ({own.features}); choose another output folder "
+            f"for {source.features}. If it was moved there, {_MOVE}."
+        )
 
 
 def _same_place(one: Source, other: Source) -> bool:

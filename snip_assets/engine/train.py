@@ -304,13 +304,15 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
     def _evaluate(self, net: SnipNet, step: int, loss: float) -> None:
-        if not all(p.isfinite().all() for p in net.parameters()) or not math.isfinite(loss):
+        finite = math.isfinite(loss) and all(p.isfinite().all() for p in net.parameters())
+        decode = self.codes.decode if self.codes is not None and self.codes.ready else None
+        found = self.validation.measure(net, decode) if finite else {"score": math.nan}
+        if not math.isfinite(found["score"]):
             raise BadInputError(
                 f"training came to no finite numbers by step {step}; choose a learning_rate below "
                 f"{self.settings.learning_rate:g}."
             )
-        decode = self.codes.decode if self.codes is not None and self.codes.ready else None
-        point = {"step": step, "loss": loss, **self.validation.measure(net, decode)}
+        point = {"step": step, "loss": loss, **found}
         self.curve.append(point)
         if self._kept() == len(self.curve) - 1:
             self.best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}

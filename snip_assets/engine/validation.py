@@ -64,12 +64,14 @@ class Validation:
             precision (at recall 0.99), recall (at precision 0.97), code_precision (at recall
             0.80 by decoded codes; 0 without `decode`), and score: the mean precision over all
             recalls, of features and codes together. It hangs on all pairs and not on the few
-            farthest, so it is steady enough to choose a net by.
+            farthest, so it is steady enough to choose a net by. NaN where the net gives no numbers.
         """
         scores = {"precision": 0.0, "recall": 0.0, "code_precision": 0.0, "score": 0.0}
         if not self.true.any():
             return scores
         short = net(self.rows)
+        if not short.isfinite().all():
+            return scores | {"score": np.nan}
         precision, recall, mean = self._curve(_distances(short), RECALL)
         good = np.flatnonzero(precision >= PRECISION)
         scores |= {"precision": float(precision[-1]), "score": mean}

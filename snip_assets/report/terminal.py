@@ -26,6 +26,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from snip_assets.engine import progress
+from snip_assets.engine.wording import counted
 
 from .harmless import shorten
 
@@ -51,10 +52,14 @@ class _Bar:
         self.bars.remove_task(self.number)
         if seconds >= _WORTH_A_LINE and done and done >= (task.total or 0):
             self.bars.print(
-                f"{task.description}: {done:,.0f} {task.fields['unit']} in {_clock(seconds)}, "
+                f"{task.description}: {_units(done, task.fields['unit'])} in {_clock(seconds)}, "
                 f"{_rate(done / seconds)}",
                 highlight=False,
             )
+
+
+def _units(count: float, unit: str) -> str:
+    return counted(round(count), unit.removesuffix("s"))
 
 
 def _clock(seconds: float) -> str:
@@ -143,7 +148,7 @@ class _Line:
 
 def _lines(console: Console) -> progress.Reporter:
     def reporter(label: str, total: int, unit: str) -> progress.Task:
-        console.print(f"{label}: {total:,} {unit}" if total else label, highlight=False)
+        console.print(f"{label}: {_units(total, unit)}" if total else label, highlight=False)
         return _Line()
 
     return reporter

@@ -249,9 +249,11 @@ def test_short_rows_train_the_same_net(features: Features, tmp_path: Path) -> No
     assert found[0] == pytest.approx(found[1])
 
 
-def test_training_that_diverges_says_so(features: Features, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_training_that_diverges_says_so(features: Features, tmp_path: Path, rate: float) -> None:
+    """Whether the weights are no numbers, or what they give."""
     with pytest.raises(BadInputError, match=r"no finite numbers.*choose a learning_rate below 1e"):
-        train(features, replace(TINY, learning_rate=1e38), tmp_path / "net")
+        train(features, replace(TINY, learning_rate=rate), tmp_path / "net")
 
 
 def test_any_seed_is_one(features: Features, tmp_path: Path) -> None:
