@@ -14,6 +14,7 @@ from .layout import Layout
 from .settings import Settings
 from .shards import Registry, Source, load
 from .storage.files import read_manifest, write_json
+from .storage.locks import lock
 from .storage.remote_files import is_remote
 
 # Below this, starting up takes longer than the work that the plan knows of.
@@ -92,7 +93,8 @@ def record(
         "measured": measured,
         "error": predicted / max(measured, 1e-9) - 1,
     }
-    write_json(layout.root / FILE, [*recorded(layout), found])
+    with lock(layout.root / FILE):
+        write_json(layout.root / FILE, [*recorded(layout), found])
     return found
 
 

@@ -27,11 +27,23 @@ COLUMNS = ["group", "size", "kept", "representative", "largest_distance"]
 
 @dataclass(frozen=True)
 class Member:
-    """A row of a group; `distance` to the representative, in the raw features."""
+    """A row of a group.
+
+    Attributes
+    ----------
+    distance
+        To the row that is framed, in the raw features.
+    kept
+        Whether it stays.
+    kept_row, kept_distance
+        The kept row that explains it, and the distance to that; itself and 0 where it stays.
+    """
 
     row: int
     distance: float
     kept: bool
+    kept_row: int
+    kept_distance: float
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,13 @@ def members(labels: np.ndarray, groups: np.ndarray, most: int) -> dict[int, np.n
 
 @dataclass(frozen=True)
 class _LookedAt:
-    """A line of the table of groups, its first other members, their distance, and who stays."""
+    """A line of the table of groups, its first other members, and what is known of each."""
 
     line: dict[str, Any]
     rows: np.ndarray
     far: np.ndarray
-    kept: np.ndarray
+    kept_row: np.ndarray
+    kept_distance: np.ndarray
 
     @property
     def spread(self) -> float:
@@ -138,9 +151,14 @@ class _LookedAt:
         """The group with the members that `choose` takes of more than `SHOWN`, by distance."""
         order = np.lexsort((self.rows, self.far))
         chosen = order if len(order) <= SHOWN else order[choose(len(order))]
-        some = [Member(int(self.rows[i]), float(self.far[i]), bool(self.kept[i])) for i in chosen]
+        some = [self._member(int(place)) for place in chosen]
         values = {name: int(self.line[name]) for name in COLUMNS[:4]}
         return Group(rank, **values, members=some, spread=self.spread)
+
+    def _member(self, place: int) -> Member:
+        row, kept_row = int(self.rows[place]), int(self.kept_row[place])
+        known = kept_row, float(self.kept_distance[place])
+        return Member(row, float(self.far[place]), row == kept_row, *known)
 
 
 def _looked_at(run: Run, lines: list[dict[str, Any]]) -> list[_LookedAt]:
@@ -158,9 +176,9 @@ def _looked_at(run: Run, lines: list[dict[str, Any]]) -> list[_LookedAt]:
         np.array([line["representative"] for line in lines], np.int64), [len(r) for r in own]
     )
     far = distances(shards.raw_features(run.registry), rows, centres)
-    kept = open_npy(folder / "kept_row.npy")[rows] == rows
-    parts = zip(lines, own, np.split(far, ends), np.split(kept, ends), strict=True)
-    return [_LookedAt(*part) for part in parts]
+    decided = (open_npy(folder / name)[rows] for name in ("kept_row.npy", "kept_distance.npy"))
+    known = [np.split(column, ends) for column in (far, *decided)]
+    return [_LookedAt(*part) for part in zip(lines, own, *known, strict=True)]
 
 
 def rows_shown(groups: list[Group]) -> list[int]:

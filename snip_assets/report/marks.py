@@ -23,6 +23,7 @@ from snip_assets.engine.audit import Interval
 from snip_assets.engine.errors import BadInputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.storage.files import digest_of, write_parquet
+from snip_assets.engine.storage.locks import lock
 from snip_assets.engine.storage.working_copies import discard
 from snip_assets.engine.verify import distances
 
@@ -107,6 +108,12 @@ def take_in(layout: Layout, path: Path) -> dict[str, int]:
     BadInputError
         A column is missing or a line says something that cannot be.
     """
+    # What another process takes in meanwhile stays too.
+    with lock(path_of(layout)):
+        return _added(layout, path)
+
+
+def _added(layout: Layout, path: Path) -> dict[str, int]:
     registry = shards.load(layout)
     raw = shards.raw_features(registry)
     before = current(layout)

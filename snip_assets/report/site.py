@@ -227,7 +227,8 @@ class _Site:
             f"{gallery_groups.CHAINED} that keep most rows, and of as many with a row that is far "
             "from the one kept for it. "
             "Resemblance is not transitive: a chain may join rows that differ, and then more than "
-            "one of them is kept."
+            "one of them is kept. Distances are to the framed row. Where another kept row explains "
+            "a dropped one, the distance to that is told too: it is within the threshold."
         )
         shown = {"groups": groups, "cards": self.cards, "files": [], "number": 0, "export": False}
         self._page("doubtful.html", "groups.html", "Doubtful groups", intro=intro, **shown)

@@ -99,6 +99,7 @@ def test_every_station_goes_on_where_another_machine_stopped(
     root: str, on: Machine, local: dict[str, str]
 ) -> None:
     register(on("first"), SAMPLE)
+    remote_outputs.send()
     for name in STATIONS:
         _station(name, on(f"of {name}"))
         remote_outputs.send()

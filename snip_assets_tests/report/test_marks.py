@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -138,3 +141,22 @@ def test_a_file_that_is_no_csv(layout: Layout, tmp_path: Path) -> None:
         marks.take_in(layout, path)
     with pytest.raises(BadInputError, match="no such file"):
         marks.take_in(layout, tmp_path / "none.csv")
+
+
+def test_marks_that_two_processes_take_in_at_once_add_up(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = marks.write_parquet
+
+    def late(*values: Any) -> None:
+        # Both have read what was there.
+        time.sleep(0.2)
+        write(*values)
+
+    monkeypatch.setattr(marks, "write_parquet", late)
+    places = [tmp_path / f"{n}.csv" for n in range(2)]
+    for n, place in enumerate(places):
+        place.write_text(f"{HEAD}5,{n},,outside,wrong\n")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda place: marks.take_in(layout, place), places))
+    assert len(marks.load(layout)) == 2

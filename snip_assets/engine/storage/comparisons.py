@@ -34,6 +34,14 @@ def state(files: Iterable[Path]) -> State:
     return [[s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in found]
 
 
+def newer(files: Iterable[Path], manifest: Path) -> bool:
+    """Whether a file is newer than its manifest, or something is missing."""
+    with suppress(FileNotFoundError):
+        sealed = manifest.stat().st_mtime_ns
+        return any(file.stat().st_mtime_ns > sealed for file in files)
+    return True
+
+
 def remember(output: Path, version: str, state: State) -> None:
     """Note that the files of an output held; `state` is theirs from before they were compared."""
     _here[output] = version, state

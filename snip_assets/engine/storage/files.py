@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from snip_assets.engine.errors import BadInputError, DiskFullError, StaleOutputError
+from snip_assets.engine.errors import BadInputError, DiskFullError, SnipError, StaleOutputError
 
 from . import comparisons, flushing, working_copies
 from .folders import remove, replace_folder, temporary_of
@@ -32,7 +32,7 @@ from .resident import watch
 
 BLOCK = 1 << 22
 MANIFEST = ".manifest.json"
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 CheckLevel = Literal["size", "recent", "full"]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that do not pass the number of the error on.
@@ -125,16 +125,11 @@ def open_npy(path: Path) -> np.ndarray:
         from .remote_files import open_npy as open_remote
 
         return open_remote(path)
-    working_copies.here(path)
     try:
-        array = undisturbed(lambda: mapped(path))
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: no such file.") from error
-    except PermissionError as error:
-        raise BadInputError(f"{path}: permission denied; make it readable.") from error
+        array = working_copies.opened(path, lambda file: undisturbed(lambda: mapped(file)))
+    except SnipError:
+        raise
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            raise BadInputError(f"{path}: too many open files; raise `ulimit -n`.") from error
         # A damaged header makes numpy raise almost anything, tokenize.TokenError among others.
         raise BadInputError(f"{path}: {npy_reason(path, error)}") from error
     if not isinstance(array, np.ndarray):
@@ -324,6 +319,16 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
         killed run may leave it, "size" is taken for "recent". In a working copy, "full" alone has
         files come that are not here; what comes is compared then.
     """
+    # Room may be made in a working copy between two looks for a file: what is missing then is
+    # looked for once more.
+    with suppress(FileNotFoundError):
+        found = _damage(output, manifest, level)
+        if not found or working_copies.of(output) is None:
+            return found
+    return _damage(output, manifest, level)
+
+
+def _damage(output: Path, manifest: Manifest, level: CheckLevel) -> list[str]:
     files = working_copies.here_or_fetched(output, manifest.files, fetch=level == "full")
     entries, found = {output.parent / name: entry for name, entry in files.items()}, []
     for member, entry in entries.items():
@@ -331,7 +336,7 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
             found.append(f"{member}: missing")
         elif (size := member.stat().st_size) != entry["bytes"]:
             found.append(f"{member}: {size} bytes, not {entry['bytes']}")
-    if found or (level == "size" and not _newer(output, entries)):
+    if found or (level == "size" and not comparisons.newer(entries, manifest_path(output))):
         return found
     level = "recent" if level == "size" else level
     state = comparisons.state(entries)
@@ -339,17 +344,11 @@ def damage(output: Path, manifest: Manifest, level: CheckLevel = "full") -> list
         return []
     if level == "recent" and (parts := _parts(output, manifest)):
         return [line for part, own in parts.items() for line in damage(part, own, level)]
-    found = [f"{m}: checksum differs" for m, e in entries.items() if checksum(m) != e["xxh3"]]
+    digests = {member: working_copies.opened(member, checksum) for member in entries}
+    found = [f"{m}: checksum differs" for m, e in entries.items() if digests[m] != e["xxh3"]]
     if not found:
         comparisons.remember(output, manifest.version, state)
     return found
-
-
-def _newer(output: Path, members: Iterable[Path]) -> bool:
-    with suppress(FileNotFoundError):
-        sealed = manifest_path(output).stat().st_mtime_ns
-        return any(member.stat().st_mtime_ns > sealed for member in members)
-    return True
 
 
 def _parts(output: Path, manifest: Manifest) -> dict[Path, Manifest]:
@@ -388,13 +387,13 @@ def require(output: Path, what: str, level: CheckLevel = "size") -> Manifest:
     manifest = read_manifest(output)
     if manifest is None:
         cure = f"materialise {what} first (`snip dedup` makes all)."
-        raise StaleOutputError(f"{output}: not made yet (or unfinished); {cure}")
+        name = working_copies.named(output)
+        raise StaleOutputError(f"{name}: not made yet (or unfinished); {cure}")
     if level == "full" and _held(output, manifest):
         return manifest
     if found := damage(output, manifest, level):
         raise StaleOutputError(
             f"{what} is damaged: {'; '.join(found)}. Delete "
-            f"{working_copies.named(manifest_path(output))} and "
-            f"materialise {what} again."
+            f"{working_copies.named(manifest_path(output))} and materialise {what} again."
         )
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,12 @@ def undisturbed(read: Callable[[], Read]) -> Read:
 
 def npy_reason(path: Path, error: Exception) -> str:
     """Words, with the cure, for what numpy said of a file."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file."
+    if isinstance(error, PermissionError):
+        return "permission denied; make it readable."
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; raise `ulimit -n`."
     try:
         with open(path, "rb") as handle:
             head = handle.read(512)

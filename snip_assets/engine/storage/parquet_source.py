@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from snip_assets.engine.errors import BadInputError
 
 from .remote_files import is_remote, open_file
-from .working_copies import here
+from .working_copies import opened
 
 # What views are read as: Arrow neither takes from them nor filters them.
 PLAIN = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
@@ -68,10 +68,9 @@ def parquet_file(path: Path, *, piece: int = 0) -> pq.ParquetFile:
     """
     if is_remote(path):
         return _remote_parquet(path)
-    here(path)
     try:
         # Arrow would hold all that it read beforehand until the last row group.
-        return pq.ParquetFile(path, buffer_size=piece, pre_buffer=False)
+        return opened(path, lambda p: pq.ParquetFile(p, buffer_size=piece, pre_buffer=False))
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file.") from error
     except PermissionError as error:

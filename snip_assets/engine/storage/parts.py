@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .files import MANIFEST
 
+# Ends the name of a file of this machine that was set aside for another machine's.
+UNSENT = ".unsent"
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -34,7 +37,7 @@ class Parts:
     def holds(self, name: str) -> bool:
         """Whether a file, by its path in the folder, is sent by itself: not as part of another."""
         top, _, below = name.partition("/")
-        if name[0] == "." or "/." in name:
+        if name[0] == "." or "/." in name or name.endswith(UNSENT):
             return False
         if below:
             return top in self.plain or (top in self.sealed and below.endswith(MANIFEST))

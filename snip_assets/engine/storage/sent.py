@@ -64,10 +64,10 @@ class Notes:
         """What is noted of every file."""
         return self._found("")
 
-    def note(self, name: str, remote: str) -> None:
-        """Note a file as it is now, with its state at the url."""
+    def note(self, name: str, remote: str, was: tuple[int, int] | None = None) -> None:
+        """Note a file as it is now, or was when it was sent, with its state at the url."""
         path = self.root / name
-        if (now := state(path)) is not None:
+        if (now := was or state(path)) is not None:
             row = (name, *now, remote, json.dumps(files_of(path)))
             with self._open() as notes:
                 notes.execute("insert or replace into sent values (?, ?, ?, ?, ?)", row)
@@ -113,6 +113,11 @@ def state(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
     return None
+
+
+def output_of(manifest: Path) -> Path:
+    """The output that a manifest is of; a file without one is its own."""
+    return manifest.with_name(manifest.name.removesuffix(MANIFEST))
 
 
 def files_of(path: Path, *, manifest: bool | None = None) -> dict[str, Any]:

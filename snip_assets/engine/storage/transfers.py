@@ -13,6 +13,7 @@ from snip_assets.engine.errors import BadInputError, DiskFullError, SnipError
 from .files import is_full
 from .remote import DownloadError
 from .remote_files import as_path, exists, info_of, reading, state_of
+from .sent import state
 
 # Of a file that was sent, while it has another length.
 LOOKS, SECONDS_BETWEEN_LOOKS = 4, 0.5
@@ -41,31 +42,36 @@ def writing(place: Any) -> Iterator[None]:
 def to_remote(path: Path, place: Any) -> str | None:
     """Send a file, and return the state that it has there.
 
-    None if it is gone already, or of another length: another machine writes there too.
+    None if it is gone already, here or there, or of another length: another machine writes there
+    too.
 
     Raises
     ------
     DownloadError
         The store refused it.
     """
-    size = path.stat().st_size
+    if (found := state(path)) is None:
+        return None
     with writing(place):
         try:
             place.fs.put_file(str(path), place.path)
         except FileNotFoundError:
+            if not path.exists():
+                return None
             _make_folder(place.fs, place.parent.path)
             place.fs.put_file(str(path), place.path)
-        for _ in range(LOOKS):
+        for look in range(LOOKS):
+            if look:
+                # Not every store replaces a file at once.
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             try:
                 info = info_of(place)
             except BadInputError:
                 if exists(place):
                     raise
                 return None
-            if info["size"] == size:
+            if info["size"] == found[0]:
                 return state_of(info)
-            # Not every store replaces a file at once.
-            time.sleep(SECONDS_BETWEEN_LOOKS)
     return None
 
 
@@ -78,7 +84,7 @@ def to_remote_alone(path: Path, place: Any) -> str:
         The store refused it, or does not hold it afterwards.
     """
     if (found := to_remote(path, place)) is None:
-        raise DownloadError(f"{place}: not all of {path.stat().st_size} bytes arrived; run again.")
+        raise DownloadError(f"{place}: not all of {path} arrived; run again.")
     return found
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from snip_assets.engine.errors import without_secrets
 
 if TYPE_CHECKING:
     from .working_copy import WorkingCopy
 
+Read = TypeVar("Read")
 _open: dict[Path, WorkingCopy] = {}
 
 
@@ -72,3 +74,17 @@ def here(path: Path) -> Path:
     if (copy := of(path)) is not None and not path.exists():
         copy.fetch_file(path)
     return path
+
+
+def opened(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What reads a file, which is fetched if it lies at the url alone.
+
+    Room may be made between the look for it and the reading: then it is fetched once more.
+    """
+    here(path)
+    try:
+        return read(path)
+    except FileNotFoundError:
+        if of(path) is None:
+            raise
+    return read(here(path))

@@ -22,15 +22,16 @@ from uuid import uuid4
 
 from snip_assets.engine.errors import BadInputError, SnipError, StaleOutputError
 
-from . import transfers
+from . import listings, transfers
 from .files import MANIFEST, checksum, manifest_path
 from .folders import remove
 from .locks import lock, unless_locked
-from .parts import Parts
+from .parts import UNSENT, Parts
 from .remote import DownloadError
 from .remote_files import exists
 from .room import trim
-from .sent import Notes, Sent, files_of, state
+from .sent import Notes, Sent, files_of, output_of, state
+from .unsent import alike, fits, of_another, require_sent
 
 _log = logging.getLogger(__name__)
 AT_ONCE = 8
@@ -38,6 +39,8 @@ AT_ONCE = 8
 BETWEEN_TRIMS = 5.0
 # Where files are while they come; after so many seconds nobody waits for one any more.
 _COMING, OLD = ".coming", 24 * 3600.0
+# Where the locks of files lie that are sent.
+_SENDING = ".sending"
 
 
 class WorkingCopy:
@@ -65,8 +68,9 @@ class WorkingCopy:
         self._notes = Notes(root)
         self._pool = ThreadPoolExecutor(AT_ONCE, "send")
         self._sending: dict[Future[None], str] = {}
-        # Of a file that comes or is sent: one thread at a time.
-        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        # Of a file that comes or is sent: one thread at a time. By its path as text: Python code
+        # compares paths, and lets another thread in that makes a second lock.
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._room, self._trimmed = threading.Lock(), float("-inf")
         self._bytes = limit + 1
 
@@ -83,8 +87,9 @@ class WorkingCopy:
         with lock(self.root / "working_copy"):
             self._sweep()
             # Before the listing: what is sent meanwhile is not taken for what was removed there.
-            known, here = self._notes.all(), self._here()
-            there = {n: s for n, s in self._listed().items() if self.parts.holds(n)}
+            known = {n: s for n, s in self._notes.all().items() if self.parts.holds(n)}
+            here = listings.here(self.root, self.parts)
+            there = listings.there(self.url, self.parts, self._pool)
             if self.parts.always in known and self.parts.always not in there:
                 raise StaleOutputError(
                     f"{self.url}: {self.parts.always} was sent there, and is gone. Is this the "
@@ -96,7 +101,8 @@ class WorkingCopy:
             self._each(self._take, news)
             for name in [name for name in known if name not in there]:
                 self._take_removal(name, known[name])
-        self._each(self._come, [(n,) for n in self._here() if self.parts.comes_at_once(n)])
+        now = listings.here(self.root, self.parts)
+        self._each(self._come, [(n,) for n in now if self.parts.comes_at_once(n)])
         # Who only reads need not be able to write there.
         with suppress(DownloadError):
             self.send()
@@ -108,13 +114,13 @@ class WorkingCopy:
         Raises
         ------
         DownloadError
-            The url cannot be reached, or refuses a file. What was made is kept here, and sent the
-            next time.
+            The url cannot be reached, or refuses a file, or does not hold what was sent. What was
+            made is kept here, and sent the next time.
         """
         # What failed is tried again.
         with suppress(SnipError):
             self.settle()
-        known, here = self._notes.all(), self._here()
+        known, here = self._notes.all(), listings.here(self.root, self.parts)
         changed = [n for n, now in here.items() if n not in known or known[n].here != now]
         # Parts of an output before the whole.
         changed.sort(key=lambda name: -name.count("/"))
@@ -123,6 +129,7 @@ class WorkingCopy:
             if sent.discarded and name not in here:
                 self._remove_there(name, sent)
         self._make_room(0)
+        require_sent(self.root, self.url, self._notes, {name: here[name] for name in changed})
 
     def written(self, path: Path) -> None:
         """Send a file that was written, or an output whose manifest was, in the background."""
@@ -136,7 +143,7 @@ class WorkingCopy:
         What is missing here otherwise comes again.
         """
         # What is on its way there is noted first.
-        with self._locks[path]:
+        with self._locks[str(path)]:
             self._notes.discard(self._name(path))
             path.unlink(missing_ok=True)
 
@@ -202,7 +209,7 @@ class WorkingCopy:
     def _take(self, name: str, remote: str) -> None:
         """Take a file from the url; of an output, its manifest: former files of it go."""
         path = self.root / name
-        with unless_locked(_output_of(path)) as free:
+        with unless_locked(output_of(path)) as free:
             # What is made here just now, or replaced there, the next look finds.
             if free and self._took(path, remote):
                 self._notes.note(name, remote)
@@ -213,6 +220,8 @@ class WorkingCopy:
                 if temporary.stat().st_size != int(remote.partition("-")[0]):
                     # It is just being written there.
                     return False
+                if not path.name.endswith(MANIFEST) and alike(path, temporary):
+                    return True
                 self._give_way(path, files_of(temporary, manifest=path.name.endswith(MANIFEST)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(path)
@@ -230,7 +239,7 @@ class WorkingCopy:
         former, sealed = files_of(path), state(path)
         sent = self._notes.of(self._name(path))
         if sealed and not path.name.endswith(MANIFEST) and (sent is None or sent.here != sealed):
-            aside = path.with_name(f"{path.name}.unsent")
+            aside = path.with_name(f"{path.name}{UNSENT}")
             path.replace(aside)
             _log.warning("%s was changed elsewhere too; what was not sent is %s", path, aside)
         for member in {*former, *now}:
@@ -243,23 +252,24 @@ class WorkingCopy:
     def _take_removal(self, name: str, sent: Sent) -> None:
         """What was removed at the url goes here too, unless it was made anew since."""
         path = self.root / name
-        with unless_locked(_output_of(path)) as free:
+        with unless_locked(output_of(path)) as free:
             if not free:
                 return
             if state(path) == sent.here:
                 path.unlink(missing_ok=True)
                 if name.endswith(MANIFEST):
-                    remove(_output_of(path))
+                    remove(output_of(path))
             self._notes.forget(name)
 
     def _come(self, name: str) -> None:
         """Have all files of an output come that are not here."""
         path = self.root / name
         missing = [n for n in files_of(path) if not (path.parent / n).exists()]
-        self.fetch(_output_of(path), missing)
+        self.fetch(output_of(path), missing)
 
     def _send(self, name: str) -> None:
-        with self._locks[self.root / name]:
+        # One thread at a time, and one process.
+        with self._locks[str(self.root / name)], lock(self.root / _SENDING / name):
             self._send_alone(name)
 
     def _send_alone(self, name: str) -> None:
@@ -267,14 +277,17 @@ class WorkingCopy:
         now, sent = state(path), self._notes.of(name)
         if now is None or (sent is not None and sent.here == now):
             return
+        plain = not name.endswith(MANIFEST)
+        if plain and (remote := of_another(self._at(path), sent)):
+            self._take(name, remote)
+            return
         files, former = files_of(path), sent.files if sent is not None else {}
         there = {**former, **self._sent_parts(path)}
         if sent is not None and transfers.state_there(self._at(path)) != sent.remote:
             # Another machine has been there.
             there = {}
         fresh = {n: entry for n, entry in files.items() if there.get(n) != entry}
-        found = {n: state(path.parent / n) or (-1, 0) for n in fresh}
-        if any(size != fresh[n]["bytes"] or at > now[1] for n, (size, at) in found.items()):
+        if not all(fits(path.parent / n, entry, path) for n, entry in fresh.items()):
             # It is being made again: it is sent when that is done.
             return
         gone = [n for n in former if n not in files]
@@ -289,14 +302,14 @@ class WorkingCopy:
         remote = transfers.to_remote(path, self._at(path))
         for member in gone:
             transfers.remove(self._at(path.parent / member))
-        # Unless it was written again meanwhile.
-        if state(path) == now and remote is not None:
-            self._notes.note(name, remote)
-        self._make_room(sum(size for size, _ in found.values()))
+        # A manifest that was written again meanwhile may name other files.
+        if remote is not None and (plain or state(path) == now):
+            self._notes.note(name, remote, now)
+        self._make_room(sum(entry["bytes"] for entry in fresh.values()))
 
     def _sent_parts(self, path: Path) -> dict[str, Any]:
         """What lies at the url of an output whose parts have manifests of their own."""
-        output = _output_of(path)
+        output = output_of(path)
         within = f"{self._name(output)}/"
         for future, name in list(self._sending.items()):
             if name.startswith(within):
@@ -317,7 +330,7 @@ class WorkingCopy:
         self._notes.forget(name)
 
     def _fetch(self, path: Path, entry: dict[str, Any], manifest: Path) -> None:
-        with self._locks[path]:
+        with self._locks[str(path)]:
             if not path.exists():
                 self._make_room(entry["bytes"])
                 with self._fetched(path) as temporary:
@@ -365,32 +378,8 @@ class WorkingCopy:
     def _at(self, path: Path) -> Any:
         return self.url / self._name(path)
 
-    def _listed(self) -> dict[str, str]:
-        """Path below the url -> state of each file, listed anew."""
-        listed = transfers.listed(self.url, deep=False)
-        folders = sorted(self.parts.sealed | self.parts.plain)
-        found = self._pool.map(lambda name: transfers.listed(self.url / name, deep=True), folders)
-        for folder, part in zip(folders, found, strict=True):
-            listed |= {f"{folder}/{name}": state for name, state in part.items()}
-        return listed
-
-    def _here(self) -> dict[str, tuple[int, int]]:
-        """Size and time of each file here that is sent by itself."""
-        names = [*self.parts.files, *(f"{name}{MANIFEST}" for name in self.parts.sealed)]
-        for top in (*self.parts.plain, *self.parts.sealed):
-            for folder, folders, files in os.walk(self.root / top):
-                folders[:] = [name for name in folders if name[0] != "."]
-                below = self._name(Path(folder))
-                names += [f"{below}/{file}" for file in files if file[0] != "."]
-        states = {name: state(self.root / name) for name in names if self.parts.holds(name)}
-        return {name: found for name, found in states.items() if found is not None}
-
     def _each(self, work: Callable[..., None], some: list[tuple[Any, ...]]) -> None:
         futures = [self._pool.submit(work, *arguments) for arguments in some]
         wait(futures)
         for future in futures:
             future.result()
-
-
-def _output_of(manifest: Path) -> Path:
-    return manifest.with_name(manifest.name.removesuffix(MANIFEST))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from snip_assets.engine.errors import StaleOutputError
 from snip_assets.engine.storage import room, transfers, working_copy
 from snip_assets.engine.storage.files import checksum, damage, manifest_path, read_manifest, seal
 from snip_assets.engine.storage.locks import lock
-from snip_assets.engine.storage.parts import Parts
+from snip_assets.engine.storage.parts import UNSENT, Parts
 from snip_assets.engine.storage.remote import DownloadError
 from snip_assets.engine.storage.working_copy import WorkingCopy
 
@@ -64,7 +66,7 @@ def _texts(copy: WorkingCopy) -> dict[str, str]:
             paths = [(copy.root / name).parent / member for member in manifest.files]
             found |= {str(path.relative_to(copy.root)): path.read_text() for path in paths}
     for path in [copy.root / "registry.json", *(copy.root / "notes").glob("*")]:
-        if path.exists():
+        if path.exists() and path.suffix != UNSENT:
             found[str(path.relative_to(copy.root))] = path.read_text()
     return found
 
@@ -340,6 +342,31 @@ def test_a_file_that_was_not_sent_is_kept_beside_that_of_another_machine(
     one.refresh()
     assert (one.root / "registry.json").read_text() == "theirs"
     assert (one.root / "registry.json.unsent").read_text() == "mine"
+
+
+def test_a_file_comes_once_though_many_threads_ask_for_it(
+    url: UPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_hash(path: PurePath) -> int:
+        time.sleep(0.002)
+        return hash(str(path))
+
+    def counted(*values: Any) -> None:
+        came.append(values)
+        time.sleep(0.1)
+        take(*values)
+
+    came: list[Any] = []
+    take = transfers.to_local
+    one, other = (WorkingCopy(tmp_path / name, url, PARTS) for name in "AB")
+    _make(one, "rows/0", {"a": "x"})
+    one.refresh()
+    other.refresh()
+    monkeypatch.setattr(transfers, "to_local", counted)
+    monkeypatch.setattr(PurePath, "__hash__", slow_hash)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: other.fetch(other.root / "rows/0", ["0/a"]), range(8)))
+    assert len(came) == 1
 
 
 def test_what_is_just_being_made_is_not_removed(url: UPath, tmp_path: Path) -> None:
