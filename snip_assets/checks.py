@@ -14,7 +14,7 @@ import dagster as dg
 import numpy as np
 
 from . import verification
-from .engine import arrivals, audit, index, shards
+from .engine import arrivals, audit, index, remote_outputs, shards
 from .engine.drift import measure as measure_drift
 from .engine.errors import BadInputError, SnipError, without_secrets
 from .engine.layout import STATIONS
@@ -22,7 +22,7 @@ from .engine.progress import track
 from .engine.storage.files import damage, manifest_path, open_npy, read_manifest
 from .engine.storage.parquet_source import parquet_rows
 from .engine.storage.remote_files import is_remote
-from .engine.storage.working_copies import here
+from .engine.storage.working_copies import here, named
 from .resources import Audit, DataSet
 
 SAMPLE_ROWS = 1_000
@@ -319,30 +319,41 @@ def checksums(
 ) -> Iterator[dg.AssetCheckResult]:
     """Read outputs again and compare their checksums with the manifests.
 
+    Of an output folder at a url, what is whole here and lost there is sent again.
+
     A backfill in the UI selects this check with its assets: each of its runs must not read what
     all the others have written. The run fails where something is damaged.
     """
     keys, damaged = _of_run(context, data), list[str]()
     for key in sorted(context.selected_asset_check_keys):
         asset = key.asset_key.to_user_string()
-        places, problems, size, looked_at = data.layout.outputs(asset, keys), [], 0, 0
+        places, problems, whole = data.layout.outputs(asset, keys), [], list[Path]()
+        size, looked_at = 0, 0
         for path in track(places, f"checksums of {asset}", len(places), "outputs"):
-            cure = f"delete {manifest_path(path)} and materialise it again"
+            cure = f"delete {named(manifest_path(path))} and materialise it again"
             try:
                 if (manifest := read_manifest(path)) is None:
                     continue
-                size, looked_at = size + manifest.bytes, looked_at + 1
-                problems += [f"{line}; {cure}" for line in damage(path, manifest, "full")]
+                looked_at, size = looked_at + 1, size + manifest.bytes
+                found = damage(path, manifest, "full")
+                problems += [f"{line}; {cure}" for line in found]
+                whole += [] if found else [path]
             except (SnipError, OSError) as error:
                 problems.append(str(error))
+        more = _sent_again(data, whole)
         if problems:
             damaged.append(asset)
-        result = _result(problems, looked_at, bytes=size)
+        result = _result(problems, looked_at, bytes=size, **more)
         yield result._replace(asset_key=key.asset_key, check_name=key.name)
     if damaged:
         # Of a check that blocks nothing, Dagster calls the run a success.
         say = f"damaged: {', '.join(damaged)}; their checks say what to do"
         raise dg.Failure(say, allow_retries=False)
+
+
+def _sent_again(data: DataSet, outputs: list[Path]) -> dict[str, Any]:
+    again = remote_outputs.mend(data.layout.root, outputs) if outputs else []
+    return {"sent_again": dg.MetadataValue.json(again)} if again else {}
 
 
 ALL = [

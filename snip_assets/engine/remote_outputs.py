@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _local(given: str) -> Path | None:
 
 def _opened(url: str) -> WorkingCopy:
     there = _writable(url)
-    if exists(there / copy_out.MARK):
+    if _is_copy(there):
         raise BadInputError(
             f"{url}: holds a copy that `snip publish` made; give the output folder of the run "
             "itself, or another place."
@@ -100,6 +101,15 @@ def _opened(url: str) -> WorkingCopy:
     working_copies.add(copy)
     _open[url] = copy
     return copy
+
+
+def _is_copy(there: Any) -> bool:
+    mark = there / copy_out.MARK
+    try:
+        return exists(mark)
+    except (BadInputError, DownloadError) as error:
+        # Of the url that was given, and not of a file that nobody knows of.
+        raise type(error)(str(error).replace(str(mark), str(there))) from error
 
 
 def _writable(url: str) -> Any:
@@ -204,6 +214,17 @@ def send(root: Path | None = None) -> None:
     for place, there in _boxes.items() if root is None else ():
         if place.is_dir():
             _send_box(place, there)
+
+
+def mend(root: Path, outputs: Sequence[Path]) -> list[str]:
+    """Send outputs of a working copy, each whole here, again where files of them left the url.
+
+    Returns
+    -------
+    Paths below the url of what was sent; none where the folder is no working copy.
+    """
+    copy = working_copies.of(root)
+    return [] if copy is None else copy.mend(outputs)
 
 
 def box_of(root: Path) -> Any | None:

@@ -197,6 +197,28 @@ def test_a_store_that_fails_is_named_and_nothing_made_is_lost(
 
 
 @pytest.mark.parametrize("root", ["memory"], indirect=True)
+def test_what_is_lost_at_the_url_and_whole_here_is_sent_again(root: str, on: Machine) -> None:
+    layout = on("one")
+    register(layout, SAMPLE)
+    for name in ("metadata", "clip_features"):
+        _station(name, layout)
+    remote_outputs.send()
+    keys, url = load(layout).keys, UPath(root)
+    before = _digests(url)
+    outputs = [layout.clip_features(key) for key in keys]
+    (url / "clip_features/0001.hashes.npy").unlink()
+    (url / "clip_features/0002.hashes.npy").write_bytes(b"1")
+    # Withdrawn there by another machine.
+    for name in ("0003.hashes.npy", "0003.hashes.npy.manifest.json"):
+        (url / "clip_features" / name).unlink()
+    found = remote_outputs.mend(layout.root, outputs)
+    assert found == ["clip_features/0001.hashes.npy", "clip_features/0002.hashes.npy"]
+    assert remote_outputs.mend(layout.root, outputs) == []
+    now = _digests(url)
+    assert now == {name: digest for name, digest in before.items() if "features/0003" not in name}
+
+
+@pytest.mark.parametrize("root", ["memory"], indirect=True)
 def test_a_store_that_is_away_is_not_asked_at_each_turn(
     root: str, on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

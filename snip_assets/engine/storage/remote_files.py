@@ -131,7 +131,10 @@ def reading(path: Any) -> Iterator[None]:
         raise BadInputError(f"{path}: access denied; check the credentials ({error}).") from error
     except Exception as error:
         # Each store has errors of its own: of the network, of credentials, of the service.
-        raise DownloadError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
+        raise DownloadError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); check the address and the "
+            "credentials, or wait until the store answers, and run again."
+        ) from error
 
 
 def info_of(path: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from snip_assets.engine.errors import BadInputError, SnipError, StaleOutputError
 
-from . import listings, transfers
+from . import listings, mending, transfers
 from .files import MANIFEST, checksum, manifest_path
 from .folders import remove
 from .locks import lock, unless_locked
@@ -130,6 +130,10 @@ class WorkingCopy:
                 self._remove_there(name, sent)
         self._make_room(0)
         require_sent(self.root, self.url, self._notes, {name: here[name] for name in changed})
+
+    def mend(self, outputs: Sequence[Path]) -> list[str]:
+        """Send again what is here, and is lost at the url: as `mending.mend`."""
+        return mending.mend(self.url, self._notes, outputs)
 
     def written(self, path: Path) -> None:
         """Send a file that was written, or an output whose manifest was, in the background."""
