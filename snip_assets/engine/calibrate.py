@@ -29,8 +29,6 @@ from .trained import TrainedIndex
 Beyond = Callable[[np.ndarray, float], float]
 # Of stand-ins among many rows.
 MOST_CANDIDATES = 16.0
-# Of so few rows a sample tells little, and all pairs cost nothing: none is too far to be looked at.
-FEW_ROWS, ANY = 512, 16.0
 FEWEST_BEYOND, TAIL = 10, 0.05
 # Data that arrives later fits net and codec a little less well than the data they saw.
 ALLOWANCE = 1.1
@@ -117,7 +115,6 @@ class _Limits:
         short = _Short.of(needs, seen.leading, loss, beyond)
         axes, short_slack, lost_short = short.choose(placed, sample, seen.queries[:256])
         margin, excess, snip = needs.margin, needs.excess, needs.snip
-        few = rows <= FEW_ROWS
         histogram = _candidate_curve(placed, sample, seen.queries[:512], workers)
         snip_limit = ALLOWANCE * beyond(snip, loss / 20) + 1e-4
         reachable = np.where(lost_short, np.inf, excess)
@@ -134,9 +131,6 @@ class _Limits:
         if seen.stand_ins and rows > MANY_ROWS:
             # Hardly a row has a pair: what looking for them costs is bounded.
             slack = min(slack, _slack_for(MOST_CANDIDATES, histogram, rows, n))
-        if few:
-            slack, short_slack, radius, snip_limit = ANY, ANY, ANY, ANY
-            lost_short = np.zeros(len(excess), np.bool_)
         found = (margin <= radius) & (excess <= slack) & ~lost_short
         return cls(
             slack=slack,

@@ -93,6 +93,11 @@ class Counts:
     candidates: int = 0
     lists: int = 0
 
+    def add(self, other: Counts) -> None:
+        """Add the products and candidates of another."""
+        self.products += other.products
+        self.candidates += other.candidates
+
 
 @dataclass
 class Joined:

@@ -26,7 +26,7 @@ from .storage.files import atomic_path
 from .storage.resident import trim
 from .storage.working_copies import here
 from .threads import ordered_map
-from .verify import Pairs, Rows, Verifier
+from .verify import Pairs, Rows, Verifier, thin
 from .waiting import Waiting
 
 ROW_GROUP = 1 << 20
@@ -191,8 +191,7 @@ def find_pairs(
             work = (partial(join_lists, own, shards, numbers) for numbers in bundles)
             for done in ordered_map(lambda work: work(), waiting.beside(work), workers, AHEAD):
                 if isinstance(done, Joined):
-                    total.products += done.counts.products
-                    total.candidates += done.counts.candidates
+                    total.add(done.counts)
                     progress.advance(done.counts.lists)
                 waiting.take(done)
                 trim()
@@ -202,6 +201,35 @@ def find_pairs(
     # Putting pairs in order takes several times their own room.
     several = workers if sum(own.size for own in merged) <= MERGE_AT else 1
     return list(ordered_map(Merged.taken, merged, several)), total
+
+
+def few_pairs(join: Join, rows: np.ndarray, start: int) -> tuple[Pairs, int]:
+    """Near pairs of some rows with all earlier ones, where every pair is looked at.
+
+    Of a few dozen rows calibration sees too few pairs to tell what all of them need.
+
+    Parameters
+    ----------
+    rows
+        int64[n], ascending row ids; memory: 40 bytes for each two of them.
+    start
+        The first row whose pairs are wanted.
+
+    Returns
+    -------
+    The pairs, sorted, and how many were looked at.
+    """
+    ids = rows if join.is_copy is None else rows[~join.is_copy[rows]]
+    later = ids[ids >= start]
+    one, other = np.nonzero(later[:, None] > ids)
+    row, earlier = later[one].astype(np.uint64), ids[other].astype(np.uint64)
+    candidates = Pairs(row, earlier, np.zeros(len(row), np.float32))
+    # What the SNIP features throw out is not much here.
+    raw = join.verifier.raw is not None
+    verifier = replace(join.verifier, snip=None) if raw else join.verifier
+    places, distance = verifier(candidates)
+    found = Pairs(row[places], earlier[places], distance)
+    return thin(found, join.max_partners), len(candidates)
 
 
 def write_pairs(path: Path, pairs: Pairs) -> None:

@@ -13,8 +13,9 @@ from snip_assets.engine.cost import measured
 from snip_assets.engine.errors import StaleOutputError, made_again
 from snip_assets.engine.given_up import GivenUp
 from snip_assets.engine.group_table import duplicate_groups as group_rows
+from snip_assets.engine.listed_pairs import Counts
 from snip_assets.engine.metadata import Metadata
-from snip_assets.engine.pairs import find_pairs, write_pairs
+from snip_assets.engine.pairs import few_pairs, find_pairs, write_pairs
 from snip_assets.engine.publish import dup_bitmap as publish_bitmap
 from snip_assets.engine.run import PAIR_SETTINGS, Run
 from snip_assets.engine.shards import Shard
@@ -36,6 +37,9 @@ from snip_assets.engine.verify import Pairs
 
 from .base import finish, require_same, source_state
 from .features import unchanged
+
+# Rows of all shards up to one of which each pair is looked at.
+FEW_ROWS = 512
 
 
 def duplicate_pairs(run: Run, keys: list[str]) -> dict[str, Manifest]:
@@ -137,12 +141,10 @@ def _join_batch(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]])
     with measured() as cost:
         _require_earlier(run, last)
         is_copy, (later, first) = _copies(run, batch, _paired(run, last, inputs))
-        queries = [run.query_shard(s) for s in batch]
-        most = choices.query_rows(run.settings)
         raw = [s.key for s in run.hashed() if s.ordinal <= last]
         try:
             with unchanged(run, raw if run.settings.tier == "raw" else []):
-                found, counts = find_pairs(run.join(is_copy), queries, run.settings.workers, most)
+                found, counts = _near(run, batch, is_copy)
         except Exception:
             # Lists of one index do not fit queries of another, of which numpy tells shapes alone.
             _require_same_index(run, batch, inputs)
@@ -169,6 +171,26 @@ def _join_batch(run: Run, batch: list[Shard], inputs: dict[str, dict[str, str]])
     shards = zip(batch, found, strict=True)
     for _ in threads.ordered_map(write, shards, run.settings.workers):
         pass
+
+
+def _near(run: Run, batch: list[Shard], is_copy: np.ndarray) -> tuple[list[Pairs], Counts]:
+    """Near pairs of each shard; of the first rows of all, each pair is looked at."""
+    join, most, counts = run.join(is_copy), choices.query_rows(run.settings), Counts()
+    # Where codes alone decide, the join has measured the candidates.
+    few = [s for s in batch if s.stop <= FEW_ROWS and run.settings.tier != "codes"]
+    found: list[Pairs] = []
+    for shard in few:
+        own = [np.arange(s.start, s.start + s.rows) for s in run.indexed() if s.start < shard.stop]
+        rows = np.concatenate([np.empty(0, np.int64), *own])
+        pairs, looked_at = few_pairs(join, rows, shard.start)
+        found.append(pairs)
+        counts.add(Counts(looked_at, looked_at))
+    if few == batch:
+        return found, counts
+    queries = [run.query_shard(s) for s in batch[len(few) :]]
+    more, joined = find_pairs(join, queries, run.settings.workers, most)
+    counts.add(joined)
+    return [*found, *more], counts
 
 
 def _copies(
