@@ -150,6 +150,6 @@ def post(address: str, value: dict[str, str]) -> None:
             session.client.post(address, content=body, headers=headers).raise_for_status()
     except httpx.HTTPStatusError as error:
         raise OSError(f"SNIP_WEBHOOK answered {error.response.status_code}") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        # Its text may hold the address.
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
+        # Its text may hold the address. (A proxy in the environment may ask for a package.)
         raise OSError(f"SNIP_WEBHOOK: {type(error).__name__}") from None

@@ -340,7 +340,7 @@ def checksums(
                 whole += [] if found else [path]
             except (SnipError, OSError) as error:
                 problems.append(str(error))
-        more = _sent_again(data, whole)
+        more = _sent_again(data, whole, problems)
         if problems:
             damaged.append(asset)
         result = _result(problems, looked_at, bytes=size, **more)
@@ -351,8 +351,12 @@ def checksums(
         raise dg.Failure(say, allow_retries=False)
 
 
-def _sent_again(data: DataSet, outputs: list[Path]) -> dict[str, Any]:
-    again = remote_outputs.mend(data.layout.root, outputs) if outputs else []
+def _sent_again(data: DataSet, outputs: list[Path], problems: list[str]) -> dict[str, Any]:
+    try:
+        again = remote_outputs.mend(data.layout.root, outputs) if outputs else []
+    except (SnipError, OSError) as error:
+        problems.append(str(error))
+        again = []
     return {"sent_again": dg.MetadataValue.json(again)} if again else {}
 
 

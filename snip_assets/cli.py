@@ -104,6 +104,14 @@ def _send_outputs() -> None:
         outputs.send()
 
 
+def _stop() -> NoReturn:
+    """End at once: who stops a command does not wait until the store has all that was made."""
+    if (outputs := sys.modules.get("snip_assets.engine.remote_outputs")) is not None:
+        outputs.abandon()
+    print(_GOES_ON, file=sys.stderr)
+    sys.exit(_STOPPED)
+
+
 def _run() -> None:
     try:
         app()
@@ -113,7 +121,6 @@ def _run() -> None:
             _send_outputs()
         raise
     except SystemExit as stop:
-        # Who stops it does not want to wait; the next command sends what was made.
         if stop.code != _STOPPED:
             _send_outputs()
         raise
@@ -140,11 +147,10 @@ def main() -> None:
     except SystemExit as stop:
         # Ctrl-C: typer exits with this code, and without a word.
         if stop.code == _STOPPED:
-            print(_GOES_ON, file=sys.stderr)
+            _stop()
         raise
     except KeyboardInterrupt:
-        print(_GOES_ON, file=sys.stderr)
-        sys.exit(_STOPPED)
+        _stop()
 
 
 if __name__ == "__main__":

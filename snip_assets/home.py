@@ -99,9 +99,13 @@ def instance(layout: Layout) -> Iterator[dg.DagsterInstance]:
 
 
 def require_writable(home: Path) -> None:
-    """Raise BadInputError if Dagster cannot write its records in its home."""
-    places = [home, *(home / "history").rglob("*")] if home.is_dir() else []
-    if not all(os.access(place, os.W_OK) for place in places):
+    """Raise BadInputError if Dagster cannot write its records, where SQLite has them."""
+    file = home / "dagster.yaml"
+    if not home.is_dir() or (file.exists() and POSTGRES in file.read_text(encoding="utf-8")):
+        return
+    # Not the files beside them, which come and go.
+    places = [home, home / "history", *(home / "history").glob("*.db")]
+    if any(place.exists() and not os.access(place, os.W_OK) for place in places):
         raise _not_writable(home)
 
 

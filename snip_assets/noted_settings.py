@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from .engine.errors import BadInputError, SnipError
+from .engine.errors import BadInputError, BadSettingsError, SnipError
 from .engine.layout import Layout
 from .engine.settings import OF_MACHINE, Settings
 from .engine.shards import load
@@ -18,23 +19,31 @@ from .engine.storage.working_copies import discard
 
 @contextmanager
 def noting(layout: Layout, settings: Settings) -> Iterator[None]:
-    """Note settings for what is made here, and for all that goes on with it after a kill.
+    """Note settings for what is made here, and for all that goes on with it later.
 
-    Where they turn out to be what nothing can be made with, those of before hold again.
+    Where nothing can be made with them, those of before hold again, unless others were noted since.
     """
     path = layout.settings
-    former = path.read_bytes() if path.exists() else None
+    with lock(path):
+        former = _bytes(path)
     note_settings(layout, settings)
+    noted = _bytes(path)
     try:
         yield
-    except BadInputError:
+    except BadSettingsError:
         with lock(path):
+            if _bytes(path) != noted:
+                raise
             if former is None:
                 discard(path)
             else:
                 with atomic_path(path) as temporary:
                     temporary.write_bytes(former)
         raise
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def note_settings(layout: Layout, settings: Settings) -> None:

@@ -109,7 +109,12 @@ class DataSet(_SettingsFields):
             The output folder belongs to other source folders than these.
         """
         layout = self.layout
-        shards.require_source(layout, self.source)
+        shards.require_source(
+            layout,
+            self.source,
+            f"{self.features} comes from the run's configuration, or from SNIP_FEATURES and "
+            "SNIP_METADATA as they were when Dagster was started: change it there.",
+        )
         return stations.Run(layout, self.settings)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
@@ -13,17 +15,18 @@ from typer.testing import CliRunner
 from snip_assets import graph
 from snip_assets.cli import app
 from snip_assets.engine import stations
-from snip_assets.engine.errors import BadInputError, StaleOutputError
+from snip_assets.engine.errors import BadInputError, BadSettingsError, StaleOutputError
 from snip_assets.engine.layout import Layout
 from snip_assets.engine.run import Run
 from snip_assets.engine.settings import Settings
-from snip_assets.engine.shards import register
-from snip_assets.noted_settings import note_settings
+from snip_assets.engine.shards import Source, register
+from snip_assets.noted_settings import note_settings, noting
 from snip_assets.options import (
     DEFAULT_OUT,
     SAMPLE,
     Out,
     default_of,
+    known_settings,
     settings_options,
     with_settings,
 )
@@ -134,14 +137,38 @@ def test_settings_that_nothing_can_be_made_with_are_not_noted(tmp_path: Path) ->
     assert data.layout.settings.read_bytes() == before
 
 
+def test_settings_stay_noted_unless_they_are_at_fault(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+
+    def fail(error: Exception, settings: Settings, meanwhile: Settings | None = None) -> Settings:
+        with suppress(BadInputError), noting(layout, settings):
+            if meanwhile is not None:
+                note_settings(layout, meanwhile)
+            raise error
+        return known_settings(layout, {})
+
+    near, first = Settings(max_distance=0.05), Settings(keep="first")
+    assert fail(BadSettingsError("no"), near) == Settings()
+    assert not layout.settings.exists()
+    # The data are mended, and the same command goes on without the option.
+    assert fail(BadInputError("row 7 is all zeros"), near) == near
+    assert fail(BadSettingsError("no"), first) == near
+    # Another run noted its own since.
+    assert fail(BadSettingsError("no"), Settings(dim=64), first) == first
+
+
 def test_an_output_folder_is_of_its_own_sources(tmp_path: Path) -> None:
     """What a run's configuration names is what it works on, or it fails."""
-    layout = Layout(tmp_path / "out")
-    register(layout, SAMPLE, ["0000"])
+    layout, source = Layout(tmp_path / "out"), Source(tmp_path / "a", tmp_path / "b")
+    shutil.copytree(SAMPLE.features, source.features)
+    shutil.copytree(SAMPLE.metadata, source.metadata)
+    register(layout, source, ["0000"])
     data = DataSet.from_environment({"SNIP_OUT": str(layout.root)})
-    assert data.source == SAMPLE and data.run().registry.keys == ["0000"]
+    assert data.source == source and data.run().registry.keys == ["0000"]
     other = data.model_copy(update={"features": str(tmp_path), "metadata": str(tmp_path)})
-    with pytest.raises(StaleOutputError, match=f"belongs to another data set.* for {tmp_path}"):
+    with pytest.raises(
+        StaleOutputError, match=f"another data set.*; {tmp_path} comes from the run"
+    ):
         other.run()
 
 

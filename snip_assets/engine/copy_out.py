@@ -15,6 +15,7 @@ from .errors import BadInputError, StaleOutputError, without_secrets
 from .layout import STATIONS, WHOLE, Layout, like_url
 from .shards import load
 from .storage.files import Manifest, atomic_path, manifest_path, require, with_digest, write_json
+from .storage.locks import lock
 from .storage.remote import DownloadError
 from .storage.remote_files import BLOCK, as_path, exists, is_remote, remote_names
 from .storage.transfers import remove, to_remote_alone, writing
@@ -147,7 +148,8 @@ def _copy(path: Path, target: Any, count: Count) -> None:
         return
     size = path.stat().st_size
     if isinstance(target, Path):
-        with writing(target), atomic_path(target) as temporary:
+        # Under its lock: what a command that was killed here left is removed.
+        with writing(target), lock(target), atomic_path(target) as temporary:
             shutil.copyfile(path, temporary)
             if temporary.stat().st_size != size:
                 raise DownloadError(f"{target}: not all of {size} bytes arrived; run again.")

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import socket
 from collections.abc import Iterator
 
 _USER = re.compile(r"(\w://)[^/\s:'\"]*:[^/\s'\"]*@|(https?://)[^/\s'\"]*@")
@@ -30,6 +31,10 @@ class BadInputError(SnipError):
     """An input file is missing, damaged or does not fit the others."""
 
     exit_code = 2
+
+
+class BadSettingsError(BadInputError):
+    """Nothing can be made with these settings, whatever the data."""
 
 
 class StaleOutputError(SnipError):
@@ -67,13 +72,21 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 _PASSING = {
     *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE, errno.ECONNRESET),
     *(errno.ECONNREFUSED, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
+    *(errno.ENETDOWN, errno.EHOSTDOWN, errno.ENOTCONN),
+    # As s3fs has 503 and 500.
+    *(errno.EBUSY, errno.EREMOTEIO),
 }
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether an error came of a fault of a disk or network that may be gone the next time."""
-    return any(
-        isinstance(cause, (ConnectionError, TimeoutError))
-        or (isinstance(cause, OSError) and cause.errno in _PASSING)
-        for cause in causes(error)
-    )
+    for cause in causes(error):
+        if isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+        if isinstance(cause, socket.gaierror):
+            return cause.errno == socket.EAI_AGAIN
+        if isinstance(cause, OSError) and cause.errno in _PASSING:
+            return True
+        if cause.__suppress_context__ and cause.__cause__ is None:
+            break
+    return False

@@ -216,6 +216,12 @@ def send(root: Path | None = None) -> None:
             _send_box(place, there)
 
 
+def abandon() -> None:
+    """Send nothing more in this process."""
+    for copy in working_copies.every():
+        copy.abandon()
+
+
 def mend(root: Path, outputs: Sequence[Path]) -> list[str]:
     """Send outputs of a working copy, each whole here, again where files of them left the url.
 

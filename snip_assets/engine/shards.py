@@ -273,14 +273,20 @@ def _register(layout: Layout, source: Source, keys: list[str] | None) -> list[Sh
     return new
 
 
-def require_source(layout: Layout, source: Source) -> None:
-    """Raise StaleOutputError if an output folder belongs to other folders than these."""
+def require_source(layout: Layout, source: Source, cure: str = "") -> None:
+    """Raise StaleOutputError if an output folder belongs to other folders than these.
+
+    Parameters
+    ----------
+    cure
+        What to do instead of choosing another output folder.
+    """
     own = load(layout).source if layout.registry.exists() else source
     if not _same_place(own, source):
-        raise StaleOutputError(
-            f"{layout} belongs to another data set ({own.features}); choose another output folder "
-            f"for {source.features}. If it was moved there, {_MOVE}."
+        cure = cure or (
+            f"choose another output folder for {source.features}. If it was moved there, {_MOVE}."
         )
+        raise StaleOutputError(f"{layout} belongs to another data set ({own.features}); {cure}")
 
 
 def _same_place(one: Source, other: Source) -> bool:

@@ -21,7 +21,7 @@ from torch import nn
 
 from . import choices, progress, threads
 from .compress import device_of
-from .errors import BadInputError
+from .errors import BadSettingsError
 from .features import Features
 from .kernels.fused_loss import Terms, fits, fused_loss
 from .model import LEAST_LENGTH, SnipNet, pca, save_model
@@ -308,7 +308,7 @@ class Trainer:
         decode = self.codes.decode if self.codes is not None and self.codes.ready else None
         found = self.validation.measure(net, decode) if finite else {"score": math.nan}
         if not math.isfinite(found["score"]):
-            raise BadInputError(
+            raise BadSettingsError(
                 f"training came to no finite numbers by step {step}; choose a learning_rate below "
                 f"{self.settings.learning_rate:g}."
             )

@@ -1,6 +1,7 @@
 """A step of the graph: faults that may pass are tried again, and what a user must mend is not."""
 
 import errno
+import socket
 from pathlib import Path
 
 import dagster as dg
@@ -42,6 +43,9 @@ def test_faults_that_may_pass_are_tried_twice_again(
     network = _of(DownloadError("s3://b/x: cannot be read."), ConnectionResetError())
     read = _of(BadInputError("x.npy: cannot be read; fetch it again."), late)
     assert _tries(tmp_path, [late, network]) == (3, "")
+    full = _of(DownloadError("s3://b/x: cannot be read."), OSError(errno.EBUSY, "Slow down"))
+    name = _of(DownloadError("s3://b/x"), socket.gaierror(socket.EAI_AGAIN, "try again"))
+    assert _tries(tmp_path, [full, name]) == (3, "")
     tries, said = _tries(tmp_path, [late, network, read])
     assert tries == 3 and "x.npy: cannot be read; fetch it again." in said
     assert _tries(tmp_path, [BadInputError("x.npy: empty.")])[0] == 1

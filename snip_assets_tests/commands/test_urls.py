@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,3 +176,27 @@ def test_a_run_takes_a_net_and_is_planned_and_recut(store: UPath, run: Path) -> 
     assert "img_emb_0002.npy: not an .npy file" in str(done.exception)
     done = _snip("verify", "--bitmap", store / "nothing.npy", "--out", out)
     assert f"{STORE}/nothing.npy: no such file" in str(done.exception)
+
+
+def test_who_stops_a_command_does_not_wait_for_the_store(tmp_path: Path) -> None:
+    code = (
+        "import time\n"
+        "from snip_assets import cli\n"
+        "from snip_assets.engine import remote_outputs\n"
+        "from snip_assets.engine.storage import transfers, files\n"
+        "root = remote_outputs.folder('memory://b/out')\n"
+        "def slow(path, place):\n"
+        "    print('sent', flush=True)\n"
+        "    time.sleep(1)\n"
+        "transfers.to_remote = slow\n"
+        "def app():\n"
+        "    for n in range(100):\n"
+        "        files.write_json(root / 'audit' / f'{n}.json', {})\n"
+        "    raise SystemExit(130)\n"
+        "cli.app = app\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, remote_outputs.PLACE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 130 and b"goes on from here" in done.stderr
+    assert done.stdout.count(b"sent") < 50

@@ -214,6 +214,14 @@ def test_what_is_lost_at_the_url_and_whole_here_is_sent_again(root: str, on: Mac
     found = remote_outputs.mend(layout.root, outputs)
     assert found == ["clip_features/0001.hashes.npy", "clip_features/0002.hashes.npy"]
     assert remote_outputs.mend(layout.root, outputs) == []
+    # What is made anew and not sent yet is not put below the former manifest.
+    (url / "clip_features/0001.hashes.npy").unlink()
+    path = manifest_path(outputs[1])
+    os.utime(path, ns=(1, 1))
+    assert remote_outputs.mend(layout.root, outputs) == []
+    path.write_text(path.read_text())
+    remote_outputs.send()
+    assert remote_outputs.mend(layout.root, outputs) == found[:1]
     now = _digests(url)
     assert now == {name: digest for name, digest in before.items() if "features/0003" not in name}
 

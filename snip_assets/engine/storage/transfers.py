@@ -156,5 +156,5 @@ def listed(folder: Any, *, deep: bool) -> dict[str, str]:
         except FileNotFoundError:
             return {}
     top = f"{folder.path.strip('/')}/"
-    files = ((name.lstrip("/"), info) for name, info in infos.items() if info["type"] == "file")
+    files = ((name.lstrip("/"), info) for name, info in infos.items() if info.get("type") == "file")
     return {n.removeprefix(top): state_of(i) for n, i in files if n.startswith(top)}

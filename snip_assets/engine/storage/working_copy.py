@@ -141,14 +141,19 @@ class WorkingCopy:
         if self.parts.holds(name):
             self._sending[self._pool.submit(self._send, name)] = name
 
+    def abandon(self) -> None:
+        """Send nothing more; the next command does."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def discard(self, path: Path) -> None:
         """Remove a file, at the url too with the next `send`; of an output, its manifest.
 
         What is missing here otherwise comes again.
         """
         # What is on its way there is noted first.
-        with self._locks[str(path)]:
-            self._notes.discard(self._name(path))
+        name = self._name(path)
+        with self._locks[str(path)], lock(self.root / _SENDING / name):
+            self._notes.discard(name)
             path.unlink(missing_ok=True)
 
     def settle(self) -> None:
