@@ -33,8 +33,6 @@ RESIDUALS = 65_536
 # and that are searched for at the least.
 MOST_NEAR, COUNTED, FEWEST_HELD = 1 << 23, 256, 64
 WIDTHS = (16, 24, 32, 48, 64)
-# Partners of a row. Whatever a run's own `max_partners` is: it changes no index.
-VERY_MANY = Settings().max_partners
 
 
 @dataclass
@@ -223,19 +221,19 @@ def gather(
     SnipError
         Too many pairs lie further apart than the probes reach.
     """
-    n, workers = len(sample.snip), settings.workers
+    workers = settings.workers
     queries, later, earlier = _own_pairs(sample, settings)
     placed = Placed.of(trained, sample.snip, probes, workers)
     residuals = sample.snip[:RESIDUALS] - trained.centroids[placed.lists[:RESIDUALS, 0]]
     leading = Leading.of(trained, residuals)
     one_a_row = partial(_one_a_row, seed=settings.seed)
-    some = one_a_row(later, earlier, np.full(len(later), sample.rows / n))
+    some = one_a_row(later, earlier)
     needs = Needs.either_way(sample.snip, placed, later[some], earlier[some], leading)
     theirs = None
     if known is not None:
         theirs = Placed.of(trained, known.snip, probes, workers)
         one, other = known.later[known.true], known.earlier[known.true]
-        some = one_a_row(one, other, known.weight[known.true])
+        some = one_a_row(one, other)
         needs += Needs.either_way(known.snip, theirs, one[some], other[some], leading)
     pairs = len(needs.snip) // 2
     _require_reach(needs.margin, settings.target_recall, probes)
@@ -269,7 +267,9 @@ def _own_pairs(sample: Sample, settings: Settings) -> tuple[np.ndarray, np.ndarr
     for every in (False, True):
         queries = sample.queries(count, settings.seed, every=every)
         later, earlier = exact_pairs(sample.raw, queries, settings.max_distance, settings.workers)
-        if len(later) >= FEWEST_PAIRS or len(queries) == min(count, n):
+        # Each of their rows counts once.
+        rows = len(np.unique(np.concatenate([later, earlier])))
+        if rows >= FEWEST_PAIRS or len(queries) == min(count, n):
             break
     return queries, later, earlier
 
@@ -282,18 +282,16 @@ def _holdable(sample: Sample, settings: Settings) -> int:
     return max(FEWEST_HELD, MOST_NEAR * len(some) // max(1, near))
 
 
-def _one_a_row(later: np.ndarray, earlier: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
-    """Places of one random pair of each row, that of its end with more partners.
+def _one_a_row(later: np.ndarray, earlier: np.ndarray, seed: int) -> np.ndarray:
+    """Places of one random pair of each row that has any, each once.
 
     All pairs of a large group would outnumber, by the square of its rows, all other pairs of the
-    data set, and decide alone. Of a row with very many partners not all must be found.
+    data set, and decide alone.
     """
     ends = np.concatenate([later, earlier])
-    partners = np.bincount(ends, np.concatenate([weight, weight]))
-    owner = np.where(partners[later] >= partners[earlier], later, earlier)
-    order = np.random.default_rng(seed).permutation(len(owner))
-    chosen = order[np.unique(owner[order], return_index=True)[1]]
-    return np.sort(chosen[partners[owner[chosen]] <= VERY_MANY])
+    order = np.random.default_rng(seed).permutation(len(ends))
+    chosen = order[np.unique(ends[order], return_index=True)[1]]
+    return np.unique(chosen % max(1, len(later)))
 
 
 def _require_reach(margin: np.ndarray, target: float, probes: int) -> None:
