@@ -265,7 +265,7 @@ class Run:
         slack, short = calibration.slack, calibration.short_slack
         if settings.tier == "codes":
             # Equal codes alone where it is 0.
-            limit, power = max(calibration.code_max_distance, 1e-6), calibration.code_power
+            limit, power = max(calibration.code_max_distance, 1e-9), calibration.code_power
             scale = CodeScale(self._code_errors(power), power, settings.max_distance / limit)
             codes = CodedRows(self.layout, self.registry, index.trained, scale)
             slack = scale.widest(settings.max_distance)
