@@ -252,6 +252,26 @@ def test_pairs_that_differ_by_the_noise_of_floats_alone_are_found(tmp_path: Path
     assert len(true) == 700 and len(found & true) >= 0.99 * 700
 
 
+def test_variants_of_one_row_are_found_among_nearer_pairs(tmp_path: Path) -> None:
+    """Each variant counts in calibration, and not the row that all of them resemble alone."""
+    random = np.random.default_rng(0)
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    base = unit(random.normal(size=(1500, 512)))
+    again = base[:1200] + 1e-6 * random.normal(size=(1200, 512))
+    apart = random.uniform(0.08, 0.095, (500, 1)) ** 0.5
+    variants = unit(base[:1] + apart * unit(random.normal(size=(500, 512))))
+    write_shard(tmp_path, "0000", np.concatenate([base, again, variants]).astype(np.float32))
+    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
+    run = stations.Run(Layout(tmp_path / "out"), Settings())
+    until_pairs(run)
+    found, true = found_and_true(run)
+    star = {pair for pair in true if pair[0] >= 2700 and pair[1] == 0}
+    assert len(star) == 500 and len(star & found) >= 0.97 * 500
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_of_a_few_dozen_rows_no_pair_is_lost(tmp_path: Path, seed: int) -> None:
     """Two dense groups, whose pairs lie on both sides of the threshold."""
