@@ -72,8 +72,8 @@ def _dagster(arguments: list[str], out: Path) -> int:
     variables = {**os.environ, **home.environment(layout, source)}
     if arguments[:1] == ["dev"] or arguments[:2] in _RUNS:
         home.require_writable(Path(variables["DAGSTER_HOME"]))
-    if source and (arguments[:1] == ["dev"] or arguments[:2] in _RUNS):
-        _warn_of_settings(variables)
+        if source:
+            _warn_of_settings(variables)
     if source and arguments[:1] in (["dev"], ["job"], ["asset"]):
         with home.instance(layout) as instance:
             # Its records may be those of a machine that has just opened the url.

@@ -129,7 +129,10 @@ def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, co
     for name in manifest.files:
         path = output.parent / name
         target = root / path.relative_to(layout.root).as_posix()
-        if former and not _same(path, target):
+        if _same(path, target):
+            count.there += 1
+            continue
+        if former:
             _remove(there)
             former = False
         _copy(path, target, count)
@@ -143,9 +146,6 @@ def _same(path: Path, target: Any) -> bool:
 
 
 def _copy(path: Path, target: Any, count: Count) -> None:
-    if _same(path, target):
-        count.there += 1
-        return
     size = path.stat().st_size
     if isinstance(target, Path):
         # Under its lock: what a command that was killed here left is removed.

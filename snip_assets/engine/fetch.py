@@ -61,7 +61,7 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
         if not again and (found := current(target, known)):
             return Fetched(target, found.bytes, 0)
         transferred = _bring(wanted, session, again)
-        at = told(datetime.now(timezone.utc).timestamp())
+        at = time_text(datetime.now(timezone.utc).timestamp())
         manifest = seal(target, known, source=shown(wanted.location), fetched=at)
     except OSError as error:
         raise DownloadError(
@@ -71,7 +71,7 @@ def fetch(wanted: Wanted, session: Session | None = None, *, again: bool = False
     return Fetched(target, manifest.bytes, transferred)
 
 
-def told(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """A time as manifests have it, UTC: the later one is the greater text."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
 

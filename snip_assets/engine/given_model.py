@@ -7,7 +7,7 @@ from typing import Any
 
 from .contents import format_of
 from .errors import BadInputError
-from .fetch import told
+from .fetch import time_text
 from .model import SnipNet, load_model, save_model
 from .remote_inputs import local_copy
 from .run import Run
@@ -46,7 +46,7 @@ def _fetched(path: Path) -> tuple[str, float]:
     those alone whose manifest has no time, as versions before wrote it.
     """
     manifest, seen = read_manifest(path), path.stat().st_mtime
-    return told(seen) if manifest is None else manifest.facts.get("fetched", ""), seen
+    return time_text(seen) if manifest is None else manifest.facts.get("fetched", ""), seen
 
 
 def usable(run: Run, path: Path) -> SnipNet:

@@ -42,7 +42,7 @@ PARTS = Parts(
 )
 # Seconds after which a process looks again for what other machines have sent.
 FRESH = 30.0
-# Seconds for which a store that was not reached is not asked again: that takes half a minute, and
+# Seconds for which a store that was not reached is not asked again: its client tries for long, and
 # one look of a sensor asks several times.
 PATIENCE = 5.0
 _READ_ONLY = ("http", "https")

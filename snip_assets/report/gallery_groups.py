@@ -33,17 +33,19 @@ class Member:
     ----------
     distance
         To the row that is framed, in the raw features.
-    kept
-        Whether it stays.
     kept_row, kept_distance
         The kept row that explains it, and the distance to that; itself and 0 where it stays.
     """
 
     row: int
     distance: float
-    kept: bool
     kept_row: int
     kept_distance: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it stays."""
+        return self.kept_row == self.row
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,8 @@ class _LookedAt:
         return Group(rank, **values, members=some, spread=self.spread)
 
     def _member(self, place: int) -> Member:
-        row, kept_row = int(self.rows[place]), int(self.kept_row[place])
-        known = kept_row, float(self.kept_distance[place])
-        return Member(row, float(self.far[place]), row == kept_row, *known)
+        explained = int(self.kept_row[place]), float(self.kept_distance[place])
+        return Member(int(self.rows[place]), float(self.far[place]), *explained)
 
 
 def _looked_at(run: Run, lines: list[dict[str, Any]]) -> list[_LookedAt]:

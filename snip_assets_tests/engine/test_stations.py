@@ -16,9 +16,18 @@ from snip_assets.engine.layout import Layout
 from snip_assets.engine.pairs import read_pairs
 from snip_assets.engine.settings import Settings
 from snip_assets.engine.storage.files import checksum, read_manifest
-from snip_assets.options import SAMPLE
 
-from .station_tools import MADE, contents, start, until_pairs, until_published
+from .station_tools import (
+    MADE,
+    contents,
+    found_and_true,
+    paired,
+    sampled,
+    start,
+    until_pairs,
+    until_published,
+    write_shard,
+)
 
 VIEWS = pytest.mark.skipif(
     int(pa.__version__.split(".")[0]) < 21, reason="This pyarrow writes no views of text."
@@ -201,75 +210,12 @@ def test_pairs_beyond_all_probes_are_lost_and_nothing_else(tmp_path: Path) -> No
     assert run.calibration().recall == 0
 
 
-def write_shard(folder: Path, key: str, x: np.ndarray) -> None:
-    folder.mkdir(exist_ok=True)
-    np.save(folder / f"img_emb_{key}.npy", x)
-    urls = [f"http://x/{key}/{row}" for row in range(len(x))]
-    pq.write_table(pa.table({"url": urls}), folder / f"metadata_{key}.parquet")
-
-
-def sampled(count: int, seed: int) -> np.ndarray:
-    every = np.concatenate([np.load(p) for p in sorted(SAMPLE.features.glob("*.npy"))])
-    return every[np.sort(np.random.default_rng(seed).choice(len(every), count, replace=False))]
-
-
-def found_and_true(run: stations.Run, limit: float = 0.1) -> tuple[set, set]:
-    """Pairs, and what brute force says, of first copies."""
-    raw = np.concatenate([np.load(s.features) for s in run.registry.shards])
-    unit = raw.astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    later, earlier = np.nonzero(np.tril(2 - 2 * unit @ unit.T <= limit, -1))
-    first = np.unique(raw.view(np.uint8), axis=0, return_index=True)[1]
-    both = np.isin(later, first) & np.isin(earlier, first)
-    true = set(zip(later[both].tolist(), earlier[both].tolist(), strict=True))
-    found: set = set()
-    for key in run.registry.keys:
-        pairs = read_pairs(run.layout.duplicate_pairs(key))
-        found |= set(zip(pairs.row.tolist(), pairs.earlier_row.tolist(), strict=True))
-    return found, true
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_few_rows_with_few_pairs_lose_none(tmp_path: Path, seed: int) -> None:
     write_shard(tmp_path, "0000", sampled(700, seed))
-    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
-    run = stations.Run(Layout(tmp_path / "out"), Settings())
-    until_pairs(run)
+    run = paired(tmp_path)
     found, true = found_and_true(run)
     assert true and true <= found
-
-
-def test_pairs_that_differ_by_the_noise_of_floats_alone_are_found(tmp_path: Path) -> None:
-    """Each picture encoded twice: to the join they are as far apart as rounding puts them."""
-    random = np.random.default_rng(5)
-    x = random.normal(size=(700, 512)) / 512**0.5
-    for key, own in (("0000", x), ("0001", x + 1e-6 * random.normal(size=x.shape) / 512**0.5)):
-        write_shard(tmp_path, key, own.astype(np.float32))
-    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
-    run = stations.Run(Layout(tmp_path / "out"), Settings())
-    until_pairs(run)
-    found, true = found_and_true(run)
-    assert len(true) == 700 and len(found & true) >= 0.99 * 700
-
-
-def test_variants_of_one_row_are_found_among_nearer_pairs(tmp_path: Path) -> None:
-    """Each variant counts in calibration, and not the row that all of them resemble alone."""
-    random = np.random.default_rng(0)
-
-    def unit(x: np.ndarray) -> np.ndarray:
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    base = unit(random.normal(size=(1500, 512)))
-    again = base[:1200] + 1e-6 * random.normal(size=(1200, 512))
-    apart = random.uniform(0.08, 0.095, (500, 1)) ** 0.5
-    variants = unit(base[:1] + apart * unit(random.normal(size=(500, 512))))
-    write_shard(tmp_path, "0000", np.concatenate([base, again, variants]).astype(np.float32))
-    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
-    run = stations.Run(Layout(tmp_path / "out"), Settings())
-    until_pairs(run)
-    found, true = found_and_true(run)
-    star = {pair for pair in true if pair[0] >= 2700 and pair[1] == 0}
-    assert len(star) == 500 and len(star & found) >= 0.97 * 500
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -278,27 +224,9 @@ def test_of_a_few_dozen_rows_no_pair_is_lost(tmp_path: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
     x = np.repeat(random.normal(size=(2, 20)), 12, 0) + 0.23 * random.normal(size=(24, 20))
     write_shard(tmp_path, "0000", x.astype(np.float32))
-    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
-    run = stations.Run(Layout(tmp_path / "out"), Settings())
-    until_pairs(run)
+    run = paired(tmp_path)
     found, true = found_and_true(run)
     assert 0 < len(true) < 132 and found == true
-
-
-def test_a_large_group_of_near_copies_does_not_decide_about_all_others(tmp_path: Path) -> None:
-    x = sampled(900, 0)
-    noise = np.random.default_rng(0).normal(size=(600, x.shape[1]))
-    near = x[:1] + 1e-3 * np.linalg.norm(x[0]) * noise
-    order = np.random.default_rng(1).permutation(1500)
-    write_shard(tmp_path, "0000", np.concatenate([x, near.astype(x.dtype)])[order])
-    shards.register(Layout(tmp_path / "out"), shards.Source(tmp_path, tmp_path))
-    run = stations.Run(Layout(tmp_path / "out"), Settings())
-    until_pairs(run)
-    found, true = found_and_true(run)
-    assert len(true) > 600 * 599 / 2
-    assert len(true - found) < 1e-4 * len(true)
-    few = {pair for pair in true if order[list(pair)].max() < 900}
-    assert len(few - found) <= 0.01 * len(few)
 
 
 def test_pairs_are_found_again_when_raw_rows_change_and_their_codes_do_not(tmp_path: Path) -> None:

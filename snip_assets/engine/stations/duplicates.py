@@ -38,7 +38,7 @@ from snip_assets.engine.verify import Pairs
 from .base import finish, require_same, source_state
 from .features import unchanged
 
-# Rows of all shards up to one of which each pair is looked at.
+# Of so many rows, the first of a data set, each pair is looked at.
 FEW_ROWS = 512
 
 
