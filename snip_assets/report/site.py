@@ -168,8 +168,8 @@ class _Site:
         files = ["copied.html", *(f"copied-{n}.html" for n in range(2, pages + 1))]
         intro = (
             "The largest groups: candidates for what a model trained on this data memorises. "
-            "The framed picture is the kept row that explains most others; distances are to it. (A "
-            "row that goes is near some kept row, which may be another: snip show names it.)"
+            "The framed picture is the kept row that explains most others; distances are to it. "
+            "Where another kept row explains a dropped one, the distance to that is told too."
         )
         for number, file in enumerate(files):
             part = groups[number * GROUPS_A_PAGE : (number + 1) * GROUPS_A_PAGE]
