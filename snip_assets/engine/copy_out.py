@@ -135,8 +135,8 @@ def _copy_output(layout: Layout, output: Path, manifest: Manifest, root: Any, co
         if former:
             _remove(there)
             former = False
-        _copy(path, target, count)
-    _copy(manifest_path(output), there, count)
+        _write(path, target, count)
+    _write(manifest_path(output), there, count)
 
 
 def _same(path: Path, target: Any) -> bool:
@@ -146,6 +146,13 @@ def _same(path: Path, target: Any) -> bool:
 
 
 def _copy(path: Path, target: Any, count: Count) -> None:
+    if _same(path, target):
+        count.there += 1
+    else:
+        _write(path, target, count)
+
+
+def _write(path: Path, target: Any, count: Count) -> None:
     size = path.stat().st_size
     if isinstance(target, Path):
         # Under its lock: what a command that was killed here left is removed.
