@@ -48,7 +48,7 @@ def test_one_that_is_cut_short_shows_no_output_that_is_not_whole(
     run = start(tmp_path / "out", ["0000", "0001"])
     until_published(run)
     names = [p.relative_to(run.layout.root).as_posix() for p in _outputs(run.layout, ["0000"])]
-    whole = module._copy
+    whole = module._write
     for most in range(4):
         copied = itertools.count()
 
@@ -57,11 +57,11 @@ def test_one_that_is_cut_short_shows_no_output_that_is_not_whole(
                 raise KeyboardInterrupt
             whole(path, target, count)
 
-        monkeypatch.setattr(module, "_copy", dying)
+        monkeypatch.setattr(module, "_write", dying)
         with pytest.raises(KeyboardInterrupt):
             copy_out(run.layout, to)
         assert _wrong(as_path(to), names) == []
-    monkeypatch.setattr(module, "_copy", whole)
+    monkeypatch.setattr(module, "_write", whole)
     copy_out(run.layout, to)
     for output in _outputs(run.layout, ["0000", "0001"]):
         manifest = output.relative_to(run.layout.root).as_posix() + MANIFEST
